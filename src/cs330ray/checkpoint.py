@@ -1,0 +1,101 @@
+"""Checkpoints as directories: temporary name, fsync, digest, rename. A reader sees a whole one or none.
+
+    HOME/step-00000120/        what `Progress.save` wrote: tensors and JSON, never code
+    HOME/step-00000120/MANIFEST.json    {"step": 120, "files": {"state.safetensors": "sha256..."}}
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cs330ray.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint: the outer steps done in it, its directory, and the digest of its manifest."""
+
+    step: int
+    path: Path
+    digest: str
+
+
+def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) -> Checkpoint:
+    """Write a checkpoint of `step` under `home` and keep the `keep` newest; the checkpoint.
+
+    One that is already there and whole is left as it is: the same step of the same trial is the same moment.
+    """
+    final = home / f"step-{step:08d}"
+    if (whole := _whole(final)) is not None:
+        return whole
+    partial = home / f".partial-{step:08d}-{uuid.uuid4().hex[:8]}"
+    partial.mkdir(parents=True)
+    try:
+        save(partial)
+        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, sort_keys=True))
+        for path in [*partial.rglob("*"), partial]:
+            _fsync(path)
+        if final.exists():  # a torn one: _whole said so
+            shutil.rmtree(final)
+        partial.rename(final)
+        _fsync(home)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in _directories(home)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return read(final)
+
+
+def newest(home: Path) -> Checkpoint | None:
+    """The newest whole checkpoint under `home`, or None; torn ones are passed over."""
+    for path in reversed(_directories(home)):
+        if (whole := _whole(path)) is not None:
+            return whole
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """Check the checkpoint directory `path` against its manifest; the checkpoint. Raises CheckpointError where it is not whole."""
+    try:
+        text = (path / MANIFEST).read_bytes()
+        manifest = json.loads(text)
+        step, files = int(manifest["step"]), dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another") from None
+    for name, digest in files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()) or not file.is_file() or _sha256(file) != digest:
+            raise CheckpointError(f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint")
+    return Checkpoint(step, path, hashlib.sha256(text).hexdigest())
+
+
+def _whole(path: Path) -> Checkpoint | None:
+    try:
+        return read(path)
+    except CheckpointError:
+        return None
+
+
+def _directories(home: Path) -> list[Path]:
+    return sorted(home.glob("step-*"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

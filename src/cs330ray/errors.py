@@ -1,0 +1,32 @@
+"""What can go wrong, one class a consequence.
+
+A message reads: place, rule, value, next step. People get it as one line and exit code 2.
+"""
+
+
+class Cs330rayError(Exception):
+    """Any error that a person can act on; the command line prints it as one line and exits with code 2."""
+
+
+class SpecError(Cs330rayError):
+    """What was asked for cannot be meant; nothing was started."""
+
+
+class DataError(Cs330rayError):
+    """Data are missing or are not what they should be; nothing was started."""
+
+
+class LedgerError(Cs330rayError):
+    """The record cannot be trusted or written; the service stops and overwrites nothing."""
+
+
+class CheckpointError(Cs330rayError):
+    """A checkpoint is not whole; it is never loaded."""
+
+
+class Diverged(Exception):  # noqa: N818 - the field's word
+    """A loss stopped being finite; the trial is recorded as failed and not tried again."""
+
+
+class WorkerLost(Exception):  # noqa: N818 - a loss, not a mistake
+    """A trial's process is gone; the trial goes on from its newest checkpoint."""

@@ -1,0 +1,91 @@
+"""A trial is a generator: the contract of every trainable, and the plain local loop that runs one trial.
+
+A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`. None of them knows Ray, Optuna or MLflow.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from cs330ray import checkpoint
+from cs330ray.errors import Diverged
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a trainable reports under one name: which way is better, within which bounds, in which unit."""
+
+    goal: Literal["max", "min"]
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a trial: what it has reached, and how to keep it."""
+
+    step: int  # outer steps done
+    metrics: Mapping[str, float]
+    save: Callable[[Path], None]  # write this very moment into an empty directory; valid until the next one
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored item of a test: `unit` names the independent unit it belongs to (task, user, story)."""
+
+    unit: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a test found: metrics (one may carry an axis, `test_accuracy/shots/4`), and the items behind them by metric name."""
+
+    metrics: Mapping[str, float]
+    items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+
+
+class Trainable(Protocol):
+    """The module that runs trials of one system."""
+
+    Config: Any  # a pydantic model: every hyperparameter with bounds, default and unit
+    METRICS: Mapping[str, Metric]
+
+    def prepare(self, config: Any) -> str:
+        """Find, verify and pack the data that `config` needs; its digest. Raises DataError; done once a node before any trial."""
+        ...
+
+    def train(self, config: Any, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+        """Train up to `steps` outer steps, from the checkpoint `resume` or from scratch; a Progress every `eval_every_steps`."""
+        ...
+
+    def test(self, config: Any, seed: int, checkpoint: Path) -> Scores:
+        """Score the checkpoint on the test split. The only reader of that split."""
+        ...
+
+
+def finite(loss: float, step: int) -> float:
+    """The loss itself where it is finite; raises Diverged where it is not."""
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} at step {step}")
+    return loss
+
+
+def run_alone(
+    trainable: Trainable, config: Any, seed: int, steps: int, home: Path, *, save_every_steps: int | None = None
+) -> Iterator[Progress]:
+    """Run one trial in this process, resuming from the newest whole checkpoint under `home`; its rows, one by one.
+
+    The last row's checkpoint is written after the consumer has taken that row; earlier ones every `save_every_steps`.
+    """
+    newest = checkpoint.newest(home)
+    saved = newest.step if newest else 0
+    for progress in trainable.train(config, seed, steps, newest.path if newest else None):
+        yield progress
+        due = save_every_steps is not None and progress.step - saved >= save_every_steps
+        if due or progress.step >= steps:
+            checkpoint.write(home, progress.step, progress.save)
+            saved = progress.step
