@@ -1,7 +1,7 @@
 """Checkpoints as directories: temporary name, fsync, digest, rename. A reader sees a whole one or none.
 
-    HOME/step-00000120/        what `Progress.save` wrote: tensors and JSON, never code
-    HOME/step-00000120/MANIFEST.json    {"step": 120, "files": {"state.safetensors": "sha256..."}}
+HOME/step-00000120/        what `Progress.save` wrote: tensors and JSON, never code
+HOME/step-00000120/MANIFEST.json    {"step": 120, "files": {"state.safetensors": "sha256..."}}
 """
 
 import hashlib
@@ -39,7 +39,9 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
     partial.mkdir(parents=True)
     try:
         save(partial)
-        files = {path.relative_to(partial).as_posix(): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(partial).as_posix(): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, sort_keys=True))
         for path in [*partial.rglob("*"), partial]:
             _fsync(path)
@@ -63,17 +65,21 @@ def newest(home: Path) -> Checkpoint | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Check the checkpoint directory `path` against its manifest; the checkpoint. Raises CheckpointError where it is not whole."""
+    """Check the directory `path` against its manifest; the checkpoint. Raises CheckpointError where it is not whole."""
     try:
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
         step, files = int(manifest["step"]), dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another") from None
+        raise CheckpointError(
+            f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another"
+        ) from None
     for name, digest in files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()) or not file.is_file() or _sha256(file) != digest:
-            raise CheckpointError(f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint")
+            raise CheckpointError(
+                f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint"
+            )
     return Checkpoint(step, path, hashlib.sha256(text).hexdigest())
 
 

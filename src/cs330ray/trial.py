@@ -1,6 +1,6 @@
 """A trial is a generator: the contract of every trainable, and the plain local loop that runs one trial.
 
-A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`. None of them knows Ray, Optuna or MLflow.
+A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`. None knows Ray, Optuna or MLflow.
 """
 
 import math
@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a test found: metrics (one may carry an axis, `test_accuracy/shots/4`), and the items behind them by metric name."""
+    """What a test found: metrics (one may carry an axis, `test_accuracy/shots/4`), and the items behind each."""
 
     metrics: Mapping[str, float]
     items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
@@ -55,11 +55,11 @@ class Trainable(Protocol):
     METRICS: Mapping[str, Metric]
 
     def prepare(self, config: Any) -> str:
-        """Find, verify and pack the data that `config` needs; its digest. Raises DataError; done once a node before any trial."""
+        """Find, verify and pack the data that `config` needs; its digest. Raises DataError, before any trial starts."""
         ...
 
     def train(self, config: Any, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
-        """Train up to `steps` outer steps, from the checkpoint `resume` or from scratch; a Progress every `eval_every_steps`."""
+        """Train up to `steps` outer steps, from scratch or from `resume`; a Progress every `eval_every_steps`."""
         ...
 
     def test(self, config: Any, seed: int, checkpoint: Path) -> Scores:

@@ -1,0 +1,65 @@
+"""Two studies of one name: their difference in words, and whether one is the other grown."""
+
+import json
+import math
+
+from cs330ray.errors import SpecError
+from cs330ray.spec import Study
+
+
+def difference(old: Study, new: Study) -> list[str]:
+    """What differs between two studies, a line a place, in words: `search.inner_lr.high: 1.0 -> 2.0`."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return [
+        f"{place}: {_say(before.get(place))} -> {_say(after.get(place))}"
+        for place in dict.fromkeys([*before, *after])
+        if before.get(place) != after.get(place) or type(before.get(place)) is not type(after.get(place))
+    ]
+
+
+def growth(old: Study, new: Study) -> list[str]:
+    """Check that `new` is `old` or has only grown; what has grown, in words. Raises SpecError with the difference."""
+    shrunk = [line for line in difference(old, new) if not _may_change(old, new, line.split(":", 1)[0])]
+    if shrunk:
+        raise SpecError(
+            f"{new.name}: a study of this name exists and differs: {'; '.join(shrunk)}. Only [budget], [confirm] "
+            f"and values of [compare] may grow; rename the study, `--fork NAME`, or `cs330ray delete {new.name}`"
+        )
+    if new.budget.steps > old.budget.steps:
+        raise SpecError(
+            f"{new.name}: budget.steps: growing the steps of finished trials is not built yet, but got "
+            f"{old.budget.steps} -> {new.budget.steps}; keep {old.budget.steps}, or `--fork NAME`"
+        )
+    return [line for line in difference(old, new) if not line.startswith("resources")]
+
+
+def _may_change(old: Study, new: Study, place: str) -> bool:
+    table, _, key = place.partition(".")
+    if table == "resources":
+        return True
+    if table == "budget":
+        before, after = (getattr(study.budget, key) or math.inf for study in (old, new))
+        return bool(after >= before)
+    if table == "confirm":
+        return new.confirm is not None and (
+            old.confirm is None or (new.confirm.top >= old.confirm.top and new.confirm.seeds >= old.confirm.seeds)
+        )
+    if table == "compare":
+        return list(old.compare) == list(new.compare) and all(
+            value in new.compare[name] for name, values in old.compare.items() for value in values
+        )
+    return False
+
+
+def _flat(value: object, place: str = "") -> dict[str, object]:
+    if isinstance(value, dict) and value:
+        return {
+            leaf: item
+            for key, inner in value.items()
+            for leaf, item in _flat(inner, f"{place}.{key}" if place else key).items()
+        }
+    return {place: value}
+
+
+def _say(value: object) -> str:
+    return "absent" if value is None or value == {} else json.dumps(value)

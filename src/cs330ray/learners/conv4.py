@@ -1,0 +1,177 @@
+"""Conv-4: four blocks of 3x3 convolution, batch norm and ReLU, for many tasks at once, each with parameters of its own.
+
+`pooled` (Vinyals et al. 2016) max-pools by 2 after each block and flattens; `course` (CS330, homework 2) keeps the resolution
+and takes the mean over space. Batch norm (Ioffe & Szegedy 2015) uses the statistics of a group: the images of ONE task in one call.
+
+Inside, the tasks' channels lie side by side, (B, T*C, H, W) in channels_last memory: one grouped convolution serves all tasks, and
+a per-channel statistic is a per-task statistic.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+Body = Literal["course", "pooled"]
+Params = Mapping[str, Tensor]
+
+BLOCKS = 4
+EPSILON = 1e-5  # under the square root of batch norm
+
+
+def init(body: Body, *, filters: int, ways: int | None, generator: torch.Generator, side: int = 28) -> dict[str, Tensor]:
+    """Draw the parameters for images of `side` pixels: Xavier-uniform weights, unit scales, zero shifts; no head where `ways` is None.
+
+    A convolution has no bias: before batch norm it would have no gradient.
+    """
+    params: dict[str, Tensor] = {}
+    for block in range(1, BLOCKS + 1):
+        weight_CCHW = torch.empty(filters, 1 if block == 1 else filters, 3, 3)
+        params[f"conv{block}.weight"] = torch.nn.init.xavier_uniform_(weight_CCHW, generator=generator)
+        params[f"norm{block}.scale"] = torch.ones(filters)
+        params[f"norm{block}.shift"] = torch.zeros(filters)
+    if ways is not None:
+        pixels = (side // 2**BLOCKS) ** 2 if body == "pooled" else 1
+        params["head.weight"] = torch.nn.init.xavier_uniform_(torch.empty(ways, filters * pixels), generator=generator)
+        params["head.bias"] = torch.zeros(ways)
+    return params
+
+
+def logits(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int | None = None) -> Tensor:
+    """Score the classes of each task's images under that task's parameters: (T, B, N)."""
+    features_TBD = features(body, params_T, images_TBCHW, norm_B=norm_B)
+    return torch.baddbmm(params_T["head.bias"][:, None], features_TBD, params_T["head.weight"].mT)
+
+
+def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int | None = None) -> Tensor:
+    """Embed each task's images under that task's parameters, which all have a leading T: (T, B, D).
+
+    All images of a task are one batch-norm group; or its first `norm_B` images are, and the others are normalised with their statistics.
+    Differentiable twice.
+    """
+    tasks, batch = images_TBCHW.shape[:2]
+    x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    for block in range(1, BLOCKS + 1):
+        weight_TCCHW, scale_TC, shift_TC = (params_T[f"{name}{block}.{kind}"] for name, kind in BLOCK_PARAMS)
+        x_BCHW = _block(body, x_BCHW, weight_TCCHW, scale_TC, shift_TC, norm_B)
+    if body == "course":
+        x_BCHW = x_BCHW.mean(dim=(2, 3))
+    return x_BCHW.reshape(batch, tasks, -1).transpose(0, 1)
+
+
+BLOCK_PARAMS = (("conv", "weight"), ("norm", "scale"), ("norm", "shift"))
+
+
+def _block(body: Body, x_BCHW: Tensor, weight_TCCHW: Tensor, scale_TC: Tensor, shift_TC: Tensor, norm_B: int | None) -> Tensor:
+    """Convolve, normalise, rectify and, in the `pooled` body, pool: (B, T*C, H, W).
+
+    The pool comes first: an increasing function commutes with a maximum, so max(relu(a y + b)) = relu(a max(y) + b) for a >= 0, and
+    a channel of negative scale is that of the negated filter and the positive scale. What is left to do has a quarter of the pixels.
+    """
+    if body == "pooled":
+        sign_TC = torch.where(scale_TC < 0, -1.0, 1.0).to(scale_TC)
+        weight_TCCHW, scale_TC = weight_TCCHW * sign_TC[..., None, None, None], scale_TC * sign_TC
+    y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), len(weight_TCCHW))
+    mean_C, var_C = _apply(_Statistics, y_BCHW if norm_B is None else y_BCHW[:norm_B])
+    if body == "pooled":
+        y_BCHW = F.max_pool2d(y_BCHW, 2)
+    a_C = scale_TC.flatten() * (var_C + EPSILON).rsqrt()
+    b_C = shift_TC.flatten() - mean_C * a_C
+    return torch.addcmul(b_C[:, None, None], y_BCHW, a_C[:, None, None]).relu()
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean and (biased) variance of each channel, with a backward pass that is one pass over the pixels."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        mean_C, var_C = torch.batch_norm_update_stats(y_BCHW, None, None, 0.0)
+        ctx.save_for_backward(y_BCHW, mean_C)
+        return mean_C, var_C
+
+    @staticmethod
+    def backward(ctx: Any, d_mean_C: Tensor, d_var_C: Tensor) -> Tensor:
+        y_BCHW, mean_C = ctx.saved_tensors
+        pixels = y_BCHW.numel() // y_BCHW.shape[1]
+        slope_C = d_var_C * (2 / pixels)
+        return torch.addcmul((d_mean_C / pixels - mean_C * slope_C)[:, None, None], y_BCHW, slope_C[:, None, None])
+
+
+# The form <conv(x, w), g> is linear in each of its three arguments. Its three partial derivatives are closed under differentiation,
+# so these three are all that any order of derivative needs (torch's own second derivative of a convolution is several times slower).
+
+
+class _Conv(torch.autograd.Function):
+    """d/dg: the convolution itself, 3x3 with padding 1, of `groups` groups of channels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.groups = groups
+        return F.conv2d(x, w, padding=1, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, w = ctx.saved_tensors
+        to_x, to_w, _ = ctx.needs_input_grad
+        return (
+            _apply(_ConvImage, w, g, ctx.groups) if to_x else None,
+            _apply(_ConvWeight, x, g, ctx.groups) if to_w else None,
+            None,
+        )
+
+
+class _ConvImage(torch.autograd.Function):
+    """d/dx: what the convolution's image receives."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, g: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(w, g)
+        ctx.groups = groups
+        x = g.new_empty(1).expand(len(g), w.shape[1] * groups, *g.shape[2:])  # only its shape counts
+        return _partial(g, x, w, groups, 0)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        w, g = ctx.saved_tensors
+        to_w, to_g, _ = ctx.needs_input_grad
+        return (
+            _apply(_ConvWeight, h, g, ctx.groups) if to_w else None,
+            _apply(_Conv, h, w, ctx.groups) if to_g else None,
+            None,
+        )
+
+
+class _ConvWeight(torch.autograd.Function):
+    """d/dw: what the convolution's weight receives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(x, g)
+        ctx.groups = groups
+        w = g.new_empty(1).expand(g.shape[1], x.shape[1] // groups, 3, 3)
+        return _partial(g, x, w, groups, 1)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, g = ctx.saved_tensors
+        to_x, to_g, _ = ctx.needs_input_grad
+        return (
+            _apply(_ConvImage, v, g, ctx.groups) if to_x else None,
+            _apply(_Conv, x, v, ctx.groups) if to_g else None,
+            None,
+        )
+
+
+def _partial(g: Tensor, x: Tensor, w: Tensor, groups: int, of: Literal[0, 1]) -> Tensor:
+    mask = [of == 0, of == 1, False]
+    one, none = [1, 1], [0, 0]
+    grads = torch.ops.aten.convolution_backward(g, x, w, None, one, one, one, False, none, groups, mask)
+    partial: Tensor = grads[of]
+    return partial
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)

@@ -1,0 +1,163 @@
+"""The worker's side: drive a trial's generator in batches, checkpoint what the record already holds, report the end."""
+
+import gc
+import os
+import platform
+import random
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from cs330ray import checkpoint
+from cs330ray.errors import Diverged
+from cs330ray.service import trainables
+from cs330ray.trial import Progress
+
+VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
+
+
+class TrialRun:
+    """One trial between two batches.
+
+    `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), checkpoint_s, batch_s,
+    prune_every (0: never), cpus, code and data digests.
+    """
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        self._told = told
+        self._home = Path(told["home"])
+        self._rows: Iterator[Progress] | None = None
+        self._latest: Progress | None = None  # the generator stands at this moment
+        self._last = False  # the generator has nothing more
+        self._saved_s = time.monotonic()
+
+    def next_batch(self) -> dict[str, Any]:
+        """Train until a batch of rows is worth a message; {"rows", "checkpoint"?, "circumstances"?, "end"?}.
+
+        A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
+        """
+        batch: dict[str, Any] = {"rows": []}
+        try:
+            if self._rows is None:
+                self._start(batch)
+            self._save_if_due(batch)
+            if self._last:
+                batch["end"] = {"state": "COMPLETE"}
+            else:
+                self._train(batch)
+        except Diverged as error:
+            batch["end"] = {"state": "FAIL", "reason": f"diverged: {error}", "traceback": traceback.format_exc()}
+        except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
+            batch["end"] = {"state": "FAIL", "reason": _reason(error), "traceback": traceback.format_exc()}
+        return batch
+
+    def close(self) -> None:
+        """End the generator and give its memory back."""
+        close = getattr(self._rows, "close", None)
+        if close is not None:
+            close()
+        self._rows = self._latest = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _start(self, batch: dict[str, Any]) -> None:
+        trainable = trainables.load(self._told["trainable"])
+        _settle(self._told["seed"], self._told["cpus"])
+        config = trainable.Config(**self._told["config"])
+        newest = checkpoint.newest(self._home)
+        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], newest.path if newest else None)
+        batch["circumstances"] = {"resumed_from_step": newest.step if newest else None, **_circumstances(self._told)}
+        if newest is not None:
+            batch["checkpoint"] = _named(newest)
+
+    def _save_if_due(self, batch: dict[str, Any]) -> None:
+        overdue = time.monotonic() - self._saved_s >= self._told["checkpoint_s"]
+        if self._latest is not None and (self._last or overdue):
+            written = checkpoint.write(self._home, self._latest.step, self._latest.save)
+            batch["checkpoint"] = _named(written)
+            self._saved_s = time.monotonic()
+
+    def _train(self, batch: dict[str, Any]) -> None:
+        assert self._rows is not None
+        until = time.monotonic() + self._told["batch_s"]
+        while True:
+            progress = next(self._rows, None)
+            if progress is None:
+                self._last = True
+                return
+            self._latest = progress
+            row = {"step": progress.step, "metrics": dict(progress.metrics), "wall_s": time.time()}
+            batch["rows"].append(row)
+            if progress.step >= self._told["steps"]:
+                self._last = True
+                return
+            at_rung = self._told["prune_every"] and progress.step % self._told["prune_every"] == 0
+            if at_rung or time.monotonic() >= until:
+                return
+
+
+class TrialActor(tune.Trainable):
+    """Tune's actor: one process that runs one trial after another. What leaves it as an exception is a lost worker."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take up the first trial."""
+        self._run = TrialRun(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Leave the old trial and take up another."""
+        self._run.close()
+        self._run = TrialRun(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One batch of the trial."""
+        batch = self._run.next_batch()
+        return {"batch": [batch], "done": "end" in batch}  # a list, since Tune flattens dictionaries
+
+    def cleanup(self) -> None:
+        """Leave the trial."""
+        self._run.close()
+
+
+def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
+    return {"step": written.step, "path": str(written.path), "digest": written.digest}
+
+
+def _settle(seed: int, cpus: float) -> None:
+    """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+        torch.set_num_threads(max(int(cpus), 1))
+
+
+def _circumstances(told: Mapping[str, Any]) -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": torch.cuda.get_device_name() if torch is not None and cuda else platform.processor() or "cpu",
+        "threads": torch.get_num_threads() if torch is not None else 1,
+        "python": platform.python_version(),
+        "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
+        "code": told["code"],
+        "data": told["data"],
+    }
+
+
+def _reason(error: Exception) -> str:
+    text = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return f"out of memory: {text}" if memory else f"raised: {text}"

@@ -1,0 +1,444 @@
+"""The ledger: the one truth of every study, in one database.
+
+An Optuna study per cell, so that Optuna's own tools open it, and our tables beside it. A row is written once. Only the
+controller of a study writes; anyone may read.
+"""
+
+import json
+import math
+import os
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import sqlalchemy as sql
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cs330ray import growth
+from cs330ray.errors import LedgerError, SpecError
+from cs330ray.spec import Cell, Study, parse
+from cs330ray.trial import Metric
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
+LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
+
+TABLES = sql.MetaData()
+
+
+def _table(name: str, keys: Sequence[str], *columns: sql.Column[Any]) -> sql.Table:
+    """A table of ours, keyed by texts and, under the names `trial`, `step`, `attempt` and `number`, by integers."""
+    integers = {"trial", "step", "attempt"}
+    key_columns = [sql.Column(key, sql.Integer if key in integers else sql.Text, primary_key=True) for key in keys]
+    return sql.Table(f"cs330ray_{name}", TABLES, *key_columns, *columns)
+
+
+def _text(name: str) -> sql.Column[Any]:
+    return sql.Column(name, sql.Text, nullable=False)
+
+
+def _time(name: str = "wall_s") -> sql.Column[Any]:
+    return sql.Column(name, sql.Double, nullable=False)
+
+
+TRIAL = ("study", "cell", "trial")
+STUDIES = _table("studies", ["name"], _text("uid"), _text("digest"), _text("spec"), _time())
+METRICS = _table("metrics", ["study", "trainable", "metric"], _text("description"))
+SESSIONS = _table("sessions", ["study", "session"], _time("started_s"), _time("seen_s"))
+ROWS = _table("rows", [*TRIAL, "step"], _text("metrics"), _time())
+CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("digest"), _time())
+ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
+LOSSES = _table("losses", [*TRIAL, "attempt"], _text("reason"), _time())
+ENDS = _table("ends", TRIAL, _text("state"), _text("reason"), _text("traceback"), _text("worth"), _time())
+TESTS = _table(
+    "tests", ["opening"], _text("trainable"), _text("config"), _text("checkpoint"), _text("metrics"), _time()
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, and why."""
+
+    state: Ended
+    reason: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a trial: what it had reached after `step` outer steps."""
+
+    step: int
+    metrics: Mapping[str, float]
+    wall_s: float  # seconds since the epoch, on the machine that trained
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as the ledger holds it."""
+
+    cell: Cell
+    number: int
+    state: str  # RUNNING, COMPLETE, PRUNED or FAIL
+    params: Mapping[str, Any]
+    seed: int
+    values: tuple[float, ...] | None  # of the objectives, in the study's order
+    reason: str
+    traceback: str
+    started_s: float
+    ended_s: float | None
+
+
+class Ledger:
+    """A connection to the ledger at `url`, for example `sqlite:////home/me/runs/ledger.db`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = sql.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
+        with self._guarded():
+            if self._engine.dialect.name == "sqlite":
+                with self._engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            connect_args = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+            self.storage = optuna.storages.RDBStorage(url, engine_kwargs=connect_args)
+            TABLES.create_all(self._engine)
+        self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
+        self._trial_ids: dict[tuple[str, str, int], int] = {}
+        self._readers: dict[tuple[str, str], optuna.Study] = {}
+
+    @classmethod
+    def at(cls, home: Path) -> "Ledger":
+        """The ledger of the home directory `home`, made when it is not there yet."""
+        home.mkdir(parents=True, exist_ok=True)
+        return cls(os.environ.get("CS330RAY_LEDGER") or f"sqlite:///{home.resolve()}/ledger.db")
+
+    # Studies ---------------------------------------------------------------------------------------------------
+
+    def open(self, study: Study) -> list[str]:
+        """Enter a study, or take it up again; what has grown, in words. Raises SpecError where it is another study."""
+        old = self.find(study.name)
+        grown = growth.growth(old, study) if old else []
+        spec = study.model_dump_json()
+        if old is None:
+            row = {
+                "name": study.name,
+                "uid": uuid.uuid4().hex,
+                "digest": study.digest,
+                "spec": spec,
+                "wall_s": time.time(),
+            }
+            self._insert(STUDIES, [row])
+        else:
+            self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
+        return grown
+
+    def find(self, name: str) -> Study | None:
+        """The study `name`, or None."""
+        found = self._select(sql.select(STUDIES.c.spec).where(STUDIES.c.name == name))
+        return _study(found[0].spec) if found else None
+
+    def study(self, name: str) -> Study:
+        """The study `name`. Raises SpecError where there is none."""
+        study = self.find(name)
+        if study is None:
+            known = ", ".join(self.names()) or "none yet"
+            raise SpecError(
+                f"{name}: a study in {self.url.split('///')[-1]} is needed (there: {known}); see `cs330ray list`"
+            )
+        return study
+
+    def uid(self, name: str) -> str:
+        """What tells this study from an earlier, deleted one of the same name."""
+        return str(self._select(sql.select(STUDIES.c.uid).where(STUDIES.c.name == name))[0].uid)
+
+    def names(self) -> list[str]:
+        """The names of all studies, oldest first."""
+        return [row.name for row in self._select(sql.select(STUDIES.c.name).order_by(STUDIES.c.wall_s))]
+
+    def delete(self, name: str) -> None:
+        """Remove a study and all that was recorded of it."""
+        study = self.study(name)
+        for summary in optuna.get_all_study_summaries(self.storage):
+            if summary.study_name.startswith(f"{name} "):
+                optuna.delete_study(study_name=summary.study_name, storage=self.storage)
+        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS):
+            self._execute(table.delete().where(table.c.study == study.name))
+        self._execute(STUDIES.delete().where(STUDIES.c.name == study.name))
+        self._ids, self._trial_ids, self._readers = {}, {}, {}
+
+    def describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
+        """Record goal, range and unit of each metric of a trainable."""
+        rows = [
+            {"study": study.name, "trainable": trainable, "metric": name, "description": json.dumps(vars(metric))}
+            for name, metric in metrics.items()
+        ]
+        self._insert(METRICS, rows)
+
+    def metrics(self, study: Study, trainable: str) -> dict[str, Metric]:
+        """What the metrics of a trainable mean, as recorded."""
+        where = (METRICS.c.study == study.name) & (METRICS.c.trainable == trainable)
+        found = self._select(sql.select(METRICS).where(where))
+        return {row.metric: Metric(**json.loads(row.description)) for row in found}
+
+    def goals(self, study: Study) -> list[str]:
+        """Which way is better, `max` or `min`, for each objective."""
+        metrics = self.metrics(study, study.trainables()[0])
+        return [metrics[name].goal for name in study.objective]
+
+    # Sessions --------------------------------------------------------------------------------------------------
+
+    def seen(self, study: Study, session: str) -> None:
+        """Note that a session works on a study now."""
+        now = time.time()
+        row = {"study": study.name, "session": session, "started_s": now, "seen_s": now}
+        self._insert(SESSIONS, [row])
+        where = (SESSIONS.c.study == study.name) & (SESSIONS.c.session == session)
+        self._execute(SESSIONS.update().where(where).values(seen_s=now))
+
+    def worked_s(self, study: Study) -> float:
+        """Seconds that all sessions have worked on a study."""
+        total = sql.func.sum(SESSIONS.c.seen_s - SESSIONS.c.started_s).label("total")
+        return float(self._select(sql.select(total).where(SESSIONS.c.study == study.name))[0].total or 0.0)
+
+    # Trials ----------------------------------------------------------------------------------------------------
+
+    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int) -> int:
+        """Enter a trial whole, in one transaction; its number."""
+        whole = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"seed": seed},
+            system_attrs=trial.system_attrs,
+        )
+        with self._guarded():
+            trial_id = self.storage.create_new_trial(self._optuna_id(study, cell), whole)
+            number = self.storage.get_trial(trial_id).number
+        self._trial_ids[study.name, cell.key, number] = trial_id
+        return int(number)
+
+    def history(self, study: Study, cell: Cell) -> list[FrozenTrial]:
+        """A cell's trials as Optuna holds them, by number."""
+        with self._guarded():
+            if self._find_optuna_id(study, cell) is None:
+                return []
+            key = (study.name, cell.key)
+            if key not in self._readers:  # an Optuna study keeps finished trials in memory; the storage does not
+                self._readers[key] = optuna.load_study(study_name=" ".join(key), storage=self.storage)
+            return self._readers[key].get_trials(deepcopy=False)
+
+    def trials(self, study: Study, cell: Cell) -> list[Trial]:
+        """A cell's trials, by number."""
+        where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key)
+        ends = {row.trial: row for row in self._select(sql.select(ENDS).where(where))}
+        return [_trial(cell, frozen, ends.get(frozen.number)) for frozen in self.history(study, cell)]
+
+    def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
+        """Record rows of a trial; those already there stay as they are."""
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        written = [
+            {**place, "step": row.step, "metrics": json.dumps(dict(row.metrics)), "wall_s": row.wall_s} for row in rows
+        ]
+        self._insert(ROWS, written)
+
+    def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
+        """Report an intermediate value of the one objective to Optuna."""
+        with self._guarded():
+            self.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
+
+    def rows(self, study: Study, cell: Cell, number: int, after: int = -1) -> list[Row]:
+        """The rows of a trial beyond step `after`, in order."""
+        where = _of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
+        found = self._select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
+        return [Row(row.step, json.loads(row.metrics), row.wall_s) for row in found]
+
+    def last_step(self, study: Study, cell: Cell, number: int) -> int:
+        """The step of a trial's last row, 0 where it has none."""
+        last = sql.func.max(ROWS.c.step).label("last")
+        return int(self._select(sql.select(last).where(_of_trial(ROWS, study, cell, number)))[0].last or 0)
+
+    def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
+        """What the trials of a cell had reached at `step`, by trial number."""
+        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)
+        found = [(row.trial, json.loads(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
+        return {number: float(metrics[metric]) for number, metrics in found if metric in metrics}
+
+    def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
+        """A trial's objectives in the last row that holds them, or None."""
+        for row in reversed(self.rows(study, cell, number)):
+            if all(name in row.metrics for name in study.objective):
+                return tuple(row.metrics[name] for name in study.objective)
+        return None
+
+    def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
+        """Record a checkpoint of a trial."""
+        place = {"study": study.name, "cell": cell.key, "trial": number, "step": step}
+        self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": time.time()}])
+
+    def checkpoint(self, study: Study, cell: Cell, number: int) -> Path | None:
+        """The directory of a trial's newest recorded checkpoint, or None."""
+        where = _of_trial(CHECKPOINTS, study, cell, number)
+        found = self._select(sql.select(CHECKPOINTS.c.path).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
+        return Path(found[0].path) if found else None
+
+    def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
+        """Record on what a trial was started or taken up again: host, device, code, data, versions."""
+        place = {
+            "study": study.name,
+            "cell": cell.key,
+            "trial": number,
+            "attempt": len(self.attempts(study, cell, number)),
+        }
+        self._insert(ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": time.time()}])
+
+    def attempts(self, study: Study, cell: Cell, number: int) -> list[dict[str, Any]]:
+        """On what a trial ran, one dictionary a start."""
+        where = _of_trial(ATTEMPTS, study, cell, number)
+        found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
+        return [json.loads(row.circumstances) for row in found]
+
+    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
+        """Record that a trial's worker was lost; how often by now."""
+        where = _of_trial(LOSSES, study, cell, number)
+        so_far = len(self._select(sql.select(LOSSES.c.attempt).where(where)))
+        place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
+        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": time.time()}])
+        return so_far + 1
+
+    def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
+        """End a trial, once; its ending, which is a FAIL where a COMPLETE one has no finite value."""
+        values = self.values(study, cell, number)
+        if ending.state != "FAIL" and values is None:
+            ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}")
+        elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
+            ending = Ending("FAIL", f"{', '.join(study.objective)} must be finite, but got {values}")
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": time.time()}
+        self._insert(ENDS, [row])
+        self._tell(study, cell, number)
+        return ending
+
+    def heal(self, study: Study, cell: Cell) -> list[int]:
+        """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
+        interrupted = []
+        for trial in self.history(study, cell):
+            if trial.state.is_finished():
+                continue
+            for row in self.rows(study, cell, trial.number):
+                if len(study.objective) == 1 and study.objective[0] in row.metrics:
+                    self.report(study, cell, trial.number, row.step, row.metrics[study.objective[0]])
+            if not self._tell(study, cell, trial.number):
+                interrupted.append(trial.number)
+        return interrupted
+
+    def _tell(self, study: Study, cell: Cell, number: int) -> bool:
+        """Give Optuna the end that our table holds; whether there is one."""
+        found = self._select(sql.select(ENDS).where(_of_trial(ENDS, study, cell, number)))
+        if not found:
+            return False
+        trial_id = self._trial_id(study, cell, number)
+        with self._guarded():
+            if not self.storage.get_trial(trial_id).state.is_finished():
+                self.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
+                values = None if found[0].state == "FAIL" else json.loads(found[0].worth)
+                self.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
+        return True
+
+    # Openings of the test split ----------------------------------------------------------------------------------
+
+    def write_test(self, trainable: str, config: str, checkpoint: str, metrics: Mapping[str, float]) -> None:
+        """Record that a lone trial was scored on the test split."""
+        row = {"opening": uuid.uuid4().hex, "trainable": trainable, "config": config, "checkpoint": checkpoint}
+        self._insert(TESTS, [{**row, "metrics": json.dumps(dict(metrics)), "wall_s": time.time()}])
+
+    # Below the surface -------------------------------------------------------------------------------------------
+
+    def _find_optuna_id(self, study: Study, cell: Cell) -> int | None:
+        key = (study.name, cell.key)
+        if key not in self._ids:
+            try:
+                self._ids[key] = self.storage.get_study_id_from_name(f"{study.name} {cell.key}")
+            except KeyError:
+                return None
+        return self._ids[key]
+
+    def _optuna_id(self, study: Study, cell: Cell) -> int:
+        found = self._find_optuna_id(study, cell)
+        if found is None:
+            optuna.create_study(
+                storage=self.storage, study_name=f"{study.name} {cell.key}", directions=directions(self.goals(study))
+            )
+            found = self._find_optuna_id(study, cell)
+        assert found is not None
+        return found
+
+    def _trial_id(self, study: Study, cell: Cell, number: int) -> int:
+        key = (study.name, cell.key, number)
+        if key not in self._trial_ids:
+            self._trial_ids[key] = self.storage.get_trial_id_from_study_id_trial_number(
+                self._optuna_id(study, cell), number
+            )
+        return self._trial_ids[key]
+
+    def _insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        if rows:
+            self._execute(insert(table).on_conflict_do_nothing(), rows)
+
+    def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+        with self._guarded(), self._engine.begin() as connection:
+            connection.execute(statement, rows)
+
+    def _select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
+        with self._guarded(), self._engine.connect() as connection:
+            return connection.execute(statement).all()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = traceback.format_exception_only(error.__cause__ or error)[-1].strip().splitlines()[0]
+            raise LedgerError(
+                f"{self.url}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
+            ) from error
+
+
+def directions(goals: Sequence[str]) -> list[StudyDirection]:
+    """Goals `max` and `min` in Optuna's words."""
+    return [StudyDirection.MAXIMIZE if goal == "max" else StudyDirection.MINIMIZE for goal in goals]
+
+
+def _of_trial(table: sql.Table, study: Study, cell: Cell, number: int) -> sql.ColumnElement[bool]:
+    return (table.c.study == study.name) & (table.c.cell == cell.key) & (table.c.trial == number)
+
+
+def _study(text: str) -> Study:
+    return parse(json.loads(text), "ledger")
+
+
+def _trial(cell: Cell, frozen: FrozenTrial, end: Any) -> Trial:
+    assert frozen.datetime_start is not None
+    worth = json.loads(end.worth) if end is not None else None
+    finite = worth is not None and all(math.isfinite(value) for value in worth)
+    return Trial(
+        cell=cell,
+        number=frozen.number,
+        state=end.state if end is not None else "RUNNING",
+        params=frozen.params,
+        seed=int(frozen.user_attrs["seed"]),
+        values=tuple(worth) if worth is not None and finite else None,
+        reason=end.reason if end is not None else "",
+        traceback=end.traceback if end is not None else "",
+        started_s=frozen.datetime_start.timestamp(),
+        ended_s=end.wall_s if end is not None else None,
+    )

@@ -1,0 +1,65 @@
+"""Pruning: whether a trial that has reached a rung goes on. The rules are pure; Tune's scheduler only forwards.
+
+A rule sees the values that trials of its cell had at the same step, in the order in which smaller is better. It keeps
+nothing, so a decision that a crash cut off is made again.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from cs330ray.spec import Prune
+
+if TYPE_CHECKING:
+    from cs330ray.service.record import Recorder
+
+
+def is_rung(prune: Prune, step: int) -> bool:
+    """Whether the pruner is asked at `step`: median at multiples of `min_steps`, asha at `min_steps * reduction**k`."""
+    if prune.kind == "none" or step % prune.min_steps:
+        return False
+    if prune.kind == "median":
+        return True
+    rung = prune.min_steps
+    while rung < step:
+        rung *= prune.reduction
+    return rung == step
+
+
+def asha_stops(loss: float, rivals: Sequence[float], reduction: int) -> bool:
+    """Whether asynchronous successive halving stops a trial: Li et al. 2020, algorithm 2, without pausing.
+
+    `rivals` are the losses of the other trials at this rung so far. The best of the first `reduction - 1` goes on.
+    """
+    order = sorted([*rivals, loss])
+    promoted = max(len(order) // reduction, 1)
+    return loss > order[promoted - 1]
+
+
+def median_stops(best_loss: float, rivals: Sequence[float], startup: int) -> bool:
+    """Whether the median rule stops a trial: its best loss so far is worse than the rivals' median at this step.
+
+    `rivals` are the losses at this step of COMPLETE trials (Golovin et al. 2017, as in Optuna's MedianPruner).
+    """
+    return len(rivals) >= startup and best_loss > statistics.median(rivals)
+
+
+class ForwardingScheduler(FIFOScheduler):
+    """Tune's scheduler: first come, first served; whether a trial stops is the recorder's word."""
+
+    def __init__(self, recorder: "Recorder") -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """STOP where the pruner said so, else CONTINUE."""
+        stops = self._recorder.take(trial.trial_id, trial.config, result)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""

@@ -1,0 +1,148 @@
+"""The recorder: the one object that takes each result of a trial, in the one order that loses nothing.
+
+Rows first, then the report to Optuna, then the pruner, then the end of the trial.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+
+from cs330ray.service.ledger import LOST, Ending, Ledger, Row
+from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.spec import Cell, Study
+
+LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
+
+
+class Listener:
+    """Hears what happens; this one keeps silent."""
+
+    def says(self, line: str) -> None:
+        """Hear a line that a person should read."""
+
+    def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
+        """Hear that a trial has begun, or goes on from a checkpoint."""
+
+    def reached(self, cell: Cell, number: int, row: Row) -> None:
+        """Hear of a row."""
+
+    def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
+        """Hear of the end of a trial."""
+
+    def lost(self, cell: Cell, number: int, times: int) -> None:
+        """Hear that a trial's worker was lost."""
+
+    def ticked(self) -> None:
+        """Hear that time has passed."""
+
+
+class Recorder:
+    """Takes results, writes the ledger, and says whether a trial stops."""
+
+    def __init__(self, ledger: Ledger, study: Study, listener: Listener) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._listener = listener
+        self._cells = {cell.key: cell for cell in study.cells}
+        self._goals = ledger.goals(study)
+        self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
+
+    def take(self, trial_id: str, told: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+        """Record a result, once; whether the trial stops here."""
+        iteration = int(result["training_iteration"])
+        if trial_id in self._taken and self._taken[trial_id][0] == iteration:
+            return self._taken[trial_id][1]
+        batch = result["batch"][0]
+        cell, number = self._cells[told["cell"]], int(told["trial"])
+        self._record(cell, number, told, batch)
+        ending = self._prune(cell, number, batch)
+        if ending is None and "end" in batch:
+            ending = Ending(**batch["end"])
+        if ending is not None:
+            ending = self._ledger.end(self._study, cell, number, ending)
+            self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
+        self._taken[trial_id] = (iteration, ending is not None)
+        return ending is not None
+
+    def lose(self, told: Mapping[str, Any], reason: str) -> bool:
+        """Record that a trial's worker was lost; whether the trial is to be taken up again."""
+        cell, number = self._cells[told["cell"]], int(told["trial"])
+        times = self._ledger.write_loss(self._study, cell, number, reason)
+        self._listener.lost(cell, number, times)
+        if times <= LOSSES_ALLOWED:
+            return True
+        ending = self._ledger.end(self._study, cell, number, Ending("FAIL", f"{LOST} {times} times: {reason}"))
+        self._listener.ended(cell, number, ending, None)
+        return False
+
+    def cell(self, told: Mapping[str, Any]) -> Cell:
+        """The cell of what a trial was told."""
+        return self._cells[told["cell"]]
+
+    def _record(self, cell: Cell, number: int, told: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        study, ledger = self._study, self._ledger
+        if "circumstances" in batch:
+            ledger.write_attempt(study, cell, number, batch["circumstances"])
+            self._listener.took_up(cell, number, told["config"], batch["circumstances"]["resumed_from_step"])
+        if "checkpoint" in batch:
+            ledger.write_checkpoint(study, cell, number, **batch["checkpoint"])
+        rows = [Row(**row) for row in batch["rows"]]
+        ledger.write_rows(study, cell, number, rows)
+        for row in rows:
+            if len(study.objective) == 1 and study.objective[0] in row.metrics:
+                ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
+            self._listener.reached(cell, number, row)
+
+    def _prune(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> Ending | None:
+        """The pruner's word on the last row of a batch, if that is a rung, the trial's newest row and not its last."""
+        if not batch["rows"] or self._study.prune.kind == "none":
+            return None
+        step = int(batch["rows"][-1]["step"])
+        newest = self._ledger.last_step(self._study, cell, number) == step
+        if not (newest and is_rung(self._study.prune, step) and step < self._study.budget.steps):
+            return None
+        return self._asked_pruner(cell, number, step)
+
+    def _asked_pruner(self, cell: Cell, number: int, step: int) -> Ending | None:
+        prune, metric = self._study.prune, self._study.objective[0]
+        sign = -1.0 if self._goals[0] == "max" else 1.0
+        losses = {n: sign * value for n, value in self._ledger.values_at(self._study, cell, step, metric).items()}
+        own = losses.pop(number, None)
+        if own is None:
+            return None
+        if prune.kind == "asha":
+            stops = asha_stops(own, list(losses.values()), prune.reduction)
+        else:
+            complete = {trial.number for trial in self._ledger.trials(self._study, cell) if trial.state == "COMPLETE"}
+            rivals = [loss for n, loss in losses.items() if n in complete]
+            rows = self._ledger.rows(self._study, cell, number)
+            best = min(sign * row.metrics[metric] for row in rows if metric in row.metrics)
+            stops = median_stops(best, rivals, prune.startup)
+        reason = f"{prune.kind} at step {step}: {metric} {sign * own:.4g} against {len(losses)} others"
+        return Ending("PRUNED", reason) if stops else None
+
+
+class ForwardingCallback(tune.Callback):
+    """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
+
+    def __init__(self, recorder: Recorder, again: Callable[[Cell, int], None], tick: Callable[[], None]) -> None:
+        self._recorder = recorder
+        self._again = again
+        self._tick = tick
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Record the result; the scheduler has done so already unless it is the last."""
+        self._recorder.take(trial.trial_id, trial.config, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that the worker was lost, and queue the trial again."""
+        error = trial.get_pickled_error() or trial.get_error()
+        if self._recorder.lose(trial.config, f"{type(error).__name__}"):
+            self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Let time pass."""
+        self._tick()

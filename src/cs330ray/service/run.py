@@ -1,0 +1,332 @@
+"""Run a study: check it, prepare its data, open the ledger, and let Tune run the trials until the budget is spent.
+
+The same call runs, resumes and extends a study.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
+import ray
+from ray import tune
+
+from cs330ray.errors import SpecError
+from cs330ray.service import trainables
+from cs330ray.service.actor import TrialActor
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.prune import ForwardingScheduler
+from cs330ray.service.record import ForwardingCallback, Listener, Recorder
+from cs330ray.service.search import LedgerSearcher
+from cs330ray.spec import Cell, Choice, Study
+
+MIRROR_WAIT_S = 10.0
+BATCH_S = 0.5  # rows are sent together for so long
+OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C or SIGTERM; the ledger is consistent and the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run trials on."""
+
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This machine, as far as this process may use it; or the cluster at RAY_ADDRESS, once joined."""
+        if ray.is_initialized():
+            total = ray.cluster_resources()
+            return cls(float(total.get("CPU", 0)), float(total.get("GPU", 0)))
+        import torch
+
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(float(cpus), float(torch.cuda.device_count()))
+
+    def gpus_per_trial(self, study: Study) -> float:
+        """What a trial gets: what it asks for where there are GPUs, else 0."""
+        return study.resources.gpus if self.gpus else 0.0
+
+    def slots(self, study: Study) -> int:
+        """How many trials fit at once. Raises SpecError where not even one does."""
+        wanted, gpus = study.resources, self.gpus_per_trial(study)
+        if wanted.require_gpu and not self.gpus:
+            raise SpecError(f"{study.name}: resources.require_gpu: a GPU is needed, but there is none; set it to false")
+        if wanted.workers > 1:
+            raise SpecError(
+                f"{study.name}: resources.workers: only trials of one process are built yet, but got {wanted.workers}; use 1"
+            )
+        if wanted.cpus > self.cpus or gpus > self.gpus:
+            raise SpecError(
+                f"{study.name}: resources: a trial must fit the machine ({self.cpus:g} CPUs, {self.gpus:g} GPUs), "
+                f"but got cpus={wanted.cpus:g}, gpus={gpus:g}; ask for less"
+            )
+        fitting = int(self.cpus / wanted.cpus + 1e-9)
+        if gpus:
+            per_gpu = int(1 / gpus + 1e-9)
+            fitting = min(fitting, int(self.gpus) * per_gpu if per_gpu else int(self.gpus / gpus))
+        return min(fitting, wanted.slots or fitting)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `run` did."""
+
+    seconds: float
+    start_s: float  # until the first trial was under way
+    interrupted: bool
+
+
+def checkpoints_of(home: Path, study: str, cell: Cell, number: int) -> Path:
+    """Where a trial's checkpoints lie."""
+    slug = hashlib.sha256(cell.key.encode()).hexdigest()[:12]
+    return home.resolve() / study / "checkpoints" / slug / f"trial-{number:05d}"
+
+
+def prepare(study: Study) -> dict[str, str]:
+    """Find, verify and pack the data of every cell; the data digest by cell key. Raises DataError."""
+    digests = {}
+    for cell in study.cells:
+        trainable = trainables.load(cell.trainable)
+        first = {
+            name: domain.choices[0] if isinstance(domain, Choice) else domain.low
+            for name, domain in cell.space.items()
+            if not domain.when
+        }
+        digests[cell.key] = trainable.prepare(trainables.configuration(trainable, cell, first))
+    return digests
+
+
+def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: bool = True) -> Outcome:
+    """Run, resume or extend a checked study under `home`; what was done. Raises SpecError, DataError or LedgerError."""
+    listener = listener or Listener()
+    began = time.monotonic()
+    machine = _join(study)
+    slots = machine.slots(study)
+    data = prepare(study)
+    with _alone(study, home):
+        ledger = Ledger.at(home)
+        for line in ledger.open(study):
+            listener.says(f"grown: {line}")
+        for name in study.trainables():
+            ledger.describe_metrics(study, name, trainables.load(name).METRICS)
+        _announce(study, machine, slots, listener)
+        with _mirrored(study, home, mirror), _interruptible() as interrupted:
+            session = _Session(ledger, study, listener, interrupted)
+            try:
+                _tune(study, home, ledger, session, machine, slots, data)
+            except Interrupted:
+                return Outcome(time.monotonic() - began, session.start_s(began), True)
+            finally:
+                ledger.seen(study, session.name)
+    return Outcome(time.monotonic() - began, session.start_s(began), False)
+
+
+class _Session(Listener):
+    """Passes on what happens, keeps time, and stops the loop when a signal came."""
+
+    def __init__(self, ledger: Ledger, study: Study, listener: Listener, interrupted: Callable[[], bool]) -> None:
+        self.name = uuid.uuid4().hex
+        self.listener = listener
+        self._ledger, self._study, self._interrupted = ledger, study, interrupted
+        self._seen_s = 0.0
+        self._first: float | None = None
+
+    def start_s(self, began: float) -> float:
+        """Seconds from `began` to the first sign of a trial."""
+        return (self._first or time.monotonic()) - began
+
+    def tick(self) -> None:
+        """Note the time now and then. Raises Interrupted after a signal."""
+        if self._interrupted():
+            raise Interrupted
+        if time.monotonic() - self._seen_s > 5:
+            self._seen_s = time.monotonic()
+            self._ledger.seen(self._study, self.name)
+        self.listener.ticked()
+
+    def took_up(self, *args: Any) -> None:
+        self._first = self._first or time.monotonic()
+        self.listener.took_up(*args)
+
+    def reached(self, *args: Any) -> None:
+        self.listener.reached(*args)
+
+    def ended(self, *args: Any) -> None:
+        self.listener.ended(*args)
+
+    def lost(self, *args: Any) -> None:
+        self.listener.lost(*args)
+
+
+def _tune(
+    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
+) -> None:
+    interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
+    recorder = Recorder(ledger, study, session)
+    searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted)
+    own_ray = _start_ray(machine)
+    scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tune.run(
+                TrialActor,
+                name=study.name,
+                search_alg=searcher,
+                scheduler=ForwardingScheduler(recorder),
+                callbacks=[ForwardingCallback(recorder, searcher.again, session.tick)],
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                resources_per_trial={"cpu": study.resources.cpus, "gpu": machine.gpus_per_trial(study)},
+                reuse_actors=True,
+                max_failures=0,
+                raise_on_failed_trial=False,
+                storage_path=scratch,
+                verbose=0,
+            )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if own_ray:
+            ray.shutdown()
+
+
+def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cell, int], dict[str, Any]]:
+    """What a trial of a cell is told beside its configuration."""
+    code = {name: trainables.code_digest(name) for name in study.trainables()}
+
+    def told(cell: Cell, number: int) -> dict[str, Any]:
+        return {
+            "steps": study.budget.steps,
+            "objective": list(study.objective),
+            "home": str(checkpoints_of(home, study.name, cell, number)),
+            "checkpoint_s": study.resources.checkpoint,
+            "batch_s": BATCH_S,
+            "prune_every": study.prune.min_steps if study.prune.kind != "none" else 0,
+            "cpus": study.resources.cpus,
+            "code": code[cell.trainable],
+            "data": data[cell.key],
+        }
+
+    return told
+
+
+def _join(study: Study) -> Machine:
+    """The machine, or the cluster at RAY_ADDRESS, which is joined."""
+    if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
+    return Machine.here()
+
+
+def _start_ray(machine: Machine) -> bool:
+    """Start Ray on this machine unless there is one already; whether it was started."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return False
+    ray.init(
+        address="local",
+        num_cpus=int(machine.cpus),
+        num_gpus=int(machine.gpus),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    return True
+
+
+def _announce(study: Study, machine: Machine, slots: int, listener: Listener) -> None:
+    gpus = machine.gpus_per_trial(study)
+    on = f"{gpus:g} GPU and {study.resources.cpus:g} CPU" if gpus else f"{study.resources.cpus:g} CPU"
+    without = "; no GPU here, so resources.gpus counts as 0" if study.resources.gpus and not gpus else ""
+    cells = len(study.cells)
+    budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
+    listener.says(
+        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {slots} at once, {on} per trial{without}"
+    )
+    if study.confirm is not None:
+        listener.says(f"{study.name}: [confirm] is kept, but confirmation is not built yet: the search alone runs")
+
+
+@contextlib.contextmanager
+def _alone(study: Study, home: Path) -> Iterator[None]:
+    """Hold the study against a second driver. Raises SpecError where one runs it."""
+    folder = home / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "driver.lock", timeout=0)
+    try:
+        with lock:
+            (folder / "driver.pid").write_text(str(os.getpid()))
+            yield
+    except filelock.Timeout:
+        pid = (folder / "driver.pid").read_text()
+        raise SpecError(
+            f"{study.name}: a study runs once at a time, but process {pid} runs it; wait, or stop that one"
+        ) from None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a flag; a second one is not held back."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        came.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: signals go elsewhere
+        pass
+    try:
+        yield lambda: bool(came)
+    finally:
+        with contextlib.suppress(ValueError):
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _mirrored(study: Study, home: Path, mirror: bool) -> Iterator[None]:
+    """Keep the mirror running beside the study, and wait a little for it at the end."""
+    if not mirror:
+        yield
+        return
+    log = (home / study.name / "mirror.log").open("a")
+    command = [sys.executable, "-m", "cs330ray", "sync", study.name, "--follow", "--parent", str(os.getpid())]
+    environment = {**os.environ, "CS330RAY_HOME": str(home.resolve())}
+    with (
+        log,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        ) as process,
+    ):
+        try:
+            yield
+        finally:
+            process.terminate()  # it makes one more pass, then leaves
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(MIRROR_WAIT_S)
+            if process.poll() is None:
+                process.kill()

@@ -1,0 +1,199 @@
+"""Search: what the next trial is. Asking is a pure function of (study, cell, history); Tune's Searcher only forwards.
+
+A trial is asked in memory and then entered into the ledger whole. Samplers are made anew for every ask, seeded by
+(study seed, cell, number), so that a study asks the same after a crash as without one.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from scipy.stats import qmc
+
+from cs330ray.service.ledger import LOST, Ledger, directions
+from cs330ray.spec import Cell, Choice, Domain, Study, applies
+
+SEED_BITS = 31
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The training seed of trial `number`, the same in every cell: common random numbers."""
+    return _hashed(study_seed, number)
+
+
+def _hashed(*parts: object) -> int:
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - SEED_BITS)
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    """A domain of the study file as Optuna's distribution."""
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(tuple(domain.choices))
+    if domain.whole:
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
+    step = None if domain.step is None else float(domain.step)
+    return FloatDistribution(float(domain.low), float(domain.high), log=domain.log, step=step)
+
+
+def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Draw the next trial of a cell, given its history; the trial with `params`, `distributions` and `system_attrs`."""
+    number = len(history)
+    if study.sampler.kind == "qmc":
+        return _sobol_point(study, cell, number)
+    sampler = _sampler(study, _hashed(study.seed, cell.key, number))
+    memory = optuna.create_study(sampler=sampler, directions=directions(goals))
+    if study.sampler.kind != "random":
+        memory.add_trials(as_seen_by_sampler(history, goals))
+    trial = memory.ask()
+    for name, domain in cell.space.items():
+        if applies(domain, {**cell.fixed, **trial.params}):
+            _suggest(trial, name, distribution(domain))
+    return memory.get_trials(deepcopy=False)[-1]
+
+
+def as_seen_by_sampler(history: Sequence[FrozenTrial], goals: Sequence[str]) -> list[FrozenTrial]:
+    """The history with each failed trial at the cell's worst value; a lost worker says nothing, so that one stays FAIL."""
+    complete = [trial.values for trial in history if trial.state == TrialState.COMPLETE]
+    if not complete:
+        return list(history)
+    worst = [(min if goal == "max" else max)(values[index] for values in complete) for index, goal in enumerate(goals)]
+    return [_at(trial, worst) if _tells(trial) else trial for trial in history]
+
+
+def _tells(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and not str(trial.user_attrs.get("reason", "")).startswith(LOST)
+
+
+def _at(trial: FrozenTrial, values: list[float]) -> FrozenTrial:
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE,
+        values=values,
+        params=trial.params,
+        distributions=trial.distributions,
+        system_attrs=trial.system_attrs,
+    )
+
+
+def _sampler(study: Study, seed: int) -> BaseSampler:
+    settings = study.sampler
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if settings.kind == "random":
+            return RandomSampler(seed=seed)
+        if settings.kind == "nsga2":
+            return NSGAIISampler(population_size=settings.population, seed=seed)
+        return TPESampler(
+            n_startup_trials=settings.startup, multivariate=True, group=True, constant_liar=True, seed=seed
+        )
+
+
+def _suggest(trial: optuna.Trial, name: str, wanted: BaseDistribution) -> None:
+    if isinstance(wanted, CategoricalDistribution):
+        trial.suggest_categorical(name, wanted.choices)
+    elif isinstance(wanted, IntDistribution):
+        trial.suggest_int(name, wanted.low, wanted.high, log=wanted.log, step=wanted.step)
+    elif isinstance(wanted, FloatDistribution):
+        trial.suggest_float(name, wanted.low, wanted.high, log=wanted.log, step=wanted.step)
+
+
+def _sobol_point(study: Study, cell: Cell, number: int) -> FrozenTrial:
+    """Point `number` of the cell's one scrambled Sobol sequence."""
+    space = {name: distribution(domain) for name, domain in cell.space.items()}
+    params: dict[str, Any] = {}
+    if space:
+        sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(_hashed(study.seed, cell.key)))
+        point = sequence.fast_forward(number).random(1)[0] if number else sequence.random(1)[0]
+        params = {name: _at_quantile(wanted, u) for (name, wanted), u in zip(space.items(), point, strict=True)}
+    return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=space)
+
+
+def _at_quantile(wanted: BaseDistribution, u: float) -> Any:
+    """The value below which a share `u` of the distribution lies."""
+    if isinstance(wanted, CategoricalDistribution):
+        return wanted.choices[min(int(u * len(wanted.choices)), len(wanted.choices) - 1)]
+    assert isinstance(wanted, IntDistribution | FloatDistribution)
+    half = 0.5 if isinstance(wanted, IntDistribution) and wanted.log else 0.0
+    low, high = wanted.low - half, wanted.high + half
+    if wanted.log:
+        value = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    elif wanted.step is not None:
+        count = int((wanted.high - wanted.low) / wanted.step + 1e-9) + 1
+        value = wanted.low + min(int(u * count), count - 1) * wanted.step
+    else:
+        value = low + u * (high - low)
+    value = min(max(value, wanted.low), wanted.high)
+    return round(value) if isinstance(wanted, IntDistribution) else value
+
+
+class LedgerSearcher(tune.search.Searcher):
+    """Tune's way to the next trial: first the interrupted ones, then the cells in turn, until the budget is spent."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: Study,
+        assignment: Callable[[Cell, int], Mapping[str, Any]],
+        interrupted: Sequence[tuple[Cell, int]],
+    ) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._study = study
+        self._goals = ledger.goals(study)
+        self._assignment = assignment  # what a trial is told beside its configuration
+        self._waiting = list(interrupted)
+        self._deadline = math.inf
+        if study.budget.time is not None:
+            self._deadline = time.monotonic() + study.budget.time - ledger.worked_s(study)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """What the next trial is told, or FINISHED."""
+        if self._waiting:
+            cell, number = self._waiting.pop(0)
+            return self._told(cell, self._ledger.history(self._study, cell)[number])
+        entered = {cell.key: len(self._ledger.history(self._study, cell)) for cell in self._study.cells}
+        open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
+        if not open_cells or time.monotonic() >= self._deadline:
+            return str(self.FINISHED)
+        cell = min(open_cells, key=lambda candidate: entered[candidate.key])
+        history = self._ledger.history(self._study, cell)
+        asked = ask(self._study, cell, self._goals, history)
+        number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
+        return self._told(cell, self._ledger.history(self._study, cell)[number])
+
+    def again(self, cell: Cell, number: int) -> None:
+        """Put a trial whose worker was lost first in the queue."""
+        self._waiting.insert(0, (cell, number))
+
+    def _told(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
+        return {
+            **self._assignment(cell, trial.number),
+            "cell": cell.key,
+            "trial": trial.number,
+            "seed": trial.user_attrs["seed"],
+            "trainable": cell.trainable,
+            "config": {**cell.fixed, **trial.params},
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `record` has told the ledger."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""

@@ -1,0 +1,137 @@
+"""Trainables by name: the one place where the service reaches a system, and checks a study against it."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+import cs330ray
+from cs330ray import studies
+from cs330ray.errors import SpecError
+from cs330ray.spec import Cell, Choice, Domain, Range, Study, Value
+from cs330ray.trial import Trainable
+
+
+def names() -> list[str]:
+    """The trainables that come with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+
+
+def load(name: str) -> Trainable:
+    """Import the trainable `name`: one of `names()`, or `package.module`. Raises SpecError."""
+    target = f"{studies.__name__}.{name}" if name in names() else name
+    if "." not in target:
+        near = difflib.get_close_matches(name, names(), n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise SpecError(f"trainable: one of {', '.join(names())} or package.module is needed, but got {name!r}{meant}")
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        raise SpecError(f"trainable: {name!r} must be importable, but {error}; check the name and PYTHONPATH") from None
+    missing = [part for part in ("Config", "METRICS", "prepare", "train", "test") if not hasattr(module, part)]
+    if missing:
+        raise SpecError(f"trainable: {name!r} must define {', '.join(missing)}; see docs/your-own.md")
+    return cast("Trainable", module)
+
+
+def configuration(trainable: Trainable, cell: Cell, params: Mapping[str, Any]) -> Any:
+    """The validated Config of a cell with searched `params`. Raises SpecError."""
+    try:
+        return trainable.Config(**{**cell.fixed, **params})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise SpecError(f"{place or cell.trainable}: {_say(first)}") from None
+
+
+def code_digest(name: str) -> str:
+    """The digest of the package's source and, for a trainable of one's own, of its module."""
+    files = sorted(Path(cs330ray.__file__).parent.rglob("*.py"))
+    spec = importlib.util.find_spec(f"{studies.__name__}.{name}" if name in names() else name)
+    if spec is not None and spec.origin is not None and Path(spec.origin) not in files:
+        files.append(Path(spec.origin))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def check(study: Study, source: str) -> None:
+    """Check every cell of a study against its trainable. Raises SpecError in one line that begins with `source`."""
+    for cell in study.cells:
+        for problem in _problems(study, cell, load(cell.trainable)):
+            raise SpecError(f"{source}: {problem}")
+
+
+def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
+    for name in study.objective:
+        if name not in trainable.METRICS:
+            known = ", ".join(trainable.METRICS)
+            yield f"objective: {cell.trainable} reports {known}, but got {name!r}{_near(name, trainable.METRICS)}"
+    fields = trainable.Config.model_fields
+    for name in [*cell.fixed, *cell.space]:
+        if name not in fields:
+            where = "compare" if name in cell.values else "fixed" if name in cell.fixed else "search"
+            known = ", ".join(fields)
+            yield f"{where}.{name}: {cell.trainable} has no such parameter{_near(name, fields)} (known: {known})"
+    for name, value in cell.fixed.items():
+        where = "compare" if name in cell.values else "fixed"
+        for problem in _refused(trainable, name, value):
+            yield f"{where}.{name}: {problem}"
+    for name, domain in cell.space.items():
+        yield from (f"search.{name}: {problem}" for problem in _misfits(trainable, name, domain, fields[name]))
+    config = configuration(
+        trainable, cell, {name: _first(domain) for name, domain in cell.space.items() if not domain.when}
+    )
+    yield from _pruning_problems(study, cell, config)
+
+
+def _pruning_problems(study: Study, cell: Cell, config: BaseModel) -> Iterator[str]:
+    every = getattr(config, "eval_every_steps", 1)
+    if study.prune.kind == "none":
+        return
+    if "eval_every_steps" in cell.space:
+        yield "search.eval_every_steps: rungs need one spacing of rows; fix it, or do not prune"
+    if study.prune.min_steps % every:
+        yield f"prune.min_steps: a multiple of eval_every_steps={every} is needed, but got {study.prune.min_steps}"
+
+
+def _misfits(trainable: Trainable, name: str, domain: Domain, field: FieldInfo) -> Iterator[str]:
+    if isinstance(domain, Range) and not domain.whole and field.annotation is int:
+        yield f"{name} is an integer, but got low={domain.low}, high={domain.high}; write whole numbers"
+    if isinstance(domain, Range) and domain.whole and field.annotation is float:
+        yield f"{name} is a real number, but got whole ends; write {float(domain.low)} and {float(domain.high)}"
+    ends = domain.choices if isinstance(domain, Choice) else [domain.low, domain.high]
+    for value in ends:
+        yield from _refused(trainable, name, value)
+
+
+def _refused(trainable: Trainable, name: str, value: Value) -> Iterator[str]:
+    """Why the Config refuses `value` for `name`, all else at its default."""
+    try:
+        trainable.Config(**{name: value})
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            if found["loc"][:1] == (name,):
+                yield _say(found)
+
+
+def _say(found: Any) -> str:
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}, but got {found['input']!r}"
+
+
+def _first(domain: Domain) -> Value:
+    return domain.choices[0] if isinstance(domain, Choice) else domain.low
+
+
+def _near(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
