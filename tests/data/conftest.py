@@ -55,7 +55,7 @@ def write_zip(path, members):
 
 @pytest.fixture
 def small_omniglot(given, monkeypatch):
-    """Archives of 3 and 2 characters in 2 alphabets each, and the facts that they are held to; their pixels by member."""
+    """Archives of 3 and 2 characters in 2 alphabets each, and their facts; the pixels by file and member."""
     pixels = {}
     for file, characters in {"images_background.zip": "AAB", "images_evaluation.zip": "CD"}.items():
         random = np.random.default_rng(len(characters))

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.conftest import png, write_zip
 
 from cs330ray.data import image_classes, images_digest, omniglot
 from cs330ray.errors import DataError, SpecError
-from tests.data.conftest import png, write_zip
 
 REAL = os.environ.get("CS330RAY_DATA")  # read before any fixture takes it away
 real = pytest.mark.skipif(
-    not REAL or not (Path(REAL) / "images_background.zip").is_file(), reason="CS330RAY_DATA holds no archives of Omniglot"
+    not REAL or not (Path(REAL) / "images_background.zip").is_file(),
+    reason="CS330RAY_DATA holds no archives of Omniglot",
 )
 
 
@@ -114,7 +115,9 @@ def test_a_split_hangs_on_its_seed_alone(split):
 
 
 def test_lake_keeps_alphabets_whole():
-    train, val, test = (set(ALPHABETS[omniglot.indices("lake", 0, part, ALPHABETS)]) for part in ("train", "val", "test"))
+    train, val, test = (
+        set(ALPHABETS[omniglot.indices("lake", 0, part, ALPHABETS)]) for part in ("train", "val", "test")
+    )
     assert (len(train), len(val), len(test)) == (25, 5, 20)
     assert not train & val
     assert {name[0] for name in train | val} == {"b"}

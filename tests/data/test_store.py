@@ -314,7 +314,9 @@ store.pack("thing", lambda: {"images": np.zeros(1000)})
 
 @pytest.mark.parametrize("moment", ["fsync", "rename"])
 def test_a_process_killed_while_it_packs_leaves_nothing_that_is_taken_for_good(cold_cache, moment):
-    assert run_python(KILL, moment).wait(timeout=60) == -signal.SIGKILL
+    process = run_python(KILL, moment)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
     places = list((cold_cache / "packed").glob("[!.]*")), list((cold_cache / "packed").glob(".partial-*"))
     assert [len(place) for place in places] == [0, 1]
     packed = store.pack("thing", things)

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import urllib.error
 import urllib.request
 import uuid
 import zipfile
@@ -120,6 +121,8 @@ def _download(archive: Archive, final: Path) -> None:
             os.fsync(file.fileno())
         partial.rename(final)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise DataError(_missing(archive, f"the download failed ({error})")) from None
     finally:
         partial.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
     Differentiable twice.
     """
     tasks, batch = images_TBCHW.shape[:2]
-    x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).clone(memory_format=torch.channels_last)  # even where C is 1
     for block in range(1, BLOCKS + 1):
         weight_TCCHW, scale_TC, shift_TC = (params_T[f"{name}{block}.{kind}"] for name, kind in BLOCK_PARAMS)
         x_BCHW = _block(body, x_BCHW, weight_TCCHW, scale_TC, shift_TC, norm_B)
@@ -130,7 +130,7 @@ class _ConvImage(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, g: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(w, g)
         ctx.groups = groups
-        x = g.new_empty(1).expand(len(g), w.shape[1] * groups, *g.shape[2:])  # only its shape counts
+        x = _blank((len(g), w.shape[1] * groups, *g.shape[2:]), g)
         return _partial(g, x, w, groups, 0)
 
     @staticmethod
@@ -151,7 +151,7 @@ class _ConvWeight(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, g: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, g)
         ctx.groups = groups
-        w = g.new_empty(1).expand(g.shape[1], x.shape[1] // groups, 3, 3)
+        w = _blank((g.shape[1], x.shape[1] // groups, 3, 3), g)
         return _partial(g, x, w, groups, 1)
 
     @staticmethod
@@ -171,6 +171,10 @@ def _partial(g: Tensor, x: Tensor, w: Tensor, groups: int, of: Literal[0, 1]) ->
     grads = torch.ops.aten.convolution_backward(g, x, w, None, one, one, one, False, none, groups, mask)
     partial: Tensor = grads[of]
     return partial
+
+
+def _blank(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:

@@ -122,7 +122,7 @@ def cross_entropy(logits_TBN: Tensor) -> Tensor:
 def accuracy(logits_TBN: Tensor) -> Tensor:
     """Share of each task's images, in class order, whose highest logit is their class's: (T,)."""
     classes_TNK = logits_TBN.argmax(dim=-1).unflatten(1, (logits_TBN.shape[-1], -1))
-    return (classes_TNK == torch.arange(logits_TBN.shape[-1], device=logits_TBN.device)[:, None]).double().mean(dim=(1, 2))
+    return (classes_TNK == torch.arange(logits_TBN.shape[-1], device=logits_TBN.device)[:, None]).float().mean(dim=(1, 2))
 
 
 def _adapted(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, first_order: bool) -> dict[str, Tensor]:

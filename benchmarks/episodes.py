@@ -1,0 +1,83 @@
+"""How many episodes a second: one gather from packed bytes, against opening one PNG an image.
+
+python benchmarks/episodes.py [SECONDS]     one thread; Omniglot where its archives are at hand, else glyphs
+"""
+
+import io
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cs330ray.data import image_classes, omniglot, store
+from cs330ray.data.episodes import draw_episodes
+
+TASKS, SHOTS, QUERIES = 16, 1, 15
+
+
+def per_second(draw: Callable[[], object], seconds: float) -> float:
+    """Batches a second, after one to warm up."""
+    draw()
+    batches, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        draw()
+        batches += 1
+    return batches / elapsed
+
+
+def packed(classes: torch.Tensor, ways: int) -> Callable[[], object]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"tasks": TASKS, "ways": ways, "shots": SHOTS, "queries": QUERIES}
+    return lambda: draw_episodes(classes, **sizes, generator=generator)
+
+
+def image_by_image(members: list[bytes], ways: int) -> Callable[[], object]:
+    """Open, resize and scale each drawing anew; from memory, so the disk costs nothing."""
+    random = np.random.default_rng(0)
+
+    def load(member: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(member)).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
+        return 1 - np.asarray(image, dtype=np.float32) / 255
+
+    def draw() -> torch.Tensor:
+        images = [
+            load(members[character * 20 + drawing])
+            for _ in range(TASKS)
+            for character in random.choice(len(members) // 20, ways, replace=False)
+            for drawing in random.choice(20, SHOTS + QUERIES, replace=False)
+        ]
+        return torch.from_numpy(np.stack(images)).view(TASKS, ways, SHOTS + QUERIES, 1, 28, 28)
+
+    return draw
+
+
+def main(seconds: float) -> None:
+    torch.set_num_threads(1)
+    archive = store.ARCHIVES["images_background.zip"]
+    dataset = "omniglot" if all(row.found for row in store.archives() if row.name == "omniglot") else "glyphs"
+    classes = {"course": image_classes(dataset, "course", 0, "train")}
+    if dataset == "omniglot":
+        classes["paper"] = image_classes(dataset, "paper", 0, "train")
+    print(f"{dataset}: {TASKS} tasks, {SHOTS} shot, {QUERIES} queries a class, one thread")
+    print(f"{'way of drawing':28} {'ways':>4} {'ms a batch':>11} {'episodes/s':>11}")
+    rates = {}
+    for split, classes_MRHW in classes.items():
+        for ways in (5, 20):
+            rate = per_second(packed(classes_MRHW, ways), seconds)
+            rates[split, ways] = TASKS * rate
+            print(f"{f'packed, {len(classes_MRHW)} classes':28} {ways:4} {1e3 / rate:11.2f} {TASKS * rate:11.0f}")
+    if archive.found:
+        members = list(store.read_zip(archive, archive.found, omniglot.MEMBER_BYTES).values())
+        rate = per_second(image_by_image(members, 5), seconds)
+        ratio = rates["course", 5] / (TASKS * rate)
+        print(f"{'one PNG an image':28} {5:4} {1e3 / rate:11.2f} {TASKS * rate:11.0f}")
+        print(f"packed is {ratio:.0f} times as fast")
+    print(json.dumps({"per_s": round(rates["course", 5])}))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)

@@ -1,0 +1,286 @@
+"""The mirror: make MLflow agree with the ledger, from where it left off, as often as one likes.
+
+A run is found by its tags (the study's uid, cell, trial), so none is ever made twice. Nothing here is needed to run a
+study: MLflow slow, down or gone costs the picture alone.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from cs330ray.errors import Cs330rayError
+from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.spec import Cell, Study
+
+STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
+TEXT_LIMIT = 4_000
+POLL_S = 1.0
+PATIENCE_S = 30.0
+
+Key = tuple[str, str, str]  # kind, cell, trial
+
+
+class MirrorError(Cs330rayError):
+    """MLflow cannot be reached or does not answer; the ledger is whole, and `cs330ray sync` catches up."""
+
+
+def tracking_uri(home: Path) -> str:
+    """Where the mirror writes: MLFLOW_TRACKING_URI, else a database in the home directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/mlflow.db"
+
+
+class Mirror:
+    """One study's mirror."""
+
+    def __init__(self, ledger: Ledger, study: str, home: Path) -> None:
+        self._ledger = ledger
+        self._name = study
+        self._home = home
+        self._client: MlflowClient | None = None
+        self._runs: dict[Key, Run] | None = None
+        self._done: set[Key] = set()  # nothing more will happen to these
+
+    def sync(self) -> int:
+        """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
+        try:
+            with _one_at_a_time(self._home / self._name / "mirror.lock"):
+                return self._sync(self._ledger.study(self._name))
+        except (MlflowException, OSError) as error:
+            self._runs = None  # what MLflow holds is read anew after a fault
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise MirrorError(
+                f"{tracking_uri(self._home)}: MLflow must answer, but {reason}; the ledger is whole, try again later"
+            ) from error
+
+    def _sync(self, study: Study) -> int:
+        if self._runs is None:
+            self._client = MlflowClient(tracking_uri(self._home))
+            self._experiment = self._find_experiment(study)
+            self._uid = self._ledger.uid(study.name)
+            self._runs, self._done = self._read_runs(), set()
+        changes, ended = 0, 0
+        top = ("study", "", "")
+        changes += self._ensure(
+            top, study.name, None, {"objective": ", ".join(study.objective), "digest": study.digest}
+        )
+        for cell in study.cells:
+            trials = self._ledger.trials(study, cell)
+            finished = sum(trial.state != "RUNNING" for trial in trials)
+            ended += finished
+            key = ("cell", cell.key, "")
+            changes += self._ensure(key, cell.title, top, _best_tags(self._ledger.goals(study), study, trials))
+            for trial in trials:
+                changes += self._sync_trial(study, cell, trial)
+            changes += self._conclude(key, "COMPLETE" if finished >= study.budget.trials else "RUNNING", _end(trials))
+        complete = ended >= study.budget.trials * len(study.cells)
+        return changes + self._conclude(top, "COMPLETE" if complete else "RUNNING", time.time())
+
+    def _sync_trial(self, study: Study, cell: Cell, trial: Trial) -> int:
+        key = ("trial", cell.key, str(trial.number))
+        if key in self._done:
+            return 0
+        tags = {"state": trial.state, "seed": str(trial.seed)}
+        if trial.reason:
+            tags["reason"] = trial.reason
+        attempts = self._ledger.attempts(study, cell, trial.number)
+        if attempts:
+            tags |= {name: str(attempts[-1][name]) for name in ("host", "device", "code", "data")}
+        checkpoint = self._ledger.checkpoint(study, cell, trial.number)
+        if checkpoint is not None and trial.state != "RUNNING":
+            tags["checkpoint"] = str(checkpoint)
+        parent = ("cell", cell.key, "")
+        changes = self._ensure(
+            key, f"trial {trial.number}", parent, tags, trial.started_s, {**cell.fixed, **trial.params}
+        )
+        mirrored = int(self._run(key).data.tags.get("cs330ray.mirrored_step", -1))
+        rows = self._ledger.rows(study, cell, trial.number, after=mirrored)
+        changes += self._log_rows(key, rows)
+        changes += self._conclude(key, trial.state, trial.ended_s)
+        if trial.state != "RUNNING":
+            self._done.add(key)
+        return changes
+
+    def _log_rows(self, key: Key, rows: list[Row]) -> int:
+        """Send rows in batches; each batch ends with the tag that says how far it came."""
+        batch: list[Metric] = []
+        for index, row in enumerate(rows):
+            batch += [Metric(name, value, int(row.wall_s * 1000), row.step) for name, value in row.metrics.items()]
+            if len(batch) >= METRICS_PER_BATCH or index == len(rows) - 1:
+                self._log(key, metrics=batch)
+                self._log(key, tags={"cs330ray.mirrored_step": str(row.step)})
+                batch = []
+        return len(rows)
+
+    def _ensure(
+        self,
+        key: Key,
+        name: str,
+        parent: Key | None,
+        tags: Mapping[str, str],
+        started_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Make a run where there is none, and its tags what they should be; how many changes that took."""
+        assert self._runs is not None
+        wanted = {f"cs330ray.{tag}": value[:TEXT_LIMIT] for tag, value in tags.items()}
+        if key in self._runs:
+            held = self._run(key).data.tags
+            changed = {tag: value for tag, value in wanted.items() if held.get(tag) != value}
+            self._log(key, tags=changed)
+            return len(changed)
+        identity = {
+            "cs330ray.uid": self._uid,
+            "cs330ray.kind": key[0],
+            "cs330ray.cell": key[1],
+            "cs330ray.trial": key[2],
+        }
+        parents = {"mlflow.parentRunId": self._run(parent).info.run_id} if parent else {}
+        start = int((started_s or time.time()) * 1000)
+        assert self._client is not None
+        self._runs[key] = self._client.create_run(
+            self._experiment, start_time=start, tags={**identity, **parents, **wanted}, run_name=name
+        )
+        self._log(key, params={param: str(value)[:TEXT_LIMIT] for param, value in (params or {}).items()})
+        return 1
+
+    def _conclude(self, key: Key, state: str, ended_s: float | None) -> int:
+        """Give a run the status of its state; how many changes that took."""
+        assert self._client is not None
+        assert self._runs is not None
+        run = self._run(key)
+        if run.info.status == STATUS[state]:
+            return 0
+        if state == "RUNNING":
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(run.info.run_id, STATUS[state], int((ended_s or time.time()) * 1000))
+        self._runs[key] = self._client.get_run(run.info.run_id)
+        return 1
+
+    def _log(
+        self,
+        key: Key,
+        metrics: list[Metric] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        assert self._client is not None
+        if not (metrics or params or tags):
+            return
+        run = self._run(key)
+        self._client.log_batch(
+            run.info.run_id,
+            metrics=metrics or [],
+            params=[Param(name, value) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+        run.data.tags.update(tags or {})
+
+    def _run(self, key: Key) -> Run:
+        assert self._runs is not None
+        return self._runs[key]
+
+    def _find_experiment(self, study: Study) -> str:
+        assert self._client is not None
+        found = self._client.get_experiment_by_name(study.name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (self._home.resolve() / "artifacts").as_uri()
+        return str(self._client.create_experiment(study.name, artifact_location=artifacts))
+
+    def _read_runs(self) -> dict[Key, Run]:
+        return {
+            tuple(run.data.tags[f"cs330ray.{part}"] for part in ("kind", "cell", "trial")): run  # type: ignore[misc]
+            for run in _all_runs(self._client, self._experiment, self._uid)
+        }
+
+
+def forget(study: str, uid: str, home: Path) -> int:
+    """Delete a study's runs from MLflow; how many. Raises MirrorError."""
+    try:
+        client = MlflowClient(tracking_uri(home))
+        experiment = client.get_experiment_by_name(study)
+        runs = list(_all_runs(client, experiment.experiment_id, uid)) if experiment else []
+        for run in runs:
+            client.delete_run(run.info.run_id)
+    except (MlflowException, OSError) as error:
+        raise MirrorError(
+            f"{tracking_uri(home)}: MLflow must answer, but {type(error).__name__}; its runs stay"
+        ) from error
+    return len(runs)
+
+
+def follow(ledger: Ledger, study: str, home: Path, parent: int | None) -> None:
+    """Keep the mirror up to date until SIGTERM comes or the process `parent` is gone; then once more."""
+    leaving = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: leaving.set())
+    signal.signal(signal.SIGINT, lambda *_: leaving.set())
+    os.nice(5)
+    mirror = Mirror(ledger, study, home)
+    wait_s = POLL_S
+    while True:
+        last = leaving.is_set() or (parent is not None and os.getppid() != parent)
+        try:
+            mirror.sync()
+            wait_s = POLL_S
+        except MirrorError as error:
+            print(error, flush=True)  # noqa: T201 - into mirror.log
+            wait_s = min(2 * wait_s, PATIENCE_S)
+        if last:
+            return
+        leaving.wait(wait_s) if parent is None else _wait(leaving, wait_s, parent)
+
+
+def _wait(leaving: threading.Event, seconds: float, parent: int) -> None:
+    """Wait, but no longer than the signal or the parent's end."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == parent and not leaving.wait(0.5):
+        pass
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the mirror of a study, so that two never make one run twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=60):
+            yield
+    except filelock.Timeout as error:
+        raise MirrorError(f"{path}: one mirror at a time, but another is at work; try again later") from error
+
+
+def _all_runs(client: Any, experiment: str, uid: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`cs330ray.uid` = '{uid}'", max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _best_tags(goals: list[str], study: Study, trials: list[Trial]) -> dict[str, str]:
+    """The best COMPLETE trial of a cell, for a study of one objective."""
+    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.values]
+    if not complete or len(goals) > 1:
+        return {}
+    best = (max if goals[0] == "max" else min)(complete, key=lambda trial: (trial.values or (0.0,))[0])
+    assert best.values is not None
+    return {"best_trial": str(best.number), f"best_{study.objective[0]}": repr(best.values[0])}
+
+
+def _end(trials: list[Trial]) -> float:
+    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or time.time()
