@@ -1,17 +1,18 @@
 """Conv-4: four blocks of 3x3 convolution, batch norm and ReLU, for many tasks at once, each with parameters of its own.
 
-`pooled` (Vinyals et al. 2016) max-pools by 2 after each block and flattens; `course` (CS330, homework 2) keeps the resolution
-and takes the mean over space. Batch norm (Ioffe & Szegedy 2015) uses the statistics of a group: the images of ONE task in one call.
+`pooled` (Vinyals et al. 2016) max-pools by 2 after each block and flattens; `course` (CS330, homework 2) keeps the
+resolution and takes the mean over space. Batch norm (Ioffe & Szegedy 2015) uses the statistics of a group: the images
+of ONE task in one call.
 
-Inside, the tasks' channels lie side by side, (B, T*C, H, W) in channels_last memory: one grouped convolution serves all tasks, and
-a per-channel statistic is a per-task statistic.
+Inside, the tasks' channels lie side by side, (B, T*C, H, W) in channels_last memory: one grouped convolution serves all
+tasks, and a statistic of a channel is one of a task.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 Body = Literal["course", "pooled"]
@@ -21,10 +22,12 @@ BLOCKS = 4
 EPSILON = 1e-5  # under the square root of batch norm
 
 
-def init(body: Body, *, filters: int, ways: int | None, generator: torch.Generator, side: int = 28) -> dict[str, Tensor]:
-    """Draw the parameters for images of `side` pixels: Xavier-uniform weights, unit scales, zero shifts; no head where `ways` is None.
+def init(
+    body: Body, *, filters: int, ways: int | None, generator: torch.Generator, side: int = 28
+) -> dict[str, Tensor]:
+    """Draw the parameters for images of `side` pixels: Xavier-uniform weights, unit scales, zero shifts and biases.
 
-    A convolution has no bias: before batch norm it would have no gradient.
+    There is no head where `ways` is None. A convolution has no bias: before batch norm it would have no gradient.
     """
     params: dict[str, Tensor] = {}
     for block in range(1, BLOCKS + 1):
@@ -48,8 +51,8 @@ def logits(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int | 
 def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int | None = None) -> Tensor:
     """Embed each task's images under that task's parameters, which all have a leading T: (T, B, D).
 
-    All images of a task are one batch-norm group; or its first `norm_B` images are, and the others are normalised with their statistics.
-    Differentiable twice.
+    All images of a task are one batch-norm group; or its first `norm_B` images are, and the others are normalised with
+    their statistics. Differentiable twice.
     """
     tasks, batch = images_TBCHW.shape[:2]
     x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).clone(memory_format=torch.channels_last)  # even where C is 1
@@ -64,11 +67,13 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
 BLOCK_PARAMS = (("conv", "weight"), ("norm", "scale"), ("norm", "shift"))
 
 
-def _block(body: Body, x_BCHW: Tensor, weight_TCCHW: Tensor, scale_TC: Tensor, shift_TC: Tensor, norm_B: int | None) -> Tensor:
+def _block(
+    body: Body, x_BCHW: Tensor, weight_TCCHW: Tensor, scale_TC: Tensor, shift_TC: Tensor, norm_B: int | None
+) -> Tensor:
     """Convolve, normalise, rectify and, in the `pooled` body, pool: (B, T*C, H, W).
 
-    The pool comes first: an increasing function commutes with a maximum, so max(relu(a y + b)) = relu(a max(y) + b) for a >= 0, and
-    a channel of negative scale is that of the negated filter and the positive scale. What is left to do has a quarter of the pixels.
+    The pool comes first, which leaves a quarter of the pixels to normalise: max(relu(a y + b)) = relu(a max(y) + b) for
+    a >= 0, and a channel of negative scale is one of positive scale whose filter is negated.
     """
     if body == "pooled":
         sign_TC = torch.where(scale_TC < 0, -1.0, 1.0).to(scale_TC)
@@ -99,8 +104,8 @@ class _Statistics(torch.autograd.Function):
         return torch.addcmul((d_mean_C / pixels - mean_C * slope_C)[:, None, None], y_BCHW, slope_C[:, None, None])
 
 
-# The form <conv(x, w), g> is linear in each of its three arguments. Its three partial derivatives are closed under differentiation,
-# so these three are all that any order of derivative needs (torch's own second derivative of a convolution is several times slower).
+# The form <conv(x, w), g> is linear in each of its three arguments, so its partial derivatives are closed under
+# differentiation: these three serve every order (torch's own second derivative of a grouped convolution is slow).
 
 
 class _Conv(torch.autograd.Function):
@@ -178,4 +183,4 @@ def _blank(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    return function.apply(*arguments)
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]

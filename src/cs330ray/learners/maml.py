@@ -1,15 +1,17 @@
-"""MAML: Finn, Abbeel & Levine 2017, algorithm 2; learned inner rates as in Antoniou et al. 2019 (MAML++).
+"""MAML: Finn, Abbeel & Levine 2017, algorithm 2; learned inner rates as in Li et al. 2017 and Antoniou et al. 2019.
 
-phi_T <- phi_T - alpha grad L(phi_T, support), `inner_steps` times from phi_T = w, then w descends the mean over tasks of L(phi_T, query).
+phi_T <- phi_T - alpha grad L(phi_T, support), `inner_steps` times from phi_T = w for every task; then w descends the
+mean over tasks of L(phi_T, query).
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+# ruff: noqa: N815 - the fields carry their shapes
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from cs330ray.learners import conv4
@@ -37,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Maml:
-    """What the algorithm is told: the net's body, the inner loop's length and order, and whose statistics normalise the queries."""
+    """What the algorithm is told: the body, the inner loop's length and order, whose statistics normalise the queries."""
 
     body: Body
     inner_steps: int
@@ -46,17 +48,23 @@ class Maml:
 
 
 def init_inner_lrs(params: Params, inner_lr: float, learn: LearnInnerLrs, inner_steps: int) -> dict[str, Tensor]:
-    """One inner rate (the paper's alpha) for each parameter tensor, all equal at first: (1,), or (S,) for one a step."""
+    """Set one inner rate (the paper's alpha) for each parameter tensor, all equal: (1,), or (S,) for one a step."""
     steps = inner_steps if learn == "tensor_step" else 1
     return {name: param.new_full((steps,), inner_lr) for name, param in params.items()}
 
 
 def adapt(
-    loss: Callable[[Params], Tensor], params_T: Params, inner_lrs: Params, *, inner_steps: int, first_order: bool = False
+    loss: Callable[[Params], Tensor],
+    params_T: Params,
+    inner_lrs: Params,
+    *,
+    inner_steps: int,
+    first_order: bool = False,
 ) -> dict[str, Tensor]:
-    """Descend `loss`, one value a task (T,), from `params_T`, algorithm 2 line 6; the adapted parameters, with a leading T.
+    """Descend `loss`, one value a task (T,), from `params_T`, algorithm 2 line 6; the adapted parameters.
 
-    Differentiable in parameters and rates; `first_order` takes the inner gradients for constants. Steps beyond the rates use the last one.
+    All have a leading T. Differentiable in parameters and rates; `first_order` takes the inner gradients for constants.
+    Steps beyond the last rate use that one.
     """
     phi_T = dict(params_T)
     for step in range(inner_steps):
@@ -69,10 +77,10 @@ def adapt(
 
 
 def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> float:
-    """Add the gradient of the outer loss, algorithm 2 line 10, to the `grad` of parameters and learned rates; the loss itself.
+    """Add the gradient of the outer loss, algorithm 2 line 10, to the `grad` of parameters and learned rates; the loss.
 
-    By the chain rule, dL/dw = (dphi/dw)^T dL/dphi: the queries, most of the images, are differentiated once and in their own few tasks at
-    a time; the inner loop, twice, on the support alone. The mean over tasks is exact however many go at once.
+    By the chain rule dL/dw = (dphi/dw)^T dL/dphi: the queries, which are most of the images, are differentiated once and
+    a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once.
     """
     loss = 0.0
     for part in _parts(batch, of=batch.support_TNKCHW):
@@ -91,7 +99,7 @@ def evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dic
 
 
 def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
-    phi_T = _detached(_adapted(maml, params, inner_lrs, batch, first_order=True))
+    phi_T = _adapted(maml, params, inner_lrs, batch, first_order=True)
     with torch.no_grad():
         before_TBN = conv4.logits(maml.body, _for_each(len(batch), params), _flat(batch.support_TNKCHW))
         after_TBN = conv4.logits(maml.body, phi_T, _flat(batch.support_TNKCHW))
@@ -105,7 +113,7 @@ def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> di
 
 
 def query_logits(maml: Maml, phi_T: Params, batch: Batch) -> Tensor:
-    """Score the queries under adapted parameters, normalised as `query_norm` says: (T, B, N), B = N * Q in class order."""
+    """Score the queries under adapted parameters, normalised as `query_norm` says: (T, B, N), in class order."""
     support_TBCHW, query_TBCHW = _flat(batch.support_TNKCHW), _flat(batch.query_TNQCHW)
     if maml.query_norm == "query":
         return conv4.logits(maml.body, phi_T, query_TBCHW)
@@ -115,14 +123,18 @@ def query_logits(maml: Maml, phi_T: Params, batch: Batch) -> Tensor:
 
 def cross_entropy(logits_TBN: Tensor) -> Tensor:
     """Mean cross entropy of each task, whose images lie in class order: (T,)."""
-    log_p_TBN = logits_TBN.log_softmax(dim=-1)
-    return -log_p_TBN.unflatten(1, (logits_TBN.shape[-1], -1)).diagonal(dim1=1, dim2=3).mean(dim=(1, 2))
+    labels_TB = _labels(logits_TBN)
+    return F.cross_entropy(logits_TBN.mT, labels_TB, reduction="none").mean(dim=1)
 
 
 def accuracy(logits_TBN: Tensor) -> Tensor:
     """Share of each task's images, in class order, whose highest logit is their class's: (T,)."""
-    classes_TNK = logits_TBN.argmax(dim=-1).unflatten(1, (logits_TBN.shape[-1], -1))
-    return (classes_TNK == torch.arange(logits_TBN.shape[-1], device=logits_TBN.device)[:, None]).float().mean(dim=(1, 2))
+    return (logits_TBN.argmax(dim=-1) == _labels(logits_TBN)).cpu().double().mean(dim=1)
+
+
+def _labels(logits_TBN: Tensor) -> Tensor:
+    tasks, batch, ways = logits_TBN.shape
+    return torch.arange(ways, device=logits_TBN.device).repeat_interleave(batch // ways).expand(tasks, -1)
 
 
 def _adapted(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, first_order: bool) -> dict[str, Tensor]:
@@ -139,7 +151,9 @@ def _query_gradients(maml: Maml, phi_T: Params, batch: Batch) -> Iterator[tuple[
     """For a few tasks at a time: the gradient of their query losses by their adapted parameters, and the losses."""
     done = 0
     for part in _parts(batch, of=batch.query_TNQCHW):
-        leaves_T = {name: tensor_T[done : done + len(part)].detach().requires_grad_() for name, tensor_T in phi_T.items()}
+        leaves_T = {
+            name: tensor_T[done : done + len(part)].detach().requires_grad_() for name, tensor_T in phi_T.items()
+        }
         losses_T = cross_entropy(query_logits(maml, leaves_T, part))
         yield torch.autograd.grad(losses_T.sum(), list(leaves_T.values())), losses_T.detach()
         done += len(part)

@@ -1,1 +1,1 @@
-"""report"""
+"""What the ledger says, for people."""

@@ -28,11 +28,12 @@ from ray import tune
 from cs330ray.errors import SpecError
 from cs330ray.service import trainables
 from cs330ray.service.actor import TrialActor
+from cs330ray.service.estimate import first_values
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder
 from cs330ray.service.search import LedgerSearcher
-from cs330ray.spec import Cell, Choice, Study
+from cs330ray.spec import Cell, Study
 
 MIRROR_WAIT_S = 10.0
 BATCH_S = 0.5  # rows are sent together for so long
@@ -106,12 +107,7 @@ def prepare(study: Study) -> dict[str, str]:
     digests = {}
     for cell in study.cells:
         trainable = trainables.load(cell.trainable)
-        first = {
-            name: domain.choices[0] if isinstance(domain, Choice) else domain.low
-            for name, domain in cell.space.items()
-            if not domain.when
-        }
-        digests[cell.key] = trainable.prepare(trainables.configuration(trainable, cell, first))
+        digests[cell.key] = trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
     return digests
 
 
@@ -122,7 +118,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     machine = _join(study)
     slots = machine.slots(study)
     data = prepare(study)
-    with _alone(study, home):
+    with alone(study, home):
         ledger = Ledger.at(home)
         for line in ledger.open(study):
             listener.says(f"grown: {line}")
@@ -267,7 +263,7 @@ def _announce(study: Study, machine: Machine, slots: int, listener: Listener) ->
 
 
 @contextlib.contextmanager
-def _alone(study: Study, home: Path) -> Iterator[None]:
+def alone(study: Study, home: Path) -> Iterator[None]:
     """Hold the study against a second driver. Raises SpecError where one runs it."""
     folder = home / study.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,13 @@ def configuration(trainable: Trainable, cell: Cell, params: Mapping[str, Any]) -
         raise SpecError(f"{place or cell.trainable}: {_say(first)}") from None
 
 
+def chance(cell: Cell, params: Mapping[str, Any]) -> Mapping[str, float]:
+    """What guessing reaches, by metric, where the trainable says it."""
+    trainable = load(cell.trainable)
+    known = getattr(trainable, "chance", None)
+    return cast("Mapping[str, float]", known(configuration(trainable, cell, params))) if known is not None else {}
+
+
 def code_digest(name: str) -> str:
     """The digest of the package's source and, for a trainable of one's own, of its module."""
     files = sorted(Path(cs330ray.__file__).parent.rglob("*.py"))

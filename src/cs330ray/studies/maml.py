@@ -1,13 +1,16 @@
 """MAML on few-shot images: episodes of hand-drawn or printed characters, CS330 homework 2."""
 
+import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
+from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,19 +37,29 @@ class Config(BaseModel):
     shots: Shots = Field(1, description="support drawings of each class of a task")
     queries: int = Field(15, ge=1, le=DRAWINGS - 1, description="query drawings of each class of a task")
     tasks: int = Field(16, ge=1, le=1024, description="tasks of an outer step")
-    body: conv4.Body = Field("course", description="Conv-4 without pooling and a mean over space, or with and flattened")
+    body: conv4.Body = Field(
+        "course", description="Conv-4 without pooling and a mean over space, or with and flattened"
+    )
     filters: int = Field(32, ge=1, le=512, description="channels of each block")
-    inner_lr: float = Field(0.4, gt=0, le=10, description="learning rate of the inner loop (the paper's alpha), or its start")
+    inner_lr: float = Field(
+        0.4, gt=0, le=10, description="learning rate of the inner loop (the paper's alpha), or its start"
+    )
     inner_steps: int = Field(1, ge=1, le=100, description="gradient steps of the inner loop")
-    learn_inner_lrs: maml.LearnInnerLrs = Field("none", description="learn an inner rate per tensor, or per tensor and step")
+    learn_inner_lrs: maml.LearnInnerLrs = Field(
+        "none", description="learn an inner rate per tensor, or per tensor and step"
+    )
     first_order: bool = Field(False, description="take the inner gradients for constants (first-order MAML)")
     outer_lr: float = Field(1e-3, gt=0, le=1, description="learning rate of the outer Adam (the paper's beta)")
     query_norm: maml.QueryNorm = Field("query", description="whose batch statistics normalise the queries")
     eval_every_steps: int = Field(50, ge=1, description="outer steps from one validation to the next")
-    eval_inner_steps: int | None = Field(None, ge=1, le=1000, description="inner steps of validation and test; as in training")
+    eval_inner_steps: int | None = Field(
+        None, ge=1, le=1000, description="inner steps of validation and test; as in training"
+    )
     val_tasks: int = Field(100, ge=1, le=10_000, description="tasks of the validation")
     test_tasks: int = Field(600, ge=2, le=100_000, description="tasks of the test")
-    test_shots: tuple[Shots, ...] = Field((1, 2, 4, 6, 8, 10), min_length=1, description="support drawings of each class, at test")
+    test_shots: tuple[Shots, ...] = Field(
+        (1, 2, 4, 6, 8, 10), min_length=1, description="support drawings of each class, at test"
+    )
     test_queries: int = Field(10, ge=1, le=DRAWINGS - 1, description="query drawings of each class, at test")
 
     @model_validator(mode="after")
@@ -54,7 +67,9 @@ class Config(BaseModel):
         for shots, queries in (("shots", self.queries), ("test_shots", self.test_queries)):
             most = self.shots if shots == "shots" else max(self.shots, *self.test_shots)
             if most + queries > DRAWINGS:
-                raise ValueError(f"{shots}: a class has {DRAWINGS} drawings, but got {most} shots + {queries} queries; lower one")
+                raise ValueError(
+                    f"{shots}: a class has {DRAWINGS} drawings, but got {most} shots + {queries} queries; lower one"
+                )
         return self
 
     @property
@@ -92,37 +107,165 @@ def prepare(config: Config) -> str:
 def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
     """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
 
-    The `train_` metrics of a row are those of its step's own tasks before the update.
+    The `train_` metrics of a row are those of its own step's tasks, before the update.
     """
     device = _device()
-    state = _State.fresh(config, seed, device)
-    if resume is not None:
-        state.load(resume)
+    state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, device)
     classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "train").to(device)
     val = _validation(config, device)
     while state.step < steps:
         state.step += 1
-        batch = _draw(config, classes_MRHW, state.generator, device)
         due = state.step % config.eval_every_steps == 0 or state.step == steps
-        row = _measure("train", config.training, state, batch) if due else {}
+        batch = _draw(config, classes_MRHW, config.tasks, config.shots, config.queries, state.generator)
+        row = _means("train", _scores(config.training, state, batch)) if due else {}
         state.optimizer.zero_grad()
         finite(maml.outer_backward(config.training, state.params, state.inner_lrs, batch), state.step)
         state.optimizer.step()
         if due:
-            row |= _measure("val", config.evaluation, state, val)
+            row |= _means("val", _scores(config.evaluation, state, val))
             finite(row["val_loss"], state.step)
             yield Progress(state.step, row | {"val_accuracy": row["val_post_adapt_query_accuracy"]}, state.save)
 
 
-def test(config: Config, seed: int, checkpoint: Path) -> Scores:
-    """Score the checkpoint on the test characters, with each number of shots on the same tasks and queries."""
-    device = _device()
-    state = _State.fresh(config, seed, device)
-    state.load(checkpoint)
-    batch = _test_batch(config, device)
-    evaluation = config.evaluation
-    found = _scores_T(evaluation, state, batch[:, : config.shots])
-    accuracies_T = {"test_accuracy": found["post_adapt_query_accuracy"]}
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
+    """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
+    state = _State.load(checkpoint, config, _device())
+    batch = _test_batch(config, state.device)
+    trained = _with_shots(batch, config.shots)
+    scores_T = _scores(config.evaluation, state, trained)
+    by_support_T = _scores(replace(config.evaluation, query_norm="support"), state, trained)
+    accuracies_T = {
+        "test_accuracy": scores_T["post_adapt_query_accuracy"],
+        "test_accuracy_support_norm": by_support_T["post_adapt_query_accuracy"],
+    }
     for shots in config.test_shots:
-        scores_T = _scores_T(evaluation, state, _with_shots(batch, shots))
-        accuracies_T[f"test_accuracy/shots/{shots}"] = scores_T["post_adapt_query_accuracy"]
+        swept_T = _scores(config.evaluation, state, _with_shots(batch, shots))
+        accuracies_T[f"test_accuracy/shots/{shots}"] = swept_T["post_adapt_query_accuracy"]
+    metrics = _means("test", scores_T) | {name: _mean(values_T) for name, values_T in accuracies_T.items()}
+    metrics["test_accuracy_ci95"] = 1.96 * accuracies_T["test_accuracy"].double().std().item() / config.test_tasks**0.5
+    return Scores(metrics, {name: _items(values_T) for name, values_T in accuracies_T.items()})
+
+
+@dataclass
+class _State:
+    """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
+
+    step: int
+    params: dict[str, Tensor]
+    inner_lrs: dict[str, Tensor]
+    optimizer: torch.optim.Adam
+    generator: torch.Generator  # of the episodes
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int, device: torch.device) -> Self:
+        generator = _generator("train", seed)
+        drawn = conv4.init(config.body, filters=config.filters, ways=config.ways, generator=generator)
+        params = {name: param.to(device).requires_grad_() for name, param in drawn.items()}
+        inner_lrs = maml.init_inner_lrs(params, config.inner_lr, config.learn_inner_lrs, config.inner_steps)
+        learned_lrs = [] if config.learn_inner_lrs == "none" else [lr.requires_grad_() for lr in inner_lrs.values()]
+        optimizer = torch.optim.Adam([*params.values(), *learned_lrs], lr=config.outer_lr)
+        return cls(0, params, inner_lrs, optimizer, generator)
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
+        state = cls.fresh(config, 0, device)
+        state.step = json.loads((checkpoint / "state.json").read_text())["step"]
+        tensors = load_file(checkpoint / "state.safetensors")
+        state.generator.set_state(tensors.pop("generator"))
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                match name.split("/"):
+                    case ["param", param]:
+                        state.params[param].copy_(tensor)
+                    case ["inner_lr", param]:
+                        state.inner_lrs[param].copy_(tensor)
+                    case ["adam", index, moment]:
+                        moments[int(index)][moment] = tensor
+        state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": dict(moments)})
+        return state
+
+    def save(self, directory: Path) -> None:
+        tensors = {f"param/{name}": param.detach() for name, param in self.params.items()}
+        tensors |= {f"inner_lr/{name}": inner_lr.detach() for name, inner_lr in self.inner_lrs.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{moment}": tensor for moment, tensor in moments.items()}
+        save_file(tensors | {"generator": self.generator.get_state()}, directory / "state.safetensors")
+        (directory / "state.json").write_text(json.dumps({"step": self.step}))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+
+def _draw(
+    config: Config, classes_MRHW: Tensor, tasks: int, shots: int, queries: int, generator: torch.Generator
+) -> Batch:
+    episodes = draw_episodes(
+        classes_MRHW,
+        tasks=tasks,
+        ways=config.ways,
+        shots=shots,
+        queries=queries,
+        generator=generator,
+        device=classes_MRHW.device,
+    )
+    return Batch(episodes.support_TNKCHW, episodes.query_TNQCHW)
+
+
+def _validation(config: Config, device: torch.device) -> Batch:
+    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "val").to(device)
+    generator = _generator("val", config.data_seed)
+    return _draw(config, classes_MRHW, config.val_tasks, config.shots, config.queries, generator)
+
+
+def _test_batch(config: Config, device: torch.device) -> Batch:
+    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "test").to(device)
+    generator = _generator("test", config.data_seed)
+    most_shots = max(config.shots, *config.test_shots)
+    return _draw(config, classes_MRHW, config.test_tasks, most_shots, config.test_queries, generator)
+
+
+def _with_shots(batch: Batch, shots: int) -> Batch:
+    return replace(batch, support_TNKCHW=batch.support_TNKCHW[:, :, :shots])
+
+
+def _scores(algorithm: Maml, state: _State, batch: Batch) -> dict[str, Tensor]:
+    return maml.evaluate(algorithm, state.params, state.inner_lrs, batch)
+
+
+def _means(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:
+    return {f"{part}_{name}": _mean(values_T) for name, values_T in scores_T.items()}
+
+
+def _mean(values_T: Tensor) -> float:
+    return values_T.cpu().double().mean().item()
+
+
+def _items(accuracy_T: Tensor) -> list[Item]:
+    return [Item(unit=str(task), score=score) for task, score in enumerate(accuracy_T.tolist())]
+
+
+def _generator(stream: str, seed: int) -> torch.Generator:
+    """A stream of random numbers of its own for each purpose and seed."""
+    digest = hashlib.sha256(f"maml/{stream}/{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _device() -> torch.device:
+    """CPU unless there is CUDA; CS330RAY_DEVICE says otherwise. On CUDA the run repeats as far as its kernels can."""
+    name = os.environ.get("CS330RAY_DEVICE")
+    device = torch.device(name) if name else PartialState().device
+    if device.type == "mps" and name is None:
+        return torch.device("cpu")
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa ruin second derivatives, as bf16's seven do
+    return device
+
+
+if __name__ == "__main__":  # pragma: no cover
+    from cs330ray.cli import study_main
+
+    study_main("maml")

@@ -1,0 +1,5 @@
+"""`python -m cs330ray` is `cs330ray`."""
+
+from cs330ray.cli import main
+
+main()

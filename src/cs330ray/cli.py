@@ -1,0 +1,318 @@
+"""The command line. Rooms with heavy dependencies are entered inside the commands, so that `--help` is quick."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cs330ray.errors import Cs330rayError, SpecError
+
+if TYPE_CHECKING:
+    from cs330ray.service.ledger import Ledger, Trial
+    from cs330ray.spec import Study
+
+app = typer.Typer(
+    help="Hyperparameter studies of multi-task, meta- and few-shot learning: ask in a file, kill at will, get an summary.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="a study's name, as in `cs330ray list`")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override the file, e.g. budget.trials=32")
+]
+
+
+def main() -> None:
+    """Run the command line: what a person can act on is one line and exit code 2."""
+    guarded(app)
+
+
+def guarded(command: Any, *arguments: Any) -> None:
+    """Run `command`; an error of ours becomes its one line on stderr and exit code 2."""
+    try:
+        command(*arguments)
+    except Cs330rayError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+
+
+def study_main(trainable: str, arguments: list[str] | None = None) -> None:
+    """What `python -m cs330ray.studies.NAME` does: run studies/NAME.toml, or one trial alone with `--trial`."""
+    from cs330ray.lone import study_command
+
+    guarded(study_command, trainable, sys.argv[1:] if arguments is None else arguments, run_study)
+
+
+def home() -> Path:
+    """Where studies live: CS330RAY_HOME, else `runs` here."""
+    return Path(os.environ.get("CS330RAY_HOME") or "runs")
+
+
+def shipped() -> Path:
+    """Where the studies that come with the package lie, in a checkout or in an installed wheel."""
+    checkout = Path(__file__).parents[2] / "studies"
+    return checkout if checkout.is_dir() else Path(__file__).parent / "shipped"
+
+
+def study_file(text: str) -> Path:
+    """A study's file: a path, or the name of one that comes with the package."""
+    path, known = Path(text), shipped() / f"{text}.toml"
+    return known if not path.exists() and known.is_file() else path
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a study file, or the name of one in studies/")],
+    fork: Annotated[str | None, typer.Option(metavar="NAME", help="run it as another study of this name")] = None,
+    set_: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would run and what it may cost; start nothing")
+    ] = False,
+) -> None:
+    """Run, resume or extend a study: the same command does all three."""
+    from cs330ray import spec
+
+    path = study_file(file)
+    study = spec.read(path, set_ or (), fork)
+    if dry_run:
+        _dry_run(study, str(path))
+    else:
+        run_study(study, str(path), f"cs330ray run {file}" + "".join(f" --set '{text}'" for text in set_ or ()))
+
+
+def run_study(study: "Study", source: str, command: str) -> None:
+    """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
+    from cs330ray.console import StudyConsole, duration
+    from cs330ray.service import run as service
+    from cs330ray.service import trainables
+    from cs330ray.service.ledger import Ledger
+
+    trainables.check(study, source)
+    metrics = trainables.load(study.trainables()[0]).METRICS
+    finished = {}
+    if (home() / "ledger.db").exists() or os.environ.get("CS330RAY_LEDGER"):
+        ledger = Ledger.at(home())
+        if ledger.find(study.name) is not None:
+            finished = {
+                (cell.key, trial.number): (trial.state, trial.values[0] if trial.values else None)
+                for cell in study.cells
+                for trial in ledger.trials(study, cell)
+                if trial.state != "RUNNING"
+            }
+    with StudyConsole(study, [metrics[name].goal for name in study.objective], finished) as console:
+        outcome = service.run(study, home(), console)  # type: ignore[arg-type]
+    if outcome.interrupted:
+        console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost. Go on with: {command}")
+        raise SystemExit(130)
+    console.says(f"{study.name}: done in {duration(outcome.seconds)} ({outcome.start_s:.1f}s until the first trial)")
+    _print_answer(study)
+
+
+def _print_answer(study: "Study") -> None:
+    from rich.console import Console
+
+    from cs330ray.report import summary
+    from cs330ray.service import trainables
+    from cs330ray.service.ledger import Ledger
+    from cs330ray.service.mirror import tracking_uri
+
+    console = Console(highlight=False)
+    for line in summary.answer(Ledger.at(home()), study, trainables.chance):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print("Look closer:", markup=False)
+    prefix = f"CS330RAY_HOME={home()} " if home() != Path("runs") else ""
+    for line in (
+        f"  {prefix}cs330ray show {study.name}",
+        f"  {prefix}cs330ray ui      (the same as: mlflow ui --backend-store-uri {tracking_uri(home())})",
+    ):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _dry_run(study: "Study", source: str) -> None:
+    from rich.console import Console
+
+    from cs330ray.service import trainables
+    from cs330ray.service.estimate import plan
+    from cs330ray.service.run import Machine
+
+    trainables.check(study, source)
+    machine = Machine.here()
+    slots = machine.slots(study)
+    console = Console(highlight=False)
+    for line in plan(study, slots, machine.gpus_per_trial(study)):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
+def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
+    """Delete a study: its trials, checkpoints and MLflow runs."""
+    import shutil
+
+    ledger = _ledger()
+    found = ledger.study(study)
+    trials = sum(len(ledger.history(found, cell)) for cell in found.cells)
+    if not yes and not typer.confirm(f"delete {study} with {trials} trials, their checkpoints and MLflow runs?"):
+        raise SystemExit(1)
+    from cs330ray.service.mirror import MirrorError, forget
+    from cs330ray.service.run import alone
+
+    with alone(found, home()):
+        try:
+            forget(study, ledger.uid(study), home())
+        except MirrorError as error:
+            sys.stderr.write(f"{error}\n")
+        ledger.delete(study)
+    shutil.rmtree(home() / study, ignore_errors=True)
+    typer.echo(f"{study}: deleted, {trials} trials")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the studies."""
+    from cs330ray.report import summary
+
+    _print_table(summary.studies(_ledger()))
+
+
+@app.command()
+def show(
+    study: Name,
+    trial: Annotated[int | None, typer.Argument(help="one trial, with its rows")] = None,
+    cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
+    log: Annotated[bool, typer.Option("--log", help="with TRIAL: attempts, reason and traceback")] = False,
+    diff: Annotated[Path | None, typer.Option(help="what a study file changes against the study")] = None,
+    front: Annotated[bool, typer.Option("--front", help="only the Pareto front")] = False,
+) -> None:
+    """Show a study's trials, or one trial."""
+    from cs330ray import growth, spec
+    from cs330ray.report import summary
+
+    ledger = _ledger()
+    found = ledger.study(study)
+    if diff is not None:
+        typer.echo("\n".join(growth.difference(found, spec.read(diff))) or f"{study}: no difference")
+    elif trial is None:
+        _print_table(summary.trials(ledger, found, front=front))
+    else:
+        for table in summary.trial(ledger, found, _pick(ledger, found, trial, cell), log=log):
+            _print_table(table)
+
+
+@app.command()
+def best(
+    study: Name,
+    by: Annotated[str | None, typer.Option(metavar="METRIC", help="rank by this metric of the last row")] = None,
+) -> None:
+    """Print the best configuration of each cell as TOML, and its checkpoint."""
+    from cs330ray.report import summary
+
+    ledger = _ledger()
+    typer.echo(summary.best_toml(ledger, ledger.study(study), by))
+
+
+@app.command()
+def sync(
+    study: Name,
+    follow: Annotated[bool, typer.Option("--follow", help="keep on until stopped")] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Make MLflow agree with the ledger."""
+    from cs330ray.service import mirror
+
+    ledger = _ledger()
+    ledger.study(study)
+    if follow:
+        mirror.follow(ledger, study, home(), parent)
+    else:
+        changes = mirror.Mirror(ledger, study, home()).sync()
+        typer.echo(f"{study}: {changes} changes; MLflow at {mirror.tracking_uri(home())} agrees with the ledger")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
+    """Open MLflow's UI on this machine."""
+    from cs330ray.service.mirror import tracking_uri
+
+    uri = tracking_uri(home())
+    if uri.startswith("http"):
+        typer.echo(f"MLflow runs at {uri}")
+        return
+    typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    with subprocess.Popen([*command, "--port", str(port), "--workers", "1"], env=environment) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            code = 0
+    raise SystemExit(code)
+
+
+@app.command()
+def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = "list") -> None:
+    """List, fetch or verify the publishers' archives."""
+    from cs330ray.data import store
+
+    if action not in ("list", "fetch", "verify"):
+        raise SpecError(f"data: one of list, fetch, verify is needed, but got {action!r}")
+    if action == "fetch":
+        for archive in store.archives():
+            typer.echo(f"{archive.file}: {store.fetch(archive)}")
+    elif action == "verify":
+        from cs330ray.data import omniglot
+
+        omniglot.verify()
+        typer.echo("omniglot: 1,623 characters of 50 alphabets, pixel for pixel the published ones")
+    else:
+        from cs330ray.report.summary import Sheet
+
+        columns = ["name", "file", "licence", "found", "from"]
+        rows = [[row.name, row.file, row.licence, str(row.found or "missing"), row.url] for row in store.archives()]
+        _print_table(Sheet(None, columns, rows))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    import json
+
+    from cs330ray.spec import Study
+
+    typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+
+
+def _ledger() -> "Ledger":
+    from cs330ray.service.ledger import Ledger
+
+    if not os.environ.get("CS330RAY_LEDGER") and not (home() / "ledger.db").exists():
+        raise SpecError(f"{home()}: a ledger is needed here, but there is none; run a study, or set CS330RAY_HOME")
+    return Ledger.at(home())
+
+
+def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "Trial":
+    found = [trial for each in study.cells for trial in ledger.trials(study, each) if trial.number == number]
+    if cell is not None:
+        found = [trial for trial in found if cell in (trial.cell.title, trial.cell.key)]
+    if len(found) != 1:
+        cells = ", ".join(repr(each.title) for each in study.cells)
+        why = (
+            f"{len(found)} cells have it; add --cell with one of {cells}"
+            if found
+            else "there is none; see `cs330ray show`"
+        )
+        raise SpecError(f"{study.name}: trial {number} must be one trial, but {why}")
+    return found[0]
+
+
+def _print_table(sheet: Any) -> None:
+    from rich.console import Console
+
+    from cs330ray.console import table_of
+
+    Console(highlight=False).print(table_of(sheet.title, sheet.columns, sheet.rows))

@@ -1,0 +1,169 @@
+"""What a person sees of a running study: a live table at a terminal, a line a trial in a log file."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cs330ray.spec import Cell, Study
+
+if TYPE_CHECKING:
+    from cs330ray.service.ledger import Ending, Row
+
+STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
+REFRESH_S = 0.25
+
+
+def number(value: float) -> str:
+    """A number for people: four significant digits."""
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42s, 3m 05s, 2h 10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def params(values: Mapping[str, Any]) -> str:
+    """Parameters in one line: `inner_lr=0.4 body=pooled`."""
+    return " ".join(f"{name}={number(value) if isinstance(value, float) else value}" for name, value in values.items())
+
+
+class StudyConsole:
+    """Shows a study while it runs; a `service.record.Listener` by shape."""
+
+    def __init__(
+        self, study: Study, goals: Sequence[str], finished: Mapping[tuple[str, int], tuple[str, float | None]]
+    ) -> None:
+        """`finished` holds state and first objective of the trials that ended in earlier sessions, by cell and number."""
+        self._study = study
+        self._goals = goals
+        self._ended: dict[tuple[str, int], tuple[str, float | None]] = dict(finished)
+        self._at_start = len(finished)
+        self._running: dict[tuple[str, int], dict[str, Any]] = {}
+        self._began = time.monotonic()
+        self._drawn = 0.0
+        self.out = Console(highlight=False)
+        self._live: Live | None = None
+
+    def __enter__(self) -> "StudyConsole":
+        if self.out.is_terminal:
+            self._live = Live(self._picture(), console=self.out, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    # The listener ------------------------------------------------------------------------------------------------
+
+    def says(self, line: str) -> None:
+        """Print a line that stays."""
+        self.out.print(line, soft_wrap=True, markup=False)
+
+    def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
+        """Show a trial as running."""
+        searched = {name: value for name, value in params.items() if name in cell.space}
+        self._running[cell.key, number] = {"cell": cell, "params": searched, "step": 0, "value": None}
+        if resumed_from_step is not None:
+            self.says(f"trial {number}{_of(cell)} goes on from its checkpoint at step {resumed_from_step}")
+
+    def reached(self, cell: Cell, number: int, row: "Row") -> None:
+        """Show how far a trial is."""
+        entry = self._running.get((cell.key, number))
+        if entry is not None:
+            entry["step"] = row.step
+            entry["value"] = row.metrics.get(self._study.objective[0], entry["value"])
+
+    def ended(self, cell: Cell, number: int, ending: "Ending", values: tuple[float, ...] | None) -> None:
+        """Count a trial, and leave a line of it."""
+        entry = self._running.pop((cell.key, number), None)
+        value = values[0] if values and ending.state != "FAIL" else None
+        self._ended[cell.key, number] = (ending.state, value)
+        self.says(self._line(cell, number, ending, values, entry["params"] if entry else {}))
+
+    def lost(self, cell: Cell, number: int, times: int) -> None:
+        """Say that a worker was lost."""
+        self._running.pop((cell.key, number), None)
+        self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it goes on from its newest checkpoint")
+
+    def ticked(self) -> None:
+        """Draw the table again, now and then."""
+        if self._live is not None and time.monotonic() - self._drawn > REFRESH_S:
+            self._drawn = time.monotonic()
+            self._live.update(self._picture(), refresh=True)
+
+    # The picture -------------------------------------------------------------------------------------------------
+
+    def _line(
+        self, cell: Cell, number_: int, ending: "Ending", values: tuple[float, ...] | None, searched: Mapping[str, Any]
+    ) -> str:
+        total = self._study.budget.trials * len(self._study.cells)
+        shown = " ".join(
+            f"{name}={number(value)}" for name, value in zip(self._study.objective, values or (), strict=False)
+        )
+        reason = f" [{ending.reason}]" if ending.reason else ""
+        count = f"{len(self._ended)}/{total}"
+        return f"{count:>7}  trial {number_:<3}{_of(cell)} {ending.state:<8} {shown}  {params(searched)}{reason}"
+
+    def _best(self) -> float | None:
+        complete = [value for state, value in self._ended.values() if state == "COMPLETE" and value is not None]
+        return (max if self._goals[0] == "max" else min)(complete) if complete else None
+
+    def _left_s(self) -> float | None:
+        """Seconds left, from the share of all steps done in this session; pruned trials make it an upper bound."""
+        total = self._study.budget.trials * len(self._study.cells)
+        under_way = sum(entry["step"] for entry in self._running.values()) / self._study.budget.steps
+        done = len(self._ended) - self._at_start + under_way
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._began) * (total - self._at_start - done) / done
+
+    def _picture(self) -> Group:
+        study, best, left = self._study, self._best(), self._left_s()
+        states = [state for state, _ in self._ended.values()]
+        total = study.budget.trials * len(study.cells)
+        counts = "  ".join(
+            f"{states.count(state)} {state}" for state in ("COMPLETE", "PRUNED", "FAIL") if state in states
+        )
+        headline = Text.assemble(
+            (f"{study.name}  ", "bold"),
+            f"{len(states)}/{total} trials  {counts}  ",
+            f"best {study.objective[0]} {number(best)}  " if best is not None else "",
+            f"{duration(time.monotonic() - self._began)} so far",
+            f", about {duration(left)} left" if left is not None else "",
+        )
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("trial", "step", study.objective[0], "parameters"):
+            table.add_column(column, justify="left" if column == "parameters" else "right", style="cyan")
+        for (_, trial), entry in sorted(self._running.items(), key=lambda item: item[0]):
+            value = "" if entry["value"] is None else number(entry["value"])
+            cell = f"{entry['cell'].title}  " if len(study.cells) > 1 else ""
+            table.add_row(str(trial), f"{entry['step']}/{study.budget.steps}", value, cell + params(entry["params"]))
+        return Group(headline, table)
+
+
+def _of(cell: Cell) -> str:
+    return f" of {cell.title}" if cell.values else ""
+
+
+def table_of(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table; states in their colours."""
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(text, style=STYLES.get(text, "")) for text in row))
+    return table

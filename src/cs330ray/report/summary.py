@@ -1,0 +1,202 @@
+"""Tables and lines of what the ledger holds: studies, trials, one trial, the best."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cs330ray.errors import SpecError
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.spec import Cell, Study
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: its title, the names of its columns, and its rows as texts."""
+
+    title: str | None
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def studies(ledger: Ledger) -> Sheet:
+    """Every study with its cells, trials by state and best value."""
+    rows = []
+    for name in ledger.names():
+        study = ledger.study(name)
+        found = [trial for cell in study.cells for trial in ledger.trials(study, cell)]
+        counts = {
+            state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
+        }
+        top = [best for cell in study.cells if (best := best_trial(ledger, study, cell)) is not None]
+        values = [trial.values[0] for trial in top if trial.values]
+        best = _better(ledger.goals(study)[0])(values) if values else None
+        wanted = study.budget.trials * len(study.cells)
+        rows.append([
+            name, ", ".join(study.trainables()), str(len(study.cells)), f"{len(found)}/{wanted}",
+            *(str(count) for count in counts.values()), study.objective[0], "" if best is None else f"{best:.4g}",
+        ])  # fmt: skip
+    columns = ["study", "trainable", "cells", "trials", "complete", "pruned", "failed", "running", "objective", "best"]
+    return Sheet(None, columns, rows)
+
+
+def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
+    """The trials of every cell, the best first; `front` keeps those that no other trial of the cell dominates."""
+    goals, rows = ledger.goals(study), []
+    for cell in study.cells:
+        found = ledger.trials(study, cell)
+        chosen = pareto_front(found, goals) if front else found
+        for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
+            values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
+            spent = "" if trial.ended_s is None else f"{trial.ended_s - trial.started_s:.0f}s"
+            last = str(ledger.last_step(study, cell, trial.number))
+            rows.append(
+                [cell.title, str(trial.number), trial.state, *values, last, spent, _params(trial.params), trial.reason]
+            )
+    return Sheet(
+        f"{study.name}: {' '.join(study.objective)}",
+        ["cell", "trial", "state", *study.objective, "steps", "time", "parameters", "reason"],
+        rows,
+    )
+
+
+def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> list[Sheet]:
+    """One trial: what it is, and its rows; with `log` each start, the reason and the traceback."""
+    checkpoint = ledger.checkpoint(study, found.cell, found.number)
+    facts = {
+        "cell": found.cell.title, "state": found.state, "reason": found.reason, "seed": str(found.seed),
+        **{name: str(value) for name, value in {**found.cell.fixed, **found.params}.items()},
+        "checkpoint": str(checkpoint) if checkpoint is not None and checkpoint.exists() else "none",
+    }  # fmt: skip
+    sheets = [Sheet(f"{study.name}: trial {found.number}", ["what", "value"], [list(fact) for fact in facts.items()])]
+    rows = ledger.rows(study, found.cell, found.number)
+    names = sorted({name for row in rows for name in row.metrics})
+    lines = [
+        [str(row.step), *(f"{row.metrics[name]:.4g}" if name in row.metrics else "" for name in names)] for row in rows
+    ]
+    sheets.append(Sheet("rows", ["step", *names], lines))
+    if log:
+        attempts = ledger.attempts(study, found.cell, found.number)
+        sheets.append(Sheet("starts", ["start", "on"], [[str(i), json.dumps(on)] for i, on in enumerate(attempts)]))
+        sheets.append(Sheet("traceback", ["text"], [[found.traceback or "none"]]))
+    return sheets
+
+
+def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) -> Trial | None:
+    """The best COMPLETE trial of a cell by its first objective, or by any metric of its last row."""
+    complete = [trial for trial in ledger.trials(study, cell) if trial.state == "COMPLETE" and trial.values]
+    if by is None:
+        scores = {trial.number: (trial.values or (0.0,))[0] for trial in complete}
+        goal = ledger.goals(study)[0]
+    else:
+        known = ledger.metrics(study, cell.trainable)
+        if by not in known:
+            raise SpecError(f"--by {by}: one of {', '.join(known)} is needed, but got {by!r}")
+        goal = known[by].goal
+        scores = {trial.number: _last(ledger, study, trial, by) for trial in complete}
+    if not scores:
+        return None
+    number = _better(goal)(scores, key=lambda number: scores[number])
+    return next(trial for trial in complete if trial.number == number)
+
+
+def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
+    """The best configuration of each cell as TOML, its checkpoint in a comment. Raises SpecError where there is none."""
+    blocks = []
+    for cell in study.cells:
+        best = best_trial(ledger, study, cell, by)
+        if best is None:
+            blocks.append(f"# {cell.title}: no trial is COMPLETE yet")
+            continue
+        assert best.values is not None
+        shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(study.objective, best.values, strict=True))
+        checkpoint = ledger.checkpoint(study, cell, best.number)
+        blocks.append(
+            f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
+            f"# checkpoint: {checkpoint}\n"
+            f'trainable = "{cell.trainable}"\n[fixed]\n' + _toml({**cell.fixed, **best.params})
+        )
+    return "\n\n".join(blocks)
+
+
+def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, Any]], Mapping[str, float]]) -> list[str]:
+    """The end of a run in lines: the best trial of each cell, its value against chance, and where it lies."""
+    lines = []
+    for cell in study.cells:
+        found = ledger.trials(study, cell)
+        counts = {state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL")}
+        said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial ended"
+        title = f"{cell.title}: " if cell.values else ""
+        best = best_trial(ledger, study, cell)
+        if best is None or best.values is None:
+            lines.append(f"{title}{said}; no best trial yet")
+            continue
+        by_chance = chance(cell, best.params)
+        shown = ", ".join(
+            f"{name} {value:.4g}" + (f" (chance {by_chance[name]:.4g})" if name in by_chance else "")
+            for name, value in zip(study.objective, best.values, strict=True)
+        )
+        lines.append(f"{title}{said}; best is trial {best.number}: {shown} at {_params(best.params)}")
+        lines.append(f"  checkpoint: {ledger.checkpoint(study, cell, best.number)}")
+    return lines
+
+
+def pareto_front(found: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
+    """The COMPLETE trials that no other COMPLETE trial dominates."""
+    complete = [trial for trial in found if trial.state == "COMPLETE" and trial.values]
+    losses = {trial.number: _losses(trial, goals) for trial in complete}
+    return [
+        trial
+        for trial in complete
+        if not any(_dominates(losses[other.number], losses[trial.number]) for other in complete)
+    ]
+
+
+def seconds_per_step(ledger: Ledger, trainable: str) -> float | None:
+    """Median seconds a step over all recorded trials of a trainable, evaluation included; None where there are none."""
+    paces = []
+    for name in ledger.names():
+        study = ledger.study(name)
+        for cell in (cell for cell in study.cells if cell.trainable == trainable):
+            for trial in ledger.trials(study, cell)[-20:]:
+                rows = ledger.rows(study, cell, trial.number)
+                if len(rows) > 1 and len(ledger.attempts(study, cell, trial.number)) == 1:
+                    paces.append((rows[-1].wall_s - rows[0].wall_s) / (rows[-1].step - rows[0].step))
+    return sorted(paces)[len(paces) // 2] if paces else None
+
+
+def _losses(trial: Trial, goals: Sequence[str]) -> tuple[float, ...]:
+    return tuple(-value if goal == "max" else value for value, goal in zip(trial.values or (), goals, strict=True))
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
+    order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state)
+    return order, _losses(trial, goals)[0] if trial.values else time.time(), trial.number
+
+
+def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:
+    rows = [row for row in ledger.rows(study, trial.cell, trial.number) if metric in row.metrics]
+    if not rows:
+        raise SpecError(
+            f"--by {metric}: a metric that trials report is needed, but trial {trial.number} has no such row"
+        )
+    return rows[-1].metrics[metric]
+
+
+def _better(goal: str) -> Any:
+    return max if goal == "max" else min
+
+
+def _params(values: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())

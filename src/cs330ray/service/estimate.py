@@ -1,0 +1,62 @@
+"""What a study would do and cost, without starting it."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from cs330ray.service import trainables
+from cs330ray.spec import Cell, Choice, Study
+from cs330ray.trial import Progress, Trainable
+
+EVERY = 4
+
+
+def first_values(cell: Cell) -> dict[str, object]:
+    """A first point of a cell's unconditional space."""
+    return {
+        name: domain.choices[0] if isinstance(domain, Choice) else domain.low
+        for name, domain in cell.space.items()
+        if not domain.when
+    }
+
+
+def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
+    """What would run, line by line; the cost from a dozen steps timed in this process, with no pruning counted."""
+    trials = study.budget.trials * len(study.cells)
+    yield (
+        f"{study.name}: {len(study.cells)} cells x {study.budget.trials} trials = {trials} trials of {study.budget.steps} "
+        f"steps; {study.sampler.kind}, prune {study.prune.kind}; {slots} at once on {study.resources.cpus:g} CPU, {gpus:g} GPU"
+    )
+    total_s = 0.0
+    for cell in study.cells:
+        trainable = trainables.load(cell.trainable)
+        trainables.configuration(trainable, cell, first_values(cell))
+        step_s, eval_s = _timed(trainable, cell)
+        every = trainables.configuration(trainable, cell, first_values(cell)).eval_every_steps
+        trial_s = study.budget.steps * step_s + study.budget.steps / every * eval_s
+        total_s += trial_s * study.budget.trials
+        searched = ", ".join(cell.space) or "nothing"
+        yield (
+            f"  {cell.title}: {cell.trainable}, searches {searched}; about {step_s:.3g}s a step and "
+            f"{eval_s:.3g}s an evaluation, {trial_s:.0f}s a trial"
+        )
+    yield f"at most about {total_s / slots / 60:.1f} minutes in all, if nothing is pruned; nothing was started"
+
+
+def _timed(trainable: Trainable, cell: Cell) -> tuple[float, float]:
+    """Seconds of one step and of one evaluation, told apart by two spacings of rows."""
+    trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
+    spacing_one = _row_s(trainable, cell, every=1, steps=3)
+    spacing_many = _row_s(trainable, cell, every=EVERY, steps=2 * EVERY)
+    step_s = max((spacing_many - spacing_one) / (EVERY - 1), 0.0)
+    return step_s, max(spacing_one - step_s, 0.0)
+
+
+def _row_s(trainable: Trainable, cell: Cell, every: int, steps: int) -> float:
+    config = trainables.configuration(trainable, cell, {**first_values(cell), "eval_every_steps": every})
+    times = [time.perf_counter() for _ in _rows(trainable, config, steps)]
+    return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+
+
+def _rows(trainable: Trainable, config: object, steps: int) -> Iterator[Progress]:
+    yield from trainable.train(config, 0, steps)
