@@ -51,7 +51,7 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
         _fsync(home)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in _directories(home)[:-keep]:
+    for old in [path for path in _directories(home) if path <= final][:-keep]:  # later ones are torn: nothing led here
         shutil.rmtree(old, ignore_errors=True)
     return read(final)
 
@@ -70,13 +70,12 @@ def read(path: Path) -> Checkpoint:
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
         step, files = int(manifest["step"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another"
         ) from None
     for name, digest in files.items():
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()) or not file.is_file() or _sha256(file) != digest:
+        if not _matches(path, name, digest):
             raise CheckpointError(
                 f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint"
             )
@@ -88,6 +87,14 @@ def _whole(path: Path) -> Checkpoint | None:
         return read(path)
     except CheckpointError:
         return None
+
+
+def _matches(path: Path, name: str, digest: object) -> bool:
+    try:
+        file = (path / name).resolve()
+        return file.is_relative_to(path.resolve()) and _sha256(file) == digest
+    except (OSError, ValueError):  # absent, unreadable, a directory, no name at all
+        return False
 
 
 def _directories(home: Path) -> list[Path]:

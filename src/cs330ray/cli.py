@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cs330ray.spec import Study
 
 app = typer.Typer(
-    help="Hyperparameter studies of multi-task, meta- and few-shot learning: ask in a file, kill at will, get an summary.",
+    help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -44,7 +44,7 @@ class StudyConsole:
     def __init__(
         self, study: Study, goals: Sequence[str], finished: Mapping[tuple[str, int], tuple[str, float | None]]
     ) -> None:
-        """`finished` holds state and first objective of the trials that ended in earlier sessions, by cell and number."""
+        """`finished` holds state and first objective of trials that ended earlier, by cell and number."""
         self._study = study
         self._goals = goals
         self._ended: dict[tuple[str, int], tuple[str, float | None]] = dict(finished)
@@ -118,12 +118,14 @@ class StudyConsole:
 
     def _best(self) -> float | None:
         complete = [value for state, value in self._ended.values() if state == "COMPLETE" and value is not None]
-        return (max if self._goals[0] == "max" else min)(complete) if complete else None
+        if not complete:
+            return None
+        return max(complete) if self._goals[0] == "max" else min(complete)
 
     def _left_s(self) -> float | None:
         """Seconds left, from the share of all steps done in this session; pruned trials make it an upper bound."""
         total = self._study.budget.trials * len(self._study.cells)
-        under_way = sum(entry["step"] for entry in self._running.values()) / self._study.budget.steps
+        under_way: float = sum(entry["step"] for entry in self._running.values()) / self._study.budget.steps
         done = len(self._ended) - self._at_start + under_way
         if done <= 0:
             return None

@@ -11,9 +11,10 @@ def difference(old: Study, new: Study) -> list[str]:
     """What differs between two studies, a line a place, in words: `search.inner_lr.high: 1.0 -> 2.0`."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
-        f"{place}: {_say(before.get(place))} -> {_say(after.get(place))}"
+        f"{place}: {was} -> {now}"
         for place in dict.fromkeys([*before, *after])
-        if before.get(place) != after.get(place) or type(before.get(place)) is not type(after.get(place))
+        if (was := _say(before.get(place)))
+        != (now := _say(after.get(place)))  # as text: 1, 1.0 and true are three values
     ]
 
 
@@ -45,9 +46,9 @@ def _may_change(old: Study, new: Study, place: str) -> bool:
             old.confirm is None or (new.confirm.top >= old.confirm.top and new.confirm.seeds >= old.confirm.seeds)
         )
     if table == "compare":
-        return list(old.compare) == list(new.compare) and all(
-            value in new.compare[name] for name, values in old.compare.items() for value in values
-        )
+        return old.compare.keys() == new.compare.keys() and {cell.key for cell in old.cells} <= {
+            cell.key for cell in new.cells
+        }
     return False
 
 

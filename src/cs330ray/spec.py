@@ -7,16 +7,14 @@ import difflib
 import hashlib
 import itertools
 import json
-import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,6 +26,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from cs330ray.errors import SpecError
 
@@ -35,13 +34,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 IDENTITY = ("name", "trainable", "objective", "seed", "fixed", "search", "sampler", "prune")
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("a finite number is needed")
-    return value
-
-
-Number = StrictInt | Annotated[StrictFloat, AfterValidator(_finite)]
+Number = StrictInt | StrictFloat
 Scalar = StrictBool | Number | StrictStr
 Value = Scalar | list[Scalar]
 
@@ -61,9 +54,9 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 class Strict(BaseModel):
-    """A frozen table that refuses unknown keys and wrong types."""
+    """A frozen table that refuses unknown keys, wrong types and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Range(Strict):
@@ -90,6 +83,11 @@ class Range(Strict):
             raise ValueError(
                 f"`step > 0` without `log` must hold, but got step={self.step}, log={str(self.log).lower()}"
             )
+        steps = (self.high - self.low) / (self.step or self.high - self.low)
+        if round(steps) < 1 or abs(steps - round(steps)) > 1e-8:
+            raise ValueError(
+                f"`step` must divide `high - low`, but got low={self.low}, high={self.high}, step={self.step}"
+            )
         return self
 
 
@@ -115,26 +113,26 @@ def _tables(value: object) -> object:
     """Read [search.NAME] with neither `low` nor `choices` as the table of one trainable."""
     if not isinstance(value, dict):
         return value
-    return {key: _space(item) if _is_table(item) else _parse_domain(key, item) for key, item in value.items()}
+    return {key: _space(key, item) if _is_table(item) else _parse_domain(key, item) for key, item in value.items()}
 
 
-def _is_table(value: object) -> bool:
+def _is_table(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict) and not {"low", "high", "choices"} & set(value)
 
 
-def _space(value: object) -> object:
-    return {key: _parse_domain(key, item) for key, item in value.items()} if isinstance(value, dict) else value
+def _space(trainable: str, table: dict[str, object]) -> object:
+    return {key: _parse_domain(f"{trainable}.{key}", item) for key, item in table.items()}
 
 
-def _parse_domain(key: str, value: object) -> object:
+def _parse_domain(place: str, value: object) -> object:
     """A Range or a Choice; which one is told by its keys, so that an error speaks of the one that was meant."""
     domain = _domain(value)
     if not isinstance(domain, dict):
-        raise ValueError(f"{key}: a list of choices or a table with `low` and `high` is needed, but got {value!r}")
+        raise ValueError(f"{place}: a list of choices or a table with `low` and `high` is needed, but got {value!r}")
     try:
         return Choice.model_validate(domain) if "choices" in domain else Range.model_validate(domain)
     except ValidationError as error:
-        raise ValueError(f"{key}: {_first_line(error)}") from None
+        raise ValueError(_first_line(error, place)) from None
 
 
 Domain = Range | Choice
@@ -268,6 +266,9 @@ def _incoherent(study: Study) -> Iterator[str]:
         if not values or len({json.dumps(value) for value in values}) < len(values):
             yield f"compare.{name}: at least one value, each once, is needed, but got {values}"
             return
+    for name in study.compare:
+        if any(name == key or (_nested(value) and name in value) for key, value in study.fixed.items()):
+            yield f"compare.{name}: a parameter stands in one table only, but it is in [fixed] too; remove one"
     tables = [
         (where, key) for where in ("fixed", "search") for key, value in getattr(study, where).items() if _nested(value)
     ]
@@ -284,7 +285,7 @@ def _incoherent(study: Study) -> Iterator[str]:
         yield from _incoherent_cell(study, cell)
 
 
-def _nested(value: object) -> bool:
+def _nested(value: object) -> TypeGuard[dict[str, object]]:
     return isinstance(value, dict)
 
 
@@ -337,7 +338,7 @@ def parse(raw: Mapping[str, Any], source: str) -> Study:
     try:
         return Study.model_validate(dict(raw))
     except ValidationError as error:
-        more = error.error_count() - 1
+        more = len(_by_value(error)) - 1
         suffix = f" (and {more} more)" if more else ""
         raise SpecError(f"{source}: {_first_line(error)}{suffix}") from None
 
@@ -359,21 +360,36 @@ def _override(raw: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
+def _by_value(error: ValidationError) -> dict[tuple[str, ...], list[ErrorDetails]]:
+    """The errors by the place of the wrong value: a union complains once a member, and of a table and its contents."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for one in error.errors(include_url=False):
+        place = tuple(str(part) for part in one["loc"] if not _is_union_tag(part))
+        found.setdefault(place, []).append(one)
+    return {
+        place: errors
+        for place, errors in found.items()
+        if not any(len(inner) > len(place) and inner[: len(place)] == place for inner in found)
+    }
+
+
+def _first_line(error: ValidationError, within: str = "") -> str:
+    keys, errors = next(iter(_by_value(error).items()))
+    first = errors[0]
+    place = ".".join([within, *keys] if within else keys)
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggestion(error.title, first['loc'])}; remove it or mend its name"
     elif first["type"] == "missing":
         message = "this key is needed; add it"
-    elif any(_is_union_tag(part) for part in first["loc"]):
-        message = f"text, a finite number, true, false or a list of these is needed, but got {_short(first['input'])}"
+    elif first["loc"] and _is_union_tag(first["loc"][-1]):
+        wanted = "text, a finite number, true or false" if len(errors) > 2 else "a finite number"
+        message = f"{wanted} is needed, but got {_short(first['input'])}"
     elif first["type"] in ("model_type", "dict_type"):
         message = f"a table is needed, but got {_short(first['input'])}"
     elif first["type"] != "value_error":
         message = f"{message[:1].lower()}{message[1:]}, but got {_short(first['input'])}"
-    if place in ("search", "fixed") and first["type"] == "value_error":
+    if place == "search" and first["type"] == "value_error":
         return f"{place}.{message}"
     return f"{place}: {message}" if place else message
 

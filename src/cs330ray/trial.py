@@ -83,9 +83,13 @@ def run_alone(
     """
     newest = checkpoint.newest(home)
     saved = newest.step if newest else 0
+    latest = None
     for progress in trainable.train(config, seed, steps, newest.path if newest else None):
         yield progress
+        latest = progress
         due = save_every_steps is not None and progress.step - saved >= save_every_steps
         if due or progress.step >= steps:
             checkpoint.write(home, progress.step, progress.save)
             saved = progress.step
+    if latest is not None and latest.step > saved:  # ended before `steps` by a rule of its own
+        checkpoint.write(home, latest.step, latest.save)

@@ -52,39 +52,57 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
     """Embed each task's images under that task's parameters, which all have a leading T: (T, B, D).
 
     All images of a task are one batch-norm group; or its first `norm_B` images are, and the others are normalised with
-    their statistics. Differentiable twice.
+    their statistics. Differentiable twice in the parameters; the images are constants.
     """
     tasks, batch = images_TBCHW.shape[:2]
     x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).clone(memory_format=torch.channels_last)  # even where C is 1
     for block in range(1, BLOCKS + 1):
-        weight_TCCHW, scale_TC, shift_TC = (params_T[f"{name}{block}.{kind}"] for name, kind in BLOCK_PARAMS)
-        x_BCHW = _block(body, x_BCHW, weight_TCCHW, scale_TC, shift_TC, norm_B)
+        weight_TCCHW, scale_TC, shift_TC = _of_block(block, params_T)
+        if body == "pooled":
+            weight_TCCHW, scale_TC = _positive_scale(weight_TCCHW, scale_TC)
+        y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), tasks)
+        if block == 1:
+            mean_C, var_C = _patch_statistics(images_TBCHW[:, :norm_B], weight_TCCHW)
+        else:
+            mean_C, var_C = _apply(_Statistics, y_BCHW if norm_B is None else y_BCHW[:norm_B])
+        if body == "pooled":
+            y_BCHW = F.max_pool2d(y_BCHW, 2)
+        a_C = scale_TC.flatten() * (var_C + EPSILON).rsqrt()
+        b_C = shift_TC.flatten() - mean_C * a_C
+        x_BCHW = torch.addcmul(b_C[:, None, None], y_BCHW, a_C[:, None, None]).relu_()
     if body == "course":
         x_BCHW = x_BCHW.mean(dim=(2, 3))
     return x_BCHW.reshape(batch, tasks, -1).transpose(0, 1)
 
 
-BLOCK_PARAMS = (("conv", "weight"), ("norm", "scale"), ("norm", "shift"))
+def _of_block(block: int, params_T: Params) -> tuple[Tensor, Tensor, Tensor]:
+    return params_T[f"conv{block}.weight"], params_T[f"norm{block}.scale"], params_T[f"norm{block}.shift"]
 
 
-def _block(
-    body: Body, x_BCHW: Tensor, weight_TCCHW: Tensor, scale_TC: Tensor, shift_TC: Tensor, norm_B: int | None
-) -> Tensor:
-    """Convolve, normalise, rectify and, in the `pooled` body, pool: (B, T*C, H, W).
+def _positive_scale(weight_TCCHW: Tensor, scale_TC: Tensor) -> tuple[Tensor, Tensor]:
+    """Negate the filters of channels with a negative scale, and the scale: the same block.
 
-    The pool comes first, which leaves a quarter of the pixels to normalise: max(relu(a y + b)) = relu(a max(y) + b) for
-    a >= 0, and a channel of negative scale is one of positive scale whose filter is negated.
+    Its normalisation is then an increasing function a y + b, and max(relu(a y + b)) = relu(a max(y) + b): the pool may
+    come first, which leaves a quarter of the pixels to normalise.
     """
-    if body == "pooled":
-        sign_TC = torch.where(scale_TC < 0, -1.0, 1.0).to(scale_TC)
-        weight_TCCHW, scale_TC = weight_TCCHW * sign_TC[..., None, None, None], scale_TC * sign_TC
-    y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), len(weight_TCCHW))
-    mean_C, var_C = _apply(_Statistics, y_BCHW if norm_B is None else y_BCHW[:norm_B])
-    if body == "pooled":
-        y_BCHW = F.max_pool2d(y_BCHW, 2)
-    a_C = scale_TC.flatten() * (var_C + EPSILON).rsqrt()
-    b_C = shift_TC.flatten() - mean_C * a_C
-    return torch.addcmul(b_C[:, None, None], y_BCHW, a_C[:, None, None]).relu()
+    sign_TC = torch.where(scale_TC < 0, -1.0, 1.0).to(scale_TC)
+    return weight_TCCHW * sign_TC[..., None, None, None], scale_TC * sign_TC
+
+
+def _patch_statistics(images_TBCHW: Tensor, weight_TCCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of the first convolution, from those of the 3x3 patches it multiplies.
+
+    For y = w.p they are w.mean(p) and w' cov(p) w: exact, small, and no pass over the largest y of the net.
+    """
+    tasks, batch = images_TBCHW.shape[:2]
+    patches_BPL = F.unfold(images_TBCHW.flatten(0, 1), 3, padding=1)
+    patches_TBPL = patches_BPL.unflatten(0, (tasks, batch))
+    p_TPB = patches_TBPL.transpose(1, 2).flatten(2)
+    mean_TP = p_TPB.mean(dim=2)
+    p_TPB = p_TPB - mean_TP[..., None]
+    cov_TPP = p_TPB @ p_TPB.mT / p_TPB.shape[2]
+    w_TCP = weight_TCCHW.flatten(2)
+    return (w_TCP @ mean_TP[..., None]).flatten(), ((w_TCP @ cov_TPP) * w_TCP).sum(dim=2).flatten()
 
 
 class _Statistics(torch.autograd.Function):

@@ -102,7 +102,7 @@ def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) 
 
 
 def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
-    """The best configuration of each cell as TOML, its checkpoint in a comment. Raises SpecError where there is none."""
+    """The best configuration of each cell as TOML, its checkpoint in a comment."""
     blocks = []
     for cell in study.cells:
         best = best_trial(ledger, study, cell, by)

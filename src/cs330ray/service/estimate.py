@@ -1,12 +1,13 @@
 """What a study would do and cost, without starting it."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
 
 from cs330ray.service import trainables
 from cs330ray.spec import Cell, Choice, Study
-from cs330ray.trial import Progress, Trainable
+from cs330ray.trial import Trainable
 
 EVERY = 4
 
@@ -21,12 +22,10 @@ def first_values(cell: Cell) -> dict[str, object]:
 
 
 def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
-    """What would run, line by line; the cost from a dozen steps timed in this process, with no pruning counted."""
-    trials = study.budget.trials * len(study.cells)
-    yield (
-        f"{study.name}: {len(study.cells)} cells x {study.budget.trials} trials = {trials} trials of {study.budget.steps} "
-        f"steps; {study.sampler.kind}, prune {study.prune.kind}; {slots} at once on {study.resources.cpus:g} CPU, {gpus:g} GPU"
-    )
+    """What would run, line by line, and what it may cost, from a dozen steps timed in this process."""
+    budget, per_trial = study.budget, f"{study.resources.cpus:g} CPU and {gpus:g} GPU"
+    yield f"{study.name}: {len(study.cells)} cells x {budget.trials} trials of {budget.steps} steps"
+    yield f"  {study.sampler.kind} asks, {study.prune.kind} prunes; {slots} at once on {per_trial} each"
     total_s = 0.0
     for cell in study.cells:
         trainable = trainables.load(cell.trainable)
@@ -54,9 +53,5 @@ def _timed(trainable: Trainable, cell: Cell) -> tuple[float, float]:
 
 def _row_s(trainable: Trainable, cell: Cell, every: int, steps: int) -> float:
     config = trainables.configuration(trainable, cell, {**first_values(cell), "eval_every_steps": every})
-    times = [time.perf_counter() for _ in _rows(trainable, config, steps)]
-    return statistics.median(later - earlier for earlier, later in zip(times, times[1:], strict=False))
-
-
-def _rows(trainable: Trainable, config: object, steps: int) -> Iterator[Progress]:
-    yield from trainable.train(config, 0, steps)
+    times = [time.perf_counter() for _ in trainable.train(config, 0, steps)]
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(times))

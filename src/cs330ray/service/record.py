@@ -119,7 +119,7 @@ class Recorder:
             rows = self._ledger.rows(self._study, cell, number)
             best = min(sign * row.metrics[metric] for row in rows if metric in row.metrics)
             stops = median_stops(best, rivals, prune.startup)
-        reason = f"{prune.kind} at step {step}: {metric} {sign * own:.4g} against {len(losses)} others"
+        reason = f"{prune.kind} at step {step}, {len(losses)} rivals"
         return Ending("PRUNED", reason) if stops else None
 
 

@@ -72,9 +72,7 @@ class Machine:
         if wanted.require_gpu and not self.gpus:
             raise SpecError(f"{study.name}: resources.require_gpu: a GPU is needed, but there is none; set it to false")
         if wanted.workers > 1:
-            raise SpecError(
-                f"{study.name}: resources.workers: only trials of one process are built yet, but got {wanted.workers}; use 1"
-            )
+            raise SpecError(f"{study.name}: resources.workers: only 1 is built yet, but got {wanted.workers}; use 1")
         if wanted.cpus > self.cpus or gpus > self.gpus:
             raise SpecError(
                 f"{study.name}: resources: a trial must fit the machine ({self.cpus:g} CPUs, {self.gpus:g} GPUs), "

@@ -67,7 +67,7 @@ def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[Frozen
 
 
 def as_seen_by_sampler(history: Sequence[FrozenTrial], goals: Sequence[str]) -> list[FrozenTrial]:
-    """The history with each failed trial at the cell's worst value; a lost worker says nothing, so that one stays FAIL."""
+    """The history with each failed trial at the cell's worst value; a lost worker says nothing and stays FAIL."""
     complete = [trial.values for trial in history if trial.state == TrialState.COMPLETE]
     if not complete:
         return list(history)
