@@ -18,6 +18,7 @@ from torch import Tensor
 Body = Literal["course", "pooled"]
 Params = Mapping[str, Tensor]
 
+SPLIT=0
 BLOCKS = 4
 EPSILON = 1e-5  # under the square root of batch norm
 
@@ -52,7 +53,7 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
     """Embed each task's images under that task's parameters, which all have a leading T: (T, B, D).
 
     All images of a task are one batch-norm group; or its first `norm_B` images are, and the others are normalised with
-    their statistics. Differentiable twice in the parameters; the images are constants.
+    their statistics. Differentiable twice.
     """
     tasks, batch = images_TBCHW.shape[:2]
     x_BCHW = images_TBCHW.transpose(0, 1).flatten(1, 2).clone(memory_format=torch.channels_last)  # even where C is 1
@@ -60,12 +61,15 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
         weight_TCCHW, scale_TC, shift_TC = _of_block(block, params_T)
         if body == "pooled":
             weight_TCCHW, scale_TC = _positive_scale(weight_TCCHW, scale_TC)
-        y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), tasks)
+        if block==1 and body=="pooled" and SPLIT:
+            w=weight_TCCHW.flatten(0, 1)
+            y_BCHW = torch.cat([F.max_pool2d(_apply(_Conv, x, w, tasks),2) for x in x_BCHW.split(max(1,SPLIT//tasks))])
+        else: y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), tasks)
         if block == 1:
             mean_C, var_C = _patch_statistics(images_TBCHW[:, :norm_B], weight_TCCHW)
         else:
             mean_C, var_C = _apply(_Statistics, y_BCHW if norm_B is None else y_BCHW[:norm_B])
-        if body == "pooled":
+        if body == "pooled" and not (SPLIT and block==1):
             y_BCHW = F.max_pool2d(y_BCHW, 2)
         a_C = scale_TC.flatten() * (var_C + EPSILON).rsqrt()
         b_C = shift_TC.flatten() - mean_C * a_C

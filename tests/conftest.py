@@ -1,0 +1,40 @@
+"""Fixtures of all tests: one Ray per run, and a home of its own for every test that wants one."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
+    os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[str]:
+    """The one Ray of the run, with two slots; its address, for the processes that a test starts."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    import cs330ray.service  # noqa: F401 - sets Ray's environment
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = ray.init(
+            address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL",
+            object_store_memory=128 * 1024**2,
+        )  # fmt: skip
+    yield context.address_info["gcs_address"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home of studies, with MLflow in it."""
+    monkeypatch.setenv("CS330RAY_HOME", str(tmp_path / "runs"))
+    monkeypatch.delenv("CS330RAY_LEDGER", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"

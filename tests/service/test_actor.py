@@ -1,0 +1,97 @@
+"""The worker's side, driven without Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray import checkpoint
+from cs330ray.service.actor import TrialRun
+
+
+def told(home: Path, **changes: Any) -> dict[str, Any]:
+    config = {"lr": 0.5, "eval_every_steps": 5, **changes.pop("config", {})}
+    return {
+        "trainable": "tests.toy", "config": config, "seed": 7, "steps": 20, "home": str(home), "checkpoint_s": 1e9,
+        "batch_s": 1e9, "prune_every": 0, "cpus": 1, "code": "c", "data": "d", **changes,
+    }  # fmt: skip
+
+
+def steps(batch: dict[str, Any]) -> list[int]:
+    return [row["step"] for row in batch["rows"]]
+
+
+def test_the_last_rows_come_back_not_done_and_one_further_call_saves_then_ends(tmp_path: Path) -> None:
+    run = TrialRun(told(tmp_path))
+    first = run.next_batch()
+    assert steps(first) == [5, 10, 15, 20]
+    assert "end" not in first
+    assert checkpoint.newest(tmp_path) is None
+    second = run.next_batch()
+    assert second["rows"] == []
+    assert second["end"] == {"state": "COMPLETE"}
+    assert second["checkpoint"]["step"] == 20
+    assert checkpoint.newest(tmp_path) is not None
+
+
+def test_no_checkpoint_is_ever_ahead_of_the_rows_that_were_handed_over(tmp_path: Path) -> None:
+    run, handed = TrialRun(told(tmp_path, batch_s=0.0, checkpoint_s=0.0)), 0
+    while True:
+        batch = run.next_batch()
+        newest = checkpoint.newest(tmp_path)
+        assert newest is None or newest.step <= handed
+        handed = max([handed, *steps(batch)])
+        if "end" in batch:
+            break
+    assert handed == 20
+
+
+def test_a_batch_ends_at_every_step_where_the_pruner_may_be_asked(tmp_path: Path) -> None:
+    run = TrialRun(told(tmp_path, prune_every=10))
+    assert steps(run.next_batch()) == [5, 10]
+    assert steps(run.next_batch()) == [15, 20]
+
+
+def test_another_process_goes_on_from_the_newest_checkpoint_and_yields_the_same_rows(tmp_path: Path) -> None:
+    unbroken = TrialRun(told(tmp_path / "a")).next_batch()["rows"]
+    cut = TrialRun(told(tmp_path / "b", batch_s=0.0, checkpoint_s=0.0))
+    first = [row for _ in range(3) for row in cut.next_batch()["rows"]]
+    cut.close()
+    rest = TrialRun(told(tmp_path / "b")).next_batch()
+    assert rest["circumstances"]["resumed_from_step"] == 10
+    assert rest["checkpoint"]["step"] == 10
+    together = {row["step"]: row["metrics"] for row in [*first, *rest["rows"]]}
+    assert together == {row["step"]: row["metrics"] for row in unbroken}
+
+
+def test_a_trial_cut_between_its_last_checkpoint_and_its_end_ends_without_training_again(tmp_path: Path) -> None:
+    run = TrialRun(told(tmp_path))
+    run.next_batch(), run.next_batch()
+    again = TrialRun(told(tmp_path))
+    batch = again.next_batch()
+    assert batch["rows"] == []
+    assert again.next_batch()["end"] == {"state": "COMPLETE"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [("raises", "raised: RuntimeError: planted"), ("diverges", "diverged: the loss is inf at step 7")],
+)
+def test_what_a_trainable_raises_is_a_result_with_its_reason_and_traceback(tmp_path: Path, ends: str, reason: str) -> None:
+    batch = TrialRun(told(tmp_path, config={"ends": ends, "ends_at": 7})).next_batch()
+    assert steps(batch) == [5]
+    assert batch["end"]["state"] == "FAIL"
+    assert batch["end"]["reason"] == reason
+    assert "tests/toy.py" in batch["end"]["traceback"]
+
+
+def test_an_unknown_trainable_is_a_result_too(tmp_path: Path) -> None:
+    batch = TrialRun(told(tmp_path, trainable="tests.nowhere")).next_batch()
+    assert batch["end"]["state"] == "FAIL"
+
+
+def test_a_batch_is_plain_data(tmp_path: Path) -> None:
+    batch = TrialRun(told(tmp_path)).next_batch()
+    assert json.loads(json.dumps(batch)) == batch
+    assert {"host", "pid", "device", "threads", "versions", "code", "data"} <= set(batch["circumstances"])

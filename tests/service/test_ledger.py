@@ -1,0 +1,157 @@
+"""The ledger: written once, whole or not at all, healed after a crash, open to Optuna."""
+
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cs330ray.errors import LedgerError, SpecError
+from cs330ray.service import search
+from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.spec import Cell, Study
+from tests import toy as toy_trainable
+from tests.studies_of_tests import toy
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.at(tmp_path)
+
+
+def opened(ledger: Ledger, study: Study) -> Cell:
+    ledger.open(study)
+    ledger.describe_metrics(study, "tests.toy", toy_trainable.METRICS)
+    return study.cells[0]
+
+
+def entered(ledger: Ledger, study: Study, cell: Cell) -> int:
+    asked = search.ask(study, cell, ["min"], ledger.history(study, cell))
+    return ledger.enter(study, cell, asked, seed=11)
+
+
+def test_a_trial_enters_whole_with_its_parameters_and_seed(ledger: Ledger, tmp_path: Path) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    assert entered(ledger, study, cell) == 0
+    (trial,) = Ledger.at(tmp_path).trials(study, cell)
+    assert trial.state == "RUNNING"
+    assert trial.seed == 11
+    assert {"lr", "body"} <= set(trial.params)
+
+
+def test_a_row_is_written_once_and_the_first_one_stays(ledger: Ledger) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 9.9}, 2.0), Row(10, {"val_loss": 0.4}, 3.0)])
+    assert [row.metrics["val_loss"] for row in ledger.rows(study, cell, number)] == [0.5, 0.4]
+
+
+def test_a_trials_value_is_the_objective_of_the_last_row_that_holds_it(ledger: Ledger) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    rows = [Row(5, {"val_loss": 0.5}, 1.0), Row(10, {"val_loss": 0.4}, 2.0), Row(15, {"train_loss": 0.1}, 3.0)]
+    ledger.write_rows(study, cell, number, rows)
+    ledger.end(study, cell, number, Ending("COMPLETE"))
+    (trial,) = ledger.trials(study, cell)
+    assert (trial.state, trial.values) == ("COMPLETE", (0.4,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_trial_whose_value_is_not_finite_has_failed(ledger: Ledger, value: float) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": value}, 1.0)])
+    assert ledger.end(study, cell, number, Ending("COMPLETE")).state == "FAIL"
+    (trial,) = ledger.trials(study, cell)
+    assert trial.values is None
+    assert "finite" in trial.reason
+
+
+def test_a_trial_without_a_row_of_the_objective_has_failed(ledger: Ledger) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    assert ledger.end(study, cell, number, Ending("COMPLETE")) == Ending("FAIL", "no row holds val_loss")
+
+
+def test_an_end_is_written_once(ledger: Ledger) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    ledger.end(study, cell, number, Ending("PRUNED", "first"))
+    ledger.end(study, cell, number, Ending("COMPLETE"))
+    (trial,) = ledger.trials(study, cell)
+    assert (trial.state, trial.reason) == ("PRUNED", "first")
+
+
+def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    running, cut = entered(ledger, study, cell), entered(ledger, study, cell)
+    ledger.write_rows(study, cell, cut, [Row(5, {"val_loss": 0.5}, 1.0)])
+    with monkeypatch.context() as crash:
+        crash.setattr(Ledger, "_tell", lambda *_: None)
+        ledger.end(study, cell, cut, Ending("COMPLETE"))
+    assert not ledger.history(study, cell)[cut].state.is_finished()
+    assert ledger.heal(study, cell) == [running]
+    healed = ledger.history(study, cell)[cut]
+    assert healed.state == optuna.trial.TrialState.COMPLETE
+    assert healed.value == 0.5
+    assert healed.intermediate_values == {5: 0.5}
+
+
+def test_optuna_itself_opens_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    ledger.end(study, cell, number, Ending("COMPLETE"))
+    found = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{tmp_path}/ledger.db")
+    assert found.best_value == 0.5
+    assert found.direction == optuna.study.StudyDirection.MINIMIZE
+
+
+def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger: Ledger) -> None:
+    opened(ledger, toy())
+    with pytest.raises(SpecError, match=r"search\.lr\.high: 1\.0 -> 2\.0"):
+        ledger.open(toy(search={"lr": {"low": 1e-3, "high": 2.0, "log": True}}))
+    assert ledger.study("toy") == toy()
+
+
+def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger: Ledger, tmp_path: Path) -> None:
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    uid = ledger.uid("toy")
+    ledger.delete("toy")
+    assert ledger.names() == []
+    with sqlite3.connect(tmp_path / "ledger.db") as raw:
+        assert raw.execute("select count(*) from cs330ray_rows").fetchone() == (0,)
+        assert raw.execute("select count(*) from trials").fetchone() == (0,)
+    opened(ledger, toy(seed=1))
+    assert ledger.history(toy(seed=1), cell) == []
+    assert ledger.uid("toy") != uid
+
+
+def test_a_study_whose_name_begins_like_another_is_not_deleted_with_it(ledger: Ledger) -> None:
+    first, second = toy(), toy(name="toy-two")
+    opened(ledger, first), opened(ledger, second)
+    entered(ledger, second, second.cells[0])
+    ledger.delete("toy")
+    assert len(ledger.history(second, second.cells[0])) == 1
+
+
+def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"not a database at all, but long enough to be read as one" * 20)
+    before = (tmp_path / "ledger.db").read_bytes()
+    with pytest.raises(LedgerError) as error:
+        Ledger.at(tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "ledger.db").read_bytes() == before

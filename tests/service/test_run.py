@@ -1,0 +1,331 @@
+"""A whole study on Ray: states and reasons, the mirror, resuming, extending, and every way to be killed."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+
+from cs330ray.errors import SpecError
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.mirror import Mirror
+from cs330ray.service.record import Listener
+from cs330ray.service.run import run
+from cs330ray.spec import Study
+from tests.studies_of_tests import toml, toy, whole
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+ALL_ENDS = {
+    "compare": {"ends": ["well", "raises", "diverges", "nan"]},
+    "prune": {"kind": "median", "min_steps": 5, "startup": 1},
+    "budget": {"trials": 3, "steps": 20},
+    "seed": 0,
+}
+
+
+class Ear(Listener):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def says(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def every_end(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+    """A finished study with COMPLETE, PRUNED, and failed trials of each kind, on one slot, mirrored afterwards."""
+    home = tmp_path_factory.mktemp("every-end")
+    run(toy(**ALL_ENDS, resources={"slots": 1}), home, mirror=False)
+    return home
+
+
+def runs_of(home: Path, experiment: str = "toy") -> list[Any]:
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000))
+
+
+def test_each_trial_ends_in_its_state_with_its_reason(every_end: Path) -> None:
+    ends = {(key, state): reason for key, _, state, reason, *_ in whole(every_end)}
+    assert {state for key, state in ends if "well" in key} == {"COMPLETE", "PRUNED"}
+    assert ends['{"ends":"raises"}', "FAIL"] == "raised: RuntimeError: planted"
+    assert ends['{"ends":"diverges"}', "FAIL"] == "diverged: the loss is inf at step 3"
+    assert ends['{"ends":"nan"}', "FAIL"].startswith("val_loss must be finite")
+    assert ends['{"ends":"well"}', "PRUNED"].startswith("median at step")
+
+
+def test_cells_take_turns_and_share_their_seeds(every_end: Path) -> None:
+    trials = whole(every_end)
+    assert len(trials) == 12
+    assert len({seed for *_, seed, _, _ in trials}) == 3
+    ledger = Ledger.at(every_end)
+    study = ledger.study("toy")
+    starts = sorted(
+        (trial.started_s, cell.key, trial.number) for cell in study.cells for trial in ledger.trials(study, cell)
+    )
+    assert [number for _, _, number in starts] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(every_end: Path) -> None:
+    ledger = Ledger.at(every_end)
+    Mirror(ledger, "toy", every_end).sync()
+    study = ledger.study("toy")
+    runs = runs_of(every_end)
+    by_id = {found.info.run_id: found for found in runs}
+    trials = {
+        (found.data.tags["cs330ray.cell"], int(found.data.tags["cs330ray.trial"])): found
+        for found in runs
+        if found.data.tags["cs330ray.kind"] == "trial"
+    }
+    assert len(runs) == 1 + 4 + 12
+    client = mlflow.MlflowClient(f"sqlite:///{every_end}/mlflow.db")
+    shown = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    for key, number, state, reason, params, seed, _, rows in whole(every_end):
+        found = trials[key, number]
+        assert found.info.status == shown[state]
+        assert found.data.tags.get("cs330ray.reason", "") == reason
+        assert found.data.tags["cs330ray.seed"] == str(seed)
+        assert {name: found.data.params[name] for name in params} == {name: str(value) for name, value in params.items()}
+        curve = client.get_metric_history(found.info.run_id, "val_speed")
+        assert [(point.step, point.value) for point in curve] == [(step, row["val_speed"]) for step, row in rows]
+        cell = by_id[found.data.tags["mlflow.parentRunId"]]
+        assert cell.data.tags["cs330ray.cell"] == key
+        assert by_id[cell.data.tags["mlflow.parentRunId"]].info.run_name == study.name
+
+
+def test_to_sync_again_changes_nothing(every_end: Path) -> None:
+    ledger = Ledger.at(every_end)
+    Mirror(ledger, "toy", every_end).sync()
+    before = dump(every_end / "mlflow.db")
+    assert Mirror(ledger, "toy", every_end).sync() == 0
+    assert dump(every_end / "mlflow.db") == before
+
+
+def test_optuna_opens_what_a_study_left(every_end: Path) -> None:
+    url = f"sqlite:///{every_end}/ledger.db"
+    assert len(optuna.get_all_study_summaries(url)) == 4
+    found = optuna.load_study(study_name='toy {"ends":"well"}', storage=url)
+    assert {trial.state.name for trial in found.trials} == {"COMPLETE", "PRUNED"}
+    assert found.best_trial.intermediate_values[20] == found.best_value
+
+
+def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_end: Path) -> None:
+    before = whole(every_end)
+    run(toy(**ALL_ENDS, resources={"slots": 1}), every_end, mirror=False)
+    assert whole(every_end) == before
+    grown = {**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}
+    ear = Ear()
+    run(toy(**grown, resources={"slots": 1}), every_end, ear, mirror=False)
+    assert "grown: budget.trials: 3 -> 4" in ear.lines
+    after = whole(every_end)
+    assert len(after) == 16
+    assert [trial for trial in after if trial[1] < 3] == before
+
+
+def test_grown_steps_are_refused_and_nothing_changes(home: Path) -> None:
+    run(toy(budget={"trials": 1}), home, mirror=False)
+    before = whole(home)
+    with pytest.raises(SpecError, match="budget.steps"):
+        run(toy(budget={"trials": 1, "steps": 40}), home, mirror=False)
+    assert whole(home) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"resources": {"cpus": 64}}, "cpus=64"),
+        ({"resources": {"require_gpu": True}}, "require_gpu"),
+        ({"resources": {"workers": 2}}, "workers"),
+    ],
+)
+def test_what_does_not_fit_the_machine_is_refused_before_anything_starts(
+    home: Path, changes: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(SpecError, match=fragment):
+        run(toy(**changes), home, mirror=False)
+    assert not home.exists()
+
+
+def test_confirmation_is_said_not_to_be_built_and_gpus_that_are_not_here_count_as_none(home: Path) -> None:
+    ear = Ear()
+    run(toy(confirm={}, resources={"gpus": 0.5}, budget={"trials": 1}), home, ear, mirror=False)
+    assert any("confirmation is not built yet" in line for line in ear.lines)
+    assert any("no GPU here" in line for line in ear.lines)
+
+
+def test_one_slot_asks_the_same_study_twice(tmp_path: Path) -> None:
+    study = toy(budget={"trials": 6}, prune={"kind": "asha", "min_steps": 5}, resources={"slots": 1})
+    for name in ("a", "b"):
+        run(study, tmp_path / name, mirror=False)
+    assert whole(tmp_path / "a") == whole(tmp_path / "b")
+
+
+# Killing ------------------------------------------------------------------------------------------------------------
+
+SLOW = {
+    "budget": {"trials": 4, "steps": 60},
+    "prune": {"kind": "asha", "min_steps": 20},
+    "resources": {"slots": 1, "checkpoint": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> list[tuple[Any, ...]]:
+    home = tmp_path_factory.mktemp("undisturbed")
+    run(slow(), home, mirror=False)
+    return whole(home)
+
+
+def slow() -> Study:
+    return toy(**SLOW, fixed={"sleep_s": 0.05})
+
+
+class Driver:
+    """`cs330ray run` in a process of its own, on the run's Ray."""
+
+    def __init__(self, home: Path, address: str, *arguments: str, **environment: str) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        file = toml(slow(), home.parent / "slow.toml")
+        command = [sys.executable, "-m", "cs330ray", "run", str(file), *arguments]
+        self._log = (home.parent / "driver.log").open("a+")
+        given = {**os.environ, "CS330RAY_HOME": str(home), "RAY_ADDRESS": address, **environment}
+        self.process = subprocess.Popen(command, env=given, stdout=self._log, stderr=self._log, start_new_session=True)
+
+    def until_rows(self, count: int, seconds: float = 90) -> None:
+        """Wait until so many rows are recorded."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the driver ended early:\n{self.output()}")
+            if (self.home / "ledger.db").exists() and rows_in(self.home) >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no {count} rows after {seconds}s:\n{self.output()}")
+
+    def output(self) -> str:
+        self._log.flush()
+        self._log.seek(0)
+        return self._log.read()
+
+    def end(self, seconds: float = 120) -> int:
+        code = self.process.wait(seconds)
+        self.text = self.output()
+        self._log.close()
+        return code
+
+
+def rows_in(home: Path) -> int:
+    connection = sqlite3.connect(home / "ledger.db", timeout=30)
+    try:
+        return int(connection.execute("select count(*) from cs330ray_rows").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        connection.close()
+
+
+def test_a_killed_driver_goes_on_by_the_same_command_as_if_nothing_had_been(
+    home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    first = Driver(home, ray_here)
+    first.until_rows(20)  # the second trial is under way
+    first.process.send_signal(signal.SIGKILL)
+    first.end()
+    assert len(whole(home)) < 4 or any(state == "RUNNING" for _, _, state, *_ in whole(home))
+    second = Driver(home, ray_here)
+    assert second.end() == 0, second.text
+    assert "goes on from its checkpoint at step" in second.text
+    assert whole(home) == undisturbed
+
+
+def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothing_else(
+    home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    driver = Driver(home, ray_here)
+    driver.until_rows(8)
+    ledger = Ledger.at(home)
+    study = ledger.study("toy")
+    (cell,) = study.cells
+    number = ledger.trials(study, cell)[-1].number
+    os.kill(ledger.attempts(study, cell, number)[-1]["pid"], signal.SIGKILL)
+    assert driver.end() == 0, driver.text
+    assert "lost its worker" in driver.text
+    assert whole(home) == undisturbed
+    assert [attempt["resumed_from_step"] for attempt in ledger.attempts(study, cell, number)][0] is None
+    assert len(ledger.attempts(study, cell, number)) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_leaves_a_consistent_ledger_and_says_how_to_go_on(
+    home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]], number: signal.Signals
+) -> None:
+    first = Driver(home, ray_here)
+    first.until_rows(16)
+    first.process.send_signal(number)
+    assert first.end() == 130, first.text
+    assert "Go on with: cs330ray run" in first.text
+    assert "Traceback" not in first.text
+    second = Driver(home, ray_here)
+    assert second.end() == 0, second.text
+    assert whole(home) == undisturbed
+
+
+def test_a_second_driver_is_told_who_runs_the_study_and_leaves(home: Path, ray_here: str) -> None:
+    first = Driver(home, ray_here)
+    first.until_rows(1)
+    second = Driver(home, ray_here)
+    assert second.end() == 2
+    assert f"process {first.process.pid} runs it" in second.text
+    first.process.send_signal(signal.SIGTERM)
+    first.end()
+
+
+def test_mlflow_that_is_down_from_start_to_end_hinders_nothing_and_sync_shows_all_afterwards(
+    home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    driver = Driver(home, ray_here, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert driver.end() == 0, driver.text
+    assert whole(home) == undisturbed
+    assert not (home / "mlflow.db").exists()
+    Mirror(Ledger.at(home), "toy", home).sync()
+    assert sorted(found.data.tags["cs330ray.kind"] for found in runs_of(home)) == ["cell", "study"] + ["trial"] * 4
+
+
+def dump(database: Path) -> list[str]:
+    connection = sqlite3.connect(database)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
+    every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    ledger = Ledger.at(every_end)
+    original = Mirror._log
+
+    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+        if "cs330ray.mirrored_step" in (entries.get("tags") or {}):
+            raise OSError("the power went")
+        original(self, key, **entries)
+
+    with monkeypatch.context() as power, pytest.raises(Exception, match="the power went"):
+        power.setattr(Mirror, "_log", cut)
+        Mirror(ledger, "toy", every_end).sync()
+    Mirror(ledger, "toy", every_end).sync()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for found in runs_of(tmp_path):
+        if found.data.tags["cs330ray.kind"] == "trial":
+            steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
+            assert len(steps) == len(set(steps))
+    assert len(runs_of(tmp_path)) == 17 or len(runs_of(tmp_path)) == 21

@@ -1,0 +1,140 @@
+import tomllib
+
+import pytest
+
+from cs330ray.errors import SpecError
+from cs330ray.growth import difference, growth
+from cs330ray.spec import parse
+
+STUDY = """
+name = "growing"
+trainable = "maml"
+objective = ["val_accuracy"]
+[fixed]
+ways = 5
+[compare]
+shots = [1, 5]
+[search]
+inner_lr = { low = 1e-3, high = 1.0, log = true }
+body = [1, 2]
+[budget]
+trials = 16
+steps = 2000
+time = "2h"
+[resources]
+cpus = 1
+[confirm]
+top = 3
+seeds = 5
+"""
+
+
+def parsed(text):
+    return parse(tomllib.loads(text), "study.toml")
+
+
+def changed(old, new):
+    assert STUDY.count(old) == 1
+    return parsed(STUDY.replace(old, new))
+
+
+def test_a_study_does_not_differ_from_itself():
+    assert difference(parsed(STUDY), parsed(STUDY)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ways = 5", "ways = 20", ["fixed.ways: 5 -> 20"]),
+        ("ways = 5", "ways = 5.0", ["fixed.ways: 5 -> 5.0"]),
+        ("ways = 5", "ways = 5\nqueries = 3", ["fixed.queries: absent -> 3"]),
+        ("[fixed]\nways = 5\n", "", ["fixed.ways: 5 -> absent"]),
+        ("high = 1.0", "high = 2.0", ["search.inner_lr.high: 1.0 -> 2.0"]),
+        ("body = [1, 2]", "body = [1, 2.0]", ["search.body.choices: [1, 2] -> [1, 2.0]"]),
+        ("body = [1, 2]", "body = [true, 2]", ["search.body.choices: [1, 2] -> [true, 2]"]),
+        ("[confirm]\ntop = 3\nseeds = 5\n", "", ["confirm.top: 3 -> absent", "confirm.seeds: 5 -> absent"]),
+        ("[budget]\ntrials = 16", "[budget]\ntrials = 32", ["budget.trials: 16 -> 32"]),
+    ],
+)
+def test_a_difference_is_said_place_by_place(old, new, words):
+    assert difference(parsed(STUDY), changed(old, new)) == words
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("trials = 16", "trials = 32", ["budget.trials: 16 -> 32"]),
+        ('time = "2h"', 'time = "3h"', ["budget.time: 7200.0 -> 10800.0"]),
+        ('time = "2h"', "", ["budget.time: 7200.0 -> absent"]),
+        ("top = 3", "top = 4", ["confirm.top: 3 -> 4"]),
+        ("seeds = 5", "seeds = 6", ["confirm.seeds: 5 -> 6"]),
+        ("shots = [1, 5]", "shots = [1, 5, 10]", ["compare.shots: [1, 5] -> [1, 5, 10]"]),
+        ("shots = [1, 5]", "shots = [10, 5, 1]", ["compare.shots: [1, 5] -> [10, 5, 1]"]),
+    ],
+)
+def test_what_may_grow_grows(old, new, words):
+    assert growth(parsed(STUDY), changed(old, new)) == words
+
+
+def test_a_confirmation_may_be_added_later():
+    old, new = changed("[confirm]\ntop = 3\nseeds = 5\n", ""), parsed(STUDY)
+    assert growth(old, new) == ["confirm.top: absent -> 3", "confirm.seeds: absent -> 5"]
+
+
+def test_resources_change_freely_and_are_no_growth():
+    assert growth(parsed(STUDY), changed("cpus = 1", "cpus = 4\ngpus = 1")) == []
+    assert growth(changed("cpus = 1", "cpus = 4\ngpus = 1"), parsed(STUDY)) == []
+
+
+def test_compared_parameters_may_change_places_and_grow():
+    old = changed("shots = [1, 5]", "shots = [1, 5]\nfilters = [16]")
+    new = changed("shots = [1, 5]", "filters = [16, 32]\nshots = [1, 5]")
+    assert growth(old, new) == ["compare.filters: [16] -> [16, 32]"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('trainable = "maml"', 'trainable = "protonet"', 'trainable: "maml" -> "protonet"'),
+        ('["val_accuracy"]', '["val_loss"]', 'objective: ["val_accuracy"] -> ["val_loss"]'),
+        ("ways = 5", "ways = 20", "fixed.ways: 5 -> 20"),
+        ("high = 1.0", "high = 2.0", "search.inner_lr.high: 1.0 -> 2.0"),
+        ("body = [1, 2]", "body = [1, 2.0]", "search.body.choices: [1, 2] -> [1, 2.0]"),
+        ("[search]", "[sampler]\nstartup = 9\n[search]", "sampler.startup: 4 -> 9"),
+        ("[search]", "[prune]\nkind = 'asha'\n[search]", 'prune.kind: "none" -> "asha"'),
+        ("trials = 16", "trials = 8", "budget.trials: 16 -> 8"),
+        ("steps = 2000", "steps = 1000", "budget.steps: 2000 -> 1000"),
+        ('time = "2h"', 'time = "1h"', "budget.time: 7200.0 -> 3600.0"),
+        ("top = 3", "top = 2", "confirm.top: 3 -> 2"),
+        ("[confirm]\ntop = 3\nseeds = 5\n", "", "confirm.top: 3 -> absent"),
+        ("shots = [1, 5]", "shots = [1]", "compare.shots: [1, 5] -> [1]"),
+        ("shots = [1, 5]", "shots = [1.0, 5, 10]", "compare.shots: [1, 5] -> [1.0, 5, 10]"),
+        ("shots = [1, 5]", "shots = [1, 5]\nfilters = [16]", "compare.filters: absent -> [16]"),
+        ("[compare]\nshots = [1, 5]\n", "", "compare.shots: [1, 5] -> absent"),
+    ],
+)
+def test_any_other_change_is_refused_in_one_line_with_the_difference_and_the_ways_out(old, new, words):
+    with pytest.raises(SpecError) as caught:
+        growth(parsed(STUDY), changed(old, new))
+    message = str(caught.value)
+    assert message.startswith("growing: ")
+    assert words in message
+    assert "absent -> absent" not in message
+    assert "--fork" in message
+    assert "cs330ray delete growing" in message
+    assert "\n" not in message
+
+
+def test_a_comparison_added_to_a_study_without_one_is_said_once():
+    old = changed("[compare]\nshots = [1, 5]\n", "")
+    assert difference(old, parsed(STUDY)) == ["compare.shots: absent -> [1, 5]"]
+
+
+def test_a_time_limit_set_on_a_study_without_one_is_no_growth():
+    with pytest.raises(SpecError, match=r"budget\.time: absent -> 7200\.0"):
+        growth(changed('time = "2h"', ""), parsed(STUDY))
+
+
+def test_grown_steps_are_refused_for_now():
+    with pytest.raises(SpecError, match=r"growing: budget\.steps: .*not built yet, but got 2000 -> 4000; .*--fork"):
+        growth(parsed(STUDY), changed("steps = 2000", "steps = 4000"))
