@@ -18,7 +18,6 @@ from torch import Tensor
 Body = Literal["course", "pooled"]
 Params = Mapping[str, Tensor]
 
-SPLIT=0
 BLOCKS = 4
 EPSILON = 1e-5  # under the square root of batch norm
 
@@ -61,15 +60,12 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
         weight_TCCHW, scale_TC, shift_TC = _of_block(block, params_T)
         if body == "pooled":
             weight_TCCHW, scale_TC = _positive_scale(weight_TCCHW, scale_TC)
-        if block==1 and body=="pooled" and SPLIT:
-            w=weight_TCCHW.flatten(0, 1)
-            y_BCHW = torch.cat([F.max_pool2d(_apply(_Conv, x, w, tasks),2) for x in x_BCHW.split(max(1,SPLIT//tasks))])
-        else: y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), tasks)
+        y_BCHW = _apply(_Conv, x_BCHW, weight_TCCHW.flatten(0, 1), tasks)
         if block == 1:
             mean_C, var_C = _patch_statistics(images_TBCHW[:, :norm_B], weight_TCCHW)
         else:
             mean_C, var_C = _apply(_Statistics, y_BCHW if norm_B is None else y_BCHW[:norm_B])
-        if body == "pooled" and not (SPLIT and block==1):
+        if body == "pooled":
             y_BCHW = F.max_pool2d(y_BCHW, 2)
         a_C = scale_TC.flatten() * (var_C + EPSILON).rsqrt()
         b_C = shift_TC.flatten() - mean_C * a_C
@@ -94,19 +90,19 @@ def _positive_scale(weight_TCCHW: Tensor, scale_TC: Tensor) -> tuple[Tensor, Ten
 
 
 def _patch_statistics(images_TBCHW: Tensor, weight_TCCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of the first convolution, from those of the 3x3 patches it multiplies.
+    """Mean and variance of each channel of the first convolution, from those of the 3x3 patches that it multiplies.
 
-    For y = w.p they are w.mean(p) and w' cov(p) w: exact, small, and no pass over the largest y of the net.
+    Of y = w.p they are w.mean(p) and w' cov(p) w: exact, and no pass over y, the largest tensor of the net.
     """
-    tasks, batch = images_TBCHW.shape[:2]
-    patches_BPL = F.unfold(images_TBCHW.flatten(0, 1), 3, padding=1)
-    patches_TBPL = patches_BPL.unflatten(0, (tasks, batch))
-    p_TPB = patches_TBPL.transpose(1, 2).flatten(2)
-    mean_TP = p_TPB.mean(dim=2)
-    p_TPB = p_TPB - mean_TP[..., None]
+    height, width = images_TBCHW.shape[3:]
+    padded_TBCHW = F.pad(images_TBCHW, (1, 1, 1, 1))
+    shifted = [padded_TBCHW[..., row : row + height, col : col + width] for row in range(3) for col in range(3)]
+    p_TPB = torch.stack(shifted, dim=1).flatten(2)  # P the nine pixels of a patch: images have one channel
+    mean_TP1 = p_TPB.mean(dim=2, keepdim=True)
+    p_TPB = p_TPB - mean_TP1
     cov_TPP = p_TPB @ p_TPB.mT / p_TPB.shape[2]
     w_TCP = weight_TCCHW.flatten(2)
-    return (w_TCP @ mean_TP[..., None]).flatten(), ((w_TCP @ cov_TPP) * w_TCP).sum(dim=2).flatten()
+    return (w_TCP @ mean_TP1).flatten(), ((w_TCP @ cov_TPP) * w_TCP).sum(dim=2).flatten()
 
 
 class _Statistics(torch.autograd.Function):

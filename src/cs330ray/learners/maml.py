@@ -39,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Maml:
-    """What the algorithm is told: the body, the inner loop's length and order, whose statistics normalise the queries."""
+    """What the algorithm is told: body, length and order of the inner loop, whose statistics normalise the queries."""
 
     body: Body
     inner_steps: int
@@ -79,8 +79,8 @@ def adapt(
 def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> float:
     """Add the gradient of the outer loss, algorithm 2 line 10, to the `grad` of parameters and learned rates; the loss.
 
-    By the chain rule dL/dw = (dphi/dw)^T dL/dphi: the queries, which are most of the images, are differentiated once and
-    a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once.
+    By the chain rule dL/dw = (dphi/dw)^T dL/dphi: the queries, which are most of the images, are differentiated once
+    and a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once.
     """
     loss = 0.0
     for part in _parts(batch, of=batch.support_TNKCHW):

@@ -70,12 +70,14 @@ class TrialRun:
             torch.cuda.empty_cache()
 
     def _start(self, batch: dict[str, Any]) -> None:
+        began_s = time.time()
         trainable = trainables.load(self._told["trainable"])
         _settle(self._told["seed"], self._told["cpus"])
         config = trainable.Config(**self._told["config"])
         newest = checkpoint.newest(self._home)
         self._rows = trainable.train(config, self._told["seed"], self._told["steps"], newest.path if newest else None)
-        batch["circumstances"] = {"resumed_from_step": newest.step if newest else None, **_circumstances(self._told)}
+        resumed_from_step = newest.step if newest else None
+        batch["circumstances"] = {"resumed_from_step": resumed_from_step, "began_s": began_s, **_circumstances(self._told)}
         if newest is not None:
             batch["checkpoint"] = _named(newest)
 

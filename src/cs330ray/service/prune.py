@@ -1,9 +1,10 @@
 """Pruning: whether a trial that has reached a rung goes on. The rules are pure; Tune's scheduler only forwards.
 
 A rule sees the values that trials of its cell had at the same step, in the order in which smaller is better. It keeps
-nothing, so a decision that a crash cut off is made again.
+nothing, so a decision that a crash cut off is made again. A loss that is no number stops its trial and is no rival.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,9 @@ def asha_stops(loss: float, rivals: Sequence[float], reduction: int) -> bool:
 
     `rivals` are the losses of the other trials at this rung so far. The best of the first `reduction - 1` goes on.
     """
-    order = sorted([*rivals, loss])
+    order = sorted([*_numbers(rivals), loss])
     promoted = max(len(order) // reduction, 1)
-    return loss > order[promoted - 1]
+    return math.isnan(loss) or loss > order[promoted - 1]
 
 
 def median_stops(best_loss: float, rivals: Sequence[float], startup: int) -> bool:
@@ -43,7 +44,12 @@ def median_stops(best_loss: float, rivals: Sequence[float], startup: int) -> boo
 
     `rivals` are the losses at this step of COMPLETE trials (Golovin et al. 2017, as in Optuna's MedianPruner).
     """
-    return len(rivals) >= startup and best_loss > statistics.median(rivals)
+    numbers = _numbers(rivals)
+    return math.isnan(best_loss) or (len(numbers) >= startup and best_loss > statistics.median(numbers))
+
+
+def _numbers(losses: Sequence[float]) -> list[float]:
+    return [loss for loss in losses if not math.isnan(loss)]
 
 
 class ForwardingScheduler(FIFOScheduler):

@@ -60,10 +60,20 @@ def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[Frozen
     if study.sampler.kind != "random":
         memory.add_trials(as_seen_by_sampler(history, goals))
     trial = memory.ask()
-    for name, domain in cell.space.items():
+    for name, domain in _in_order(cell.space).items():
         if applies(domain, {**cell.fixed, **trial.params}):
             _suggest(trial, name, distribution(domain))
     return memory.get_trials(deepcopy=False)[-1]
+
+
+def _in_order(space: Mapping[str, Domain]) -> dict[str, Domain]:
+    """A space by name, each parameter after those of its condition: a study asks the same however its file is sorted."""
+    order: dict[str, Domain] = {}
+    while rest := [name for name in space if name not in order]:
+        waits = {name: [key for key in space[name].when or {} if key in rest] for name in rest}
+        first = min(name for name in rest if not waits[name])  # there is one: the spec wants conditions stated before
+        order[first] = space[first]
+    return order
 
 
 def as_seen_by_sampler(history: Sequence[FrozenTrial], goals: Sequence[str]) -> list[FrozenTrial]:
@@ -113,7 +123,7 @@ def _suggest(trial: optuna.Trial, name: str, wanted: BaseDistribution) -> None:
 
 def _sobol_point(study: Study, cell: Cell, number: int) -> FrozenTrial:
     """Point `number` of the cell's one scrambled Sobol sequence."""
-    space = {name: distribution(domain) for name, domain in cell.space.items()}
+    space = {name: distribution(domain) for name, domain in _in_order(cell.space).items()}
     params: dict[str, Any] = {}
     if space:
         sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(_hashed(study.seed, cell.key)))

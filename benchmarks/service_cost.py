@@ -1,0 +1,73 @@
+"""What the service costs: 60 trials that sleep two seconds on two slots, with the mirror on, against the ideal minute.
+
+    python benchmarks/service_cost.py [TRIALS]
+
+The wall time runs from the beginning of the first trial to the end of the last; the start is told apart.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SLOTS, SLEEP_S = 2, 2.0
+STUDY = """
+name = "sleep"
+trainable = "benchmarks.sleeper"
+objective = ["val_loss"]
+[search]
+x = {{ low = 0.0, high = 1.0 }}
+[budget]
+trials = {trials}
+steps = 4
+[resources]
+slots = {slots}
+"""
+
+
+def main(trials: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "runs"
+        file = Path(folder) / "sleep.toml"
+        file.write_text(STUDY.format(trials=trials, slots=SLOTS))
+        path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+        launched = time.time()
+        subprocess.run(
+            [sys.executable, "-m", "cs330ray", "run", str(file)],
+            env={**os.environ, "CS330RAY_HOME": str(home), "PYTHONPATH": path}, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        whole_s = time.time() - launched
+        report(home, trials, launched, whole_s)
+
+
+def report(home: Path, trials: int, launched: float, whole_s: float) -> None:
+    from cs330ray.service.ledger import Ledger
+
+    ledger = Ledger.at(home)
+    study = ledger.study("sleep")
+    (cell,) = study.cells
+    began = [ledger.attempts(study, cell, number)[0]["began_s"] for number in range(trials)]
+    ended = [trial.ended_s or 0.0 for trial in ledger.trials(study, cell)]
+    wall_s, ideal_s = max(ended) - min(began), trials * SLEEP_S / SLOTS
+    spent = [end - begin for begin, end in zip(began, ended, strict=True)]
+    figures = {
+        "ratio": round(wall_s / ideal_s, 3),
+        "start_s": round(min(began) - launched, 2),
+        "wall_s": round(wall_s, 2),
+        "ideal_s": ideal_s,
+        "trial_s": round(statistics.median(spent), 3),
+        "between_s": round(wall_s * SLOTS / trials - statistics.median(spent), 3),
+        "whole_command_s": round(whole_s, 2),
+    }
+    for name, value in figures.items():
+        print(f"{name:<18} {value:>8}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)

@@ -1,0 +1,174 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cs330ray.errors import Diverged
+from cs330ray.studies import maml
+from cs330ray.trial import Progress
+
+SEEDS = {"train": 1, "val": 2, "test": 3}
+SMALL = {
+    "ways": 3,
+    "queries": 3,
+    "tasks": 4,
+    "body": "pooled",
+    "filters": 4,
+    "eval_every_steps": 2,
+    "val_tasks": 5,
+    "test_tasks": 7,
+    "test_shots": (1, 2),
+    "test_queries": 4,
+}
+
+
+def config(**changes: object) -> maml.Config:
+    return maml.Config(**(SMALL | changes))
+
+
+@pytest.fixture(autouse=True)
+def parts_read(monkeypatch) -> list[str]:
+    """Eight synthetic classes a part, each one coarse pattern drawn twenty times with noise; the parts that were read."""
+    read: list[str] = []
+
+    def image_classes(dataset: str, split: str, data_seed: int, part: str) -> Tensor:
+        read.append(part)
+        generator = torch.Generator().manual_seed(SEEDS[part] + 10 * data_seed)
+        prototypes = torch.rand(8, 1, 4, 4, generator=generator).repeat_interleave(7, 2).repeat_interleave(7, 3)
+        noise = torch.rand(8, 20, 28, 28, generator=generator)
+        return ((prototypes + noise) > 1.0).to(torch.uint8) * 255
+
+    monkeypatch.setattr(maml, "image_classes", image_classes)
+    monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
+    return read
+
+
+def rows(history: Sequence[Progress]) -> list[tuple[int, dict[str, float]]]:
+    return [(progress.step, dict(progress.metrics)) for progress in history]
+
+
+def run(settings: maml.Config, seed: int, steps: int, home: Path, resume: Path | None = None) -> list[Progress]:
+    """Train, and write the last moment into `home`."""
+    history = []
+    for progress in maml.train(settings, seed, steps, resume):
+        history.append(progress)
+        last = progress
+    home.mkdir()
+    last.save(home)
+    return history
+
+
+def same_state(one: Path, other: Path) -> bool:
+    a, b = (load_file(path / "state.safetensors") for path in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("changes", [{}, {"learn_inner_lrs": "tensor_step", "inner_steps": 2, "body": "course"}])
+def test_a_resumed_trial_ends_exactly_where_an_unbroken_one_does(changes, tmp_path):
+    settings = config(**changes)
+    whole = run(settings, 0, 6, tmp_path / "whole")
+    half = run(settings, 0, 2, tmp_path / "half")
+    rest = run(settings, 0, 6, tmp_path / "rest", resume=tmp_path / "half")
+    assert rows(half) + rows(rest) == rows(whole)
+    assert [step for step, _ in rows(whole)] == [2, 4, 6]
+    assert same_state(tmp_path / "rest", tmp_path / "whole")
+
+
+def test_a_longer_budget_continues_a_shorter_one(tmp_path):
+    short = run(config(), 0, 3, tmp_path / "short")
+    long = run(config(), 0, 5, tmp_path / "long")
+    rest = run(config(), 0, 5, tmp_path / "rest", resume=tmp_path / "short")
+    assert rows(short)[0] == rows(long)[0]
+    assert rows(rest) == rows(long)[1:]
+    assert same_state(tmp_path / "rest", tmp_path / "long")
+
+
+def test_a_finished_trial_has_nothing_left_to_do(tmp_path):
+    run(config(), 0, 2, tmp_path / "done")
+    assert list(maml.train(config(), 0, 2, tmp_path / "done")) == []
+
+
+def test_every_row_holds_the_promised_metrics_within_their_range(tmp_path):
+    for _, metrics in rows(run(config(), 0, 2, tmp_path / "home")):
+        families = {name for name in maml.METRICS if not name.startswith("test_")}
+        assert metrics.keys() == families
+        assert all(maml.METRICS[name].low <= value <= maml.METRICS[name].high for name, value in metrics.items())
+        assert metrics["val_accuracy"] == metrics["val_post_adapt_query_accuracy"]
+
+
+def test_it_learns_what_can_be_learned(tmp_path):
+    before, *_, after = rows(run(config(eval_every_steps=20, outer_lr=0.01, filters=8), 0, 60, tmp_path / "home"))
+    assert after[1]["train_loss"] < before[1]["train_loss"]
+    assert after[1]["val_accuracy"] > 0.75 > 1 / 3
+
+
+def test_validation_episodes_come_from_the_data_seed_and_no_other(monkeypatch):
+    seen = []
+    measure = maml._scores
+
+    def spy(algorithm, state, batch):
+        seen.append(batch.query_TNQCHW.clone())
+        return measure(algorithm, state, batch)
+
+    monkeypatch.setattr(maml, "_scores", spy)
+    for settings, seed in ((config(), 0), (config(inner_lr=0.1), 7), (config(data_seed=1), 0)):
+        list(maml.train(settings, seed, 2))
+    train, val = seen[0::2], seen[1::2]
+    assert torch.equal(val[0], val[1])
+    assert not torch.equal(val[0], val[2])
+    assert not torch.equal(train[0], train[1])
+
+
+def test_an_absurd_rate_diverges():
+    with pytest.raises(Diverged, match="at step"):
+        list(maml.train(config(outer_lr=1.0, inner_lr=10, inner_steps=30, body="course"), 0, 50))
+
+
+def test_training_never_opens_the_test_part_and_testing_opens_no_other(tmp_path, parts_read):
+    run(config(), 0, 2, tmp_path / "home")
+    assert set(parts_read) == {"train", "val"}
+    parts_read.clear()
+    maml.test(config(), 0, tmp_path / "home")
+    assert parts_read == ["test"]
+
+
+def test_test_scores_every_number_of_shots_with_the_tasks_behind_it(tmp_path):
+    run(config(), 0, 2, tmp_path / "home")
+    scores = maml.test(config(), 0, tmp_path / "home")
+    accuracies = ["test_accuracy", "test_accuracy_support_norm", "test_accuracy/shots/1", "test_accuracy/shots/2"]
+    assert sorted(scores.items) == sorted(accuracies)
+    for name in accuracies:
+        values = [item.score for item in scores.items[name]]
+        assert [item.unit for item in scores.items[name]] == [str(task) for task in range(7)]
+        assert scores.metrics[name] == pytest.approx(sum(values) / 7)
+    values = [item.score for item in scores.items["test_accuracy"]]
+    mean = sum(values) / 7
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / 6)
+    assert scores.metrics["test_accuracy_ci95"] == pytest.approx(1.96 * sd / math.sqrt(7))
+    assert scores.metrics["test_accuracy/shots/1"] == scores.metrics["test_accuracy"]
+    assert {name.split("/")[0] for name in scores.metrics} <= maml.METRICS.keys()
+    assert scores.items == maml.test(config(), 1, tmp_path / "home").items
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shots": 6, "queries": 15}, "20 drawings"),
+        ({"test_shots": (11,), "test_queries": 10}, "20 drawings"),
+        ({"inner_lr": 0.0}, "greater than 0"),
+        ({"inner_learning_rate": 0.1}, "inner_learning_rate"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**changes)
+
+
+def test_every_hyperparameter_says_what_it_is():
+    assert all(field.description for field in maml.Config.model_fields.values())
+    assert maml.Config().model_dump()["inner_lr"] == 0.4
