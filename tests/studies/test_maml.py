@@ -1,5 +1,5 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,8 @@ def config(**changes: object) -> maml.Config:
 
 
 @pytest.fixture(autouse=True)
-def parts_read(monkeypatch) -> list[str]:
-    """Eight synthetic classes a part, each one coarse pattern drawn twenty times with noise; the parts that were read."""
+def parts_read(monkeypatch) -> Iterator[list[str]]:
+    """Eight synthetic classes a part, each a coarse pattern drawn twenty times with noise; the parts that were read."""
     read: list[str] = []
 
     def image_classes(dataset: str, split: str, data_seed: int, part: str) -> Tensor:
@@ -45,7 +45,10 @@ def parts_read(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(maml, "image_classes", image_classes)
     monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
-    return read
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the nets are tiny, and the machine may be busy
+    yield read
+    torch.set_num_threads(threads)
 
 
 def rows(history: Sequence[Progress]) -> list[tuple[int, dict[str, float]]]:
@@ -125,8 +128,18 @@ def test_validation_episodes_come_from_the_data_seed_and_no_other(monkeypatch):
 
 
 def test_an_absurd_rate_diverges():
+    absurd = config(inner_lr=10, inner_steps=60, tasks=2, val_tasks=2, eval_every_steps=1)
     with pytest.raises(Diverged, match="at step"):
-        list(maml.train(config(outer_lr=1.0, inner_lr=10, inner_steps=30, body="course"), 0, 50))
+        list(maml.train(absurd, 0, 50))
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_before_its_step_is_reported(monkeypatch):
+    losses = iter([1.0, 1.0, math.inf])
+    monkeypatch.setattr(maml.maml, "outer_backward", lambda *_: next(losses))
+    trial = maml.train(config(eval_every_steps=1), 0, 5)
+    assert [next(trial).step, next(trial).step] == [1, 2]
+    with pytest.raises(Diverged, match="inf at step 3"):
+        next(trial)
 
 
 def test_training_never_opens_the_test_part_and_testing_opens_no_other(tmp_path, parts_read):

@@ -67,7 +67,7 @@ def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[Frozen
 
 
 def _in_order(space: Mapping[str, Domain]) -> dict[str, Domain]:
-    """A space by name, each parameter after those of its condition: a study asks the same however its file is sorted."""
+    """A space by name, each parameter after those of its condition: the order of a file changes no ask."""
     order: dict[str, Domain] = {}
     while rest := [name for name in space if name not in order]:
         waits = {name: [key for key in space[name].when or {} if key in rest] for name in rest}

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BENCHMARKS := $(sort $(shell grep -l __main__ benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help study test lint bench
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+study: $(VENV)/.stamp ## run studies/quickstart.toml: a first study of two minutes that needs no data
+	$(BIN)/cs330ray run studies/quickstart.toml
+
+test: $(VENV)/.stamp ## run the tests that need no GPU, cluster, download or weights
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.stamp ## run every benchmark: each prints a table, and one JSON object as its last line
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file"; done
+
+# Made anew by hand where Python itself has changed: rm -r .venv
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with $(PYTHON): downloads and installs of about 2 GB, a few minutes the first time"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, but got {v}; make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lm,dev]'
+	@touch $@

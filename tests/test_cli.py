@@ -1,0 +1,271 @@
+"""The command line as a person meets it: one line and exit code 2 for what cannot be meant, and nothing started."""
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray import cli
+from tests.studies_of_tests import toml, toy
+
+MAML = """
+name = "bad"
+trainable = "maml"
+objective = ["val_accuracy"]
+[fixed]
+dataset = "glyphs"
+eval_every_steps = 20
+[search]
+inner_lr = { low = 0.01, high = 1.0, log = true }
+[prune]
+kind = "asha"
+min_steps = 40
+[budget]
+trials = 2
+steps = 40
+"""
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+    before = sys.argv
+    sys.argv = ["cs330ray", *arguments]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def study_text(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        (tmp_path / "bad.toml").write_text(text)
+        return str(tmp_path / "bad.toml")
+
+    return write
+
+
+BAD = [
+    ("budget.trails=3", "budget.trails: unknown key (did you mean 'trials'?)"),
+    ("surch.x=1", "surch: unknown key (did you mean 'search'?)"),
+    ("search.inner_lr.low=2.0", "search.inner_lr: `low < high` must hold, but got low=2.0, high=1.0"),
+    ("objective=['val_acuracy']", "but got 'val_acuracy'; did you mean 'val_accuracy'?"),
+    ("trainable='mamml'", "but got 'mamml'; did you mean 'maml'?"),
+    ("trainable='no.such'", "'no.such' must be importable"),
+    ("search.innerlr=[1]", "search.innerlr: maml has no such parameter; did you mean 'inner_lr'?"),
+    ("fixed.wayz=5", "fixed.wayz: maml has no such parameter; did you mean 'ways'?"),
+    ("fixed.ways=1", "fixed.ways: input should be greater than or equal to 2, but got 1"),
+    ("fixed.body='resnet'", "fixed.body: input should be 'course' or 'pooled', but got 'resnet'"),
+    ("search.inner_lr={low=1,high=2}", "inner_lr is a real number, but got whole ends; write 1.0 and 2.0"),
+    ("search.inner_lr={low=-1.0,high=0.5}", "search.inner_lr: input should be greater than 0, but got -1.0"),
+    ("search.inner_steps={low=1.0,high=2.5}", "inner_steps is an integer"),
+    ("search.body=['pooled','big']", "search.body: input should be 'course' or 'pooled', but got 'big'"),
+    ("search.ways=[5]\n", "--set"),
+    ("prune.min_steps=30", "prune.min_steps: a multiple of eval_every_steps=20 is needed, but got 30"),
+    ("resources.cpus=1000", "a trial must fit the machine"),
+    ("resources.require_gpu=true", "a GPU is needed, but there is none"),
+    ("fixed.queries=30", "fixed.queries"),
+    ("fixed.shots=8", "20 drawings"),
+]
+
+
+@pytest.mark.parametrize(("override", "fragment"), BAD, ids=[override.strip() for override, _ in BAD])
+@pytest.mark.parametrize("dry", [True, False], ids=["dry", "run"])
+def test_bad_input_is_one_clear_line_with_exit_code_2_and_starts_nothing(
+    home: Path, study_text: Callable[[str], str], capsys: pytest.CaptureFixture[str], override: str, fragment: str, dry: bool
+) -> None:
+    if override.endswith("\n"):
+        override, fragment = "no-equals-sign", "`table.key=value` is needed"
+    if fragment == "fixed.queries":
+        fragment = "fixed.queries: input should be less than or equal to 19, but got 30"
+    if "GPU" in fragment and __import__("torch").cuda.is_available():
+        pytest.skip("there is a GPU here")
+    code, _, err = ran(capsys, "run", study_text(MAML), "--set", override, *(["--dry-run"] if dry else []))
+    assert code == 2
+    assert fragment in err
+    assert err.count("\n") == 1
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["run", "nowhere.toml"], "nowhere.toml: a study file must be readable"),
+        (["show", "nothing"], "a ledger is needed here"),
+        (["list"], "a ledger is needed here"),
+        (["best", "nothing"], "a ledger is needed here"),
+        (["sync", "nothing"], "a ledger is needed here"),
+        (["delete", "nothing", "--yes"], "a ledger is needed here"),
+        (["data", "burn"], "one of list, fetch, verify is needed, but got 'burn'"),
+    ],
+)
+def test_a_command_without_its_object_is_one_clear_line(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], fragment: str
+) -> None:
+    code, _, err = ran(capsys, *arguments)
+    assert code == 2
+    assert fragment in err
+    assert err.count("\n") == 1
+    assert not home.exists()
+
+
+@pytest.fixture
+def bare_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of archives, an empty cache, and no network."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("CS330RAY_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("CS330RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CS330RAY_OFFLINE", "1")
+    return tmp_path / "data"
+
+
+def on_omniglot(capsys: pytest.CaptureFixture[str], path: str) -> tuple[int, str]:
+    code, _, err = ran(capsys, "run", path, "--set", "fixed.dataset='omniglot'")
+    return code, err
+
+
+def test_a_missing_archive_is_one_clear_line_and_starts_nothing(
+    home: Path, bare_data: Path, study_text: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err = on_omniglot(capsys, study_text(MAML))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images_background.zip" in err
+    assert "glyphs" in err
+    assert not home.exists()
+
+
+def test_a_truncated_archive_is_one_clear_line_and_is_not_touched(
+    home: Path, bare_data: Path, study_text: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bare_data / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("images_background/A/character01/0001_01.png", b"x" * 5000)
+    torn = whole.read_bytes()[:3000]
+    (bare_data / "images_background.zip").write_bytes(torn)
+    code, err = on_omniglot(capsys, study_text(MAML))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images_background.zip" in err
+    assert (bare_data / "images_background.zip").read_bytes() == torn
+    assert not home.exists()
+
+
+def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_nothing_is_overwritten(
+    home: Path, tmp_path: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(toml(toy(budget={"trials": 1, "steps": 5}), tmp_path / "toy.toml"))
+    assert ran(capsys, "run", file)[0] == 0
+    before = (home / "ledger.db").read_bytes()
+    for override, difference in [
+        ("search.lr.high=2.0", "search.lr.high: 1.0 -> 2.0"),
+        ("seed=4", "seed: 0 -> 4"),
+        ("budget.steps=10", "budget.steps"),
+    ]:
+        code, _, err = ran(capsys, "run", file, "--set", override)
+        assert (code, err.count("\n")) == (2, 1)
+        assert difference in err
+    assert (home / "ledger.db").read_bytes() == before
+
+
+def test_a_study_is_run_listed_shown_mirrored_and_deleted(
+    home: Path, tmp_path: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(toml(toy(budget={"trials": 2, "steps": 5}), tmp_path / "toy.toml"))
+    code, out, _ = ran(capsys, "run", file)
+    assert code == 0
+    assert "best is trial" in out
+    assert "cs330ray ui" in out
+    assert "2/2" in ran(capsys, "list")[1]
+    shown = ran(capsys, "show", "toy")[1]
+    assert shown.count("COMPLETE") == 2
+    assert "val_loss" in ran(capsys, "show", "toy", "1", "--log")[1]
+    assert "no difference" in ran(capsys, "show", "toy", "--diff", file)[1]
+    best = ran(capsys, "best", "toy", "--by", "val_speed")[1]
+    assert 'trainable = "tests.toy"' in best
+    ran(capsys, "sync", "toy")
+    assert "toy: 0 changes" in ran(capsys, "sync", "toy")[1]
+    assert ran(capsys, "delete", "toy", "--yes")[0] == 0
+    assert not (home / "toy").exists()
+    assert ran(capsys, "show", "toy")[0] == 2
+
+
+def test_a_dry_run_says_cells_trials_and_cost_and_starts_nothing(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = toy(compare={"data_seed": [0, 1]}, fixed={"sleep_s": 0.01, "eval_every_steps": 5})
+    code, out, _ = ran(capsys, "run", str(toml(study, tmp_path / "toy.toml")), "--dry-run")
+    assert code == 0
+    assert "2 cells x 4 trials of 20 steps" in out
+    assert "nothing was started" in out
+    assert "0.01" in out
+    assert not home.exists()
+
+
+def test_the_schema_is_json_schema_of_every_table(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    schema = json.loads(ran(capsys, "schema")[1])
+    tables = {"fixed", "compare", "search", "sampler", "prune", "budget", "resources", "confirm"}
+    assert tables <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+
+
+def test_help_takes_less_than_a_second() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cs330ray", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0
+
+
+def lone(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cs330ray.studies.maml", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+TINY = ["--dataset", "glyphs", "--body", "pooled", "--filters", "4", "--tasks", "2", "--val-tasks", "2", "--queries", "2"]
+
+
+def test_one_trial_runs_without_ray_resumes_and_is_tested_on_record(home: Path) -> None:
+    arguments = ["--trial", *TINY, "--eval-every-steps", "2", "--test-tasks", "3"]
+    first = lone(*arguments, "--steps", "4")
+    assert first.returncode == 0, first.stderr
+    assert "step      2" in first.stdout
+    second = lone(*arguments, "--steps", "6", "--test")
+    assert second.returncode == 0, second.stderr
+    assert "step      2" not in second.stdout
+    assert "step      6" in second.stdout
+    assert "test_accuracy/shots/10" in second.stdout
+    import sqlite3
+
+    connection = sqlite3.connect(home / "ledger.db")
+    assert connection.execute("select count(*) from cs330ray_tests").fetchone() == (1,)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--trial", "--inner-lr", "-3"], "inner_lr: input should be greater than 0, but got -3"),
+        (["--trial", "--body", "big"], "body: input should be 'course' or 'pooled'"),
+        (["--inner-lr", "0.4"], "need --trial"),
+        (["--study", "nowhere.toml"], "nowhere.toml: a study file must be readable"),
+    ],
+)
+def test_bad_options_of_one_trial_are_one_clear_line(home: Path, arguments: list[str], fragment: str) -> None:
+    done = lone(*arguments)
+    assert done.returncode == 2
+    assert fragment in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not home.exists()

@@ -1,0 +1,155 @@
+"""One suite for every trainable, and for every way to run one: the contract of `cs330ray.trial`."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cs330ray import checkpoint
+from cs330ray.service import trainables
+from cs330ray.service.actor import TrialRun
+from cs330ray.trial import run_alone
+
+TINY_MAML = {
+    "dataset": "glyphs", "body": "pooled", "filters": 4, "ways": 3, "queries": 2, "tasks": 2, "val_tasks": 2,
+    "eval_every_steps": 2, "learn_inner_lrs": "tensor", "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    config: dict[str, Any]
+    steps: int = 6
+
+    def rows(self, train: Callable[..., Any], steps: int | None = None, **arguments: Any) -> list[tuple[int, dict[str, float]]]:
+        config = trainables.load(self.name).Config(**self.config)
+        return [(p.step, dict(p.metrics)) for p in train(config, 5, steps or self.steps, **arguments)]
+
+
+CASES = [Case("maml", TINY_MAML), Case("tests.toy", {"eval_every_steps": 2}), Case("benchmarks.sleeper", {"sleep_s": 0.0})]
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def test_every_trainable_of_the_package_is_in_this_suite() -> None:
+    assert set(trainables.names()) <= {case.name for case in CASES}
+
+
+@each
+def test_the_config_is_frozen_refuses_unknown_keys_and_has_a_default_for_every_key(case: Case) -> None:
+    config = trainables.load(case.name).Config()
+    with pytest.raises(ValidationError):
+        trainables.load(case.name).Config(no_such_key=1)
+    with pytest.raises(ValidationError):
+        config.eval_every_steps = 3
+
+
+@pytest.mark.parametrize("name", trainables.names())
+def test_every_hyperparameter_says_what_it_is(name: str) -> None:
+    assert [key for key, field in trainables.load(name).Config.model_fields.items() if not field.description] == []
+
+
+@each
+def test_rows_come_every_eval_every_steps_up_to_the_last_and_hold_described_metrics_in_range(case: Case) -> None:
+    module = trainables.load(case.name)
+    rows = case.rows(module.train)
+    every = module.Config(**case.config).eval_every_steps
+    assert [step for step, _ in rows] == list(range(every, case.steps + 1, every))
+    for _, metrics in rows:
+        assert set(metrics) <= set(module.METRICS)
+        for name, value in metrics.items():
+            assert math.isfinite(value)
+            assert module.METRICS[name].low <= value <= module.METRICS[name].high
+
+
+@each
+def test_a_run_cut_anywhere_and_resumed_yields_exactly_the_rows_of_an_unbroken_one(case: Case, tmp_path: Path) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    whole = case.rows(module.train)
+    for index, progress in enumerate(module.train(config, 5, case.steps)):
+        written = checkpoint.write(tmp_path / str(index), progress.step, progress.save)
+        assert case.rows(module.train, resume=written.path) == whole[index + 1 :]
+
+
+@each
+def test_a_longer_budget_continues_a_shorter_one(case: Case, tmp_path: Path) -> None:
+    train = trainables.load(case.name).train
+    assert case.rows(train, steps=4) == case.rows(train)[: len(case.rows(train, steps=4))]
+
+
+@each
+def test_every_way_to_run_a_trial_yields_the_same_rows(case: Case, tmp_path: Path) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    alone = [(p.step, dict(p.metrics)) for p in run_alone(module, config, 5, case.steps, tmp_path / "alone")]
+    told = {
+        "trainable": case.name, "config": case.config, "seed": 5, "steps": case.steps, "home": str(tmp_path / "served"),
+        "checkpoint_s": 0.0, "batch_s": 0.0, "prune_every": 0, "cpus": 1, "code": "", "data": "",
+    }  # fmt: skip
+    run, served = TrialRun(told), []
+    while "end" not in (batch := run.next_batch()):
+        served += [(row["step"], row["metrics"]) for row in batch["rows"]]
+    assert batch["end"] == {"state": "COMPLETE"}
+    assert served == alone == case.rows(module.train)
+
+
+@each
+def test_the_random_streams_are_its_own(case: Case) -> None:
+    module = trainables.load(case.name)
+    torch.manual_seed(1)
+    first = case.rows(module.train)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert case.rows(module.train) == first
+    torch.manual_seed(1)
+    case.rows(module.train)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@each
+def test_another_seed_is_another_trial(case: Case) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    rows = [[dict(p.metrics) for p in module.train(config, seed, case.steps)] for seed in (1, 2)]
+    assert rows[0] != rows[1] or case.name == "benchmarks.sleeper"  # which draws nothing
+
+
+@each
+def test_a_checkpoint_holds_tensors_and_json_only(case: Case, tmp_path: Path) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    for progress in module.train(config, 5, 2):
+        written = checkpoint.write(tmp_path, progress.step, progress.save)
+    for file in written.path.iterdir():
+        if file.suffix == ".safetensors":
+            assert file.read_bytes()[8:9] == b"{"  # an eight-byte length, then a JSON header: no pickle
+        else:
+            json.loads(file.read_text())
+
+
+@each
+def test_data_have_one_digest(case: Case) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    assert module.prepare(config) == module.prepare(config)
+
+
+@each
+def test_the_test_split_is_scored_from_a_checkpoint_the_same_twice(case: Case, tmp_path: Path) -> None:
+    module = trainables.load(case.name)
+    config = module.Config(**case.config)
+    for progress in module.train(config, 5, 2):
+        written = checkpoint.write(tmp_path, progress.step, progress.save)
+    first, second = (module.test(config, 5, written.path) for _ in range(2))
+    assert first == second
+    assert set(first.items) <= set(first.metrics)
+    for name, items in first.items.items():
+        mean = sum(item.score for item in items) / len(items)
+        assert mean == pytest.approx(first.metrics[name], abs=1e-6)

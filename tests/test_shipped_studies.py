@@ -1,0 +1,60 @@
+"""Every file of studies/ loads, fits its trainable, says what it asks and costs, and trains two steps, shrunk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray import spec
+from cs330ray.cli import shipped, study_file
+from cs330ray.service import trainables
+from cs330ray.service.estimate import first_values
+from cs330ray.spec import applies
+
+FILES = sorted(shipped().glob("*.toml"))
+SHRUNK: dict[str, Any] = {"dataset": "glyphs", "filters": 4, "tasks": 2, "val_tasks": 2, "eval_every_steps": 1}
+each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def test_there_are_shipped_studies_and_every_trainable_has_one_of_its_name() -> None:
+    assert {*trainables.names(), "quickstart"} <= {file.stem for file in FILES}
+
+
+@each
+def test_a_shipped_study_fits_its_trainable_and_is_found_by_its_name(file: Path) -> None:
+    study = spec.read(file)
+    trainables.check(study, str(file))
+    assert study.name == file.stem
+    assert study_file(file.stem) == file
+
+
+@each
+def test_a_shipped_study_says_first_what_it_asks(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    header = lines[: lines.index(next(line for line in lines if not line.startswith("#")))]
+    assert len(header) >= 2
+    assert "?" in "".join(header)
+
+
+@each
+def test_a_shipped_study_trains_two_steps_in_every_cell(file: Path) -> None:
+    study = spec.read(file)
+    for cell in study.cells:
+        trainable = trainables.load(cell.trainable)
+        shrunk = {name: value for name, value in SHRUNK.items() if name in trainable.Config.model_fields}
+        config = trainables.configuration(trainable, cell, {**first_values(cell), **shrunk})
+        rows = list(trainable.train(config, 0, 2))
+        assert [row.step for row in rows] == [1, 2]
+        assert set(study.objective) <= set(rows[-1].metrics)
+
+
+@each
+def test_every_end_of_every_range_is_a_valid_configuration(file: Path) -> None:
+    for cell in spec.read(file).cells:
+        trainable = trainables.load(cell.trainable)
+        base = first_values(cell)
+        for name, domain in cell.space.items():
+            ends = domain.choices if isinstance(domain, spec.Choice) else [domain.low, domain.high]
+            for value in ends:
+                if applies(domain, {**cell.fixed, **base}):
+                    trainables.configuration(trainable, cell, {**base, name: value})
