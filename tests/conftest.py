@@ -16,13 +16,15 @@ if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 def ray_here() -> Iterator[str]:
     """The one Ray of the run, with two slots; its address, for the processes that a test starts."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    import cs330ray.service  # noqa: F401 - sets Ray's environment
     import ray
+
+    import cs330ray.service  # noqa: F401 - sets Ray's environment
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = ray.init(
-            address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL",
+            address="local", num_cpus=2, num_gpus=0, include_dashboard=False,
+            log_to_driver=False, logging_level="CRITICAL",
             object_store_memory=128 * 1024**2,
         )  # fmt: skip
     yield context.address_info["gcs_address"]

@@ -83,7 +83,12 @@ BAD = [
 @pytest.mark.parametrize(("override", "fragment"), BAD, ids=[override.strip() for override, _ in BAD])
 @pytest.mark.parametrize("dry", [True, False], ids=["dry", "run"])
 def test_bad_input_is_one_clear_line_with_exit_code_2_and_starts_nothing(
-    home: Path, study_text: Callable[[str], str], capsys: pytest.CaptureFixture[str], override: str, fragment: str, dry: bool
+    home: Path,
+    study_text: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    fragment: str,
+    dry: bool,
 ) -> None:
     if override.endswith("\n"):
         override, fragment = "no-equals-sign", "`table.key=value` is needed"
@@ -234,7 +239,20 @@ def lone(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-TINY = ["--dataset", "glyphs", "--body", "pooled", "--filters", "4", "--tasks", "2", "--val-tasks", "2", "--queries", "2"]
+TINY = [
+    "--dataset",
+    "glyphs",
+    "--body",
+    "pooled",
+    "--filters",
+    "4",
+    "--tasks",
+    "2",
+    "--val-tasks",
+    "2",
+    "--queries",
+    "2",
+]
 
 
 def test_one_trial_runs_without_ray_resumes_and_is_tested_on_record(home: Path) -> None:

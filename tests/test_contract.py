@@ -28,12 +28,18 @@ class Case:
     config: dict[str, Any]
     steps: int = 6
 
-    def rows(self, train: Callable[..., Any], steps: int | None = None, **arguments: Any) -> list[tuple[int, dict[str, float]]]:
+    def rows(
+        self, train: Callable[..., Any], steps: int | None = None, **arguments: Any
+    ) -> list[tuple[int, dict[str, float]]]:
         config = trainables.load(self.name).Config(**self.config)
         return [(p.step, dict(p.metrics)) for p in train(config, 5, steps or self.steps, **arguments)]
 
 
-CASES = [Case("maml", TINY_MAML), Case("tests.toy", {"eval_every_steps": 2}), Case("benchmarks.sleeper", {"sleep_s": 0.0})]
+CASES = [
+    Case("maml", TINY_MAML),
+    Case("tests.toy", {"eval_every_steps": 2}),
+    Case("benchmarks.sleeper", {"sleep_s": 0.0}),
+]
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 

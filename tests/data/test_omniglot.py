@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.data.conftest import png, write_zip
 
 from cs330ray.data import image_classes, images_digest, omniglot
 from cs330ray.errors import DataError, SpecError
+from tests.data.conftest import png, write_zip
 
 REAL = os.environ.get("CS330RAY_DATA")  # read before any fixture takes it away
 real = pytest.mark.skipif(

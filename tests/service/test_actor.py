@@ -78,7 +78,7 @@ def test_a_trial_cut_between_its_last_checkpoint_and_its_end_ends_without_traini
     ("ends", "reason"),
     [("raises", "raised: RuntimeError: planted"), ("diverges", "diverged: the loss is inf at step 7")],
 )
-def test_what_a_trainable_raises_is_a_result_with_its_reason_and_traceback(tmp_path: Path, ends: str, reason: str) -> None:
+def test_what_a_trainable_raises_is_a_result_with_reason_and_traceback(tmp_path: Path, ends: str, reason: str) -> None:
     batch = TrialRun(told(tmp_path, config={"ends": ends, "ends_at": 7})).next_batch()
     assert steps(batch) == [5]
     assert batch["end"]["state"] == "FAIL"

@@ -92,7 +92,7 @@ def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(eve
         assert found.info.status == shown[state]
         assert found.data.tags.get("cs330ray.reason", "") == reason
         assert found.data.tags["cs330ray.seed"] == str(seed)
-        assert {name: found.data.params[name] for name in params} == {name: str(value) for name, value in params.items()}
+        assert {name: found.data.params[name] for name in params} == {name: str(params[name]) for name in params}
         curve = client.get_metric_history(found.info.run_id, "val_speed")
         assert [(point.step, point.value) for point in curve] == [(step, row["val_speed"]) for step, row in rows]
         cell = by_id[found.data.tags["mlflow.parentRunId"]]

@@ -76,8 +76,8 @@ class TrialRun:
         config = trainable.Config(**self._told["config"])
         newest = checkpoint.newest(self._home)
         self._rows = trainable.train(config, self._told["seed"], self._told["steps"], newest.path if newest else None)
-        resumed_from_step = newest.step if newest else None
-        batch["circumstances"] = {"resumed_from_step": resumed_from_step, "began_s": began_s, **_circumstances(self._told)}
+        begin = {"resumed_from_step": newest.step if newest else None, "began_s": began_s}
+        batch["circumstances"] = begin | _circumstances(self._told)
         if newest is not None:
             batch["checkpoint"] = _named(newest)
 
