@@ -1,6 +1,7 @@
 """A whole study on Ray: states and reasons, the mirror, resuming, extending, and every way to be killed."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from cs330ray.errors import SpecError
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
+from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.record import Listener
 from cs330ray.service.run import run
 from cs330ray.spec import Study
@@ -116,15 +117,16 @@ def test_optuna_opens_what_a_study_left(every_end: Path) -> None:
     assert found.best_trial.intermediate_values[20] == found.best_value
 
 
-def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_end: Path) -> None:
-    before = whole(every_end)
-    run(toy(**ALL_ENDS, resources={"slots": 1}), every_end, mirror=False)
-    assert whole(every_end) == before
+def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_end: Path, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(every_end, tmp_path / "runs"))
+    before = whole(home)
+    run(toy(**ALL_ENDS, resources={"slots": 1}), home, mirror=False)
+    assert whole(home) == before
     grown = {**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}
     ear = Ear()
-    run(toy(**grown, resources={"slots": 1}), every_end, ear, mirror=False)
+    run(toy(**grown, resources={"slots": 1}), home, ear, mirror=False)
     assert "grown: budget.trials: 3 -> 4" in ear.lines
-    after = whole(every_end)
+    after = whole(home)
     assert len(after) == 16
     assert [trial for trial in after if trial[1] < 3] == before
 
@@ -132,7 +134,7 @@ def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_en
 def test_grown_steps_are_refused_and_nothing_changes(home: Path) -> None:
     run(toy(budget={"trials": 1}), home, mirror=False)
     before = whole(home)
-    with pytest.raises(SpecError, match="budget.steps"):
+    with pytest.raises(SpecError, match=r"budget\.steps"):
         run(toy(budget={"trials": 1, "steps": 40}), home, mirror=False)
     assert whole(home) == before
 
@@ -259,8 +261,9 @@ def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothi
     assert driver.end() == 0, driver.text
     assert "lost its worker" in driver.text
     assert whole(home) == undisturbed
-    assert [attempt["resumed_from_step"] for attempt in ledger.attempts(study, cell, number)][0] is None
-    assert len(ledger.attempts(study, cell, number)) == 2
+    first, second = ledger.attempts(study, cell, number)
+    assert first["resumed_from_step"] is None
+    assert second["resumed_from_step"] is None or second["resumed_from_step"] >= 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -319,13 +322,16 @@ def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
             raise OSError("the power went")
         original(self, key, **entries)
 
-    with monkeypatch.context() as power, pytest.raises(Exception, match="the power went"):
+    with monkeypatch.context() as power:
         power.setattr(Mirror, "_log", cut)
-        Mirror(ledger, "toy", every_end).sync()
+        with pytest.raises(MirrorError, match="the power went"):
+            Mirror(ledger, "toy", every_end).sync()
     Mirror(ledger, "toy", every_end).sync()
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for found in runs_of(tmp_path):
         if found.data.tags["cs330ray.kind"] == "trial":
             steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
             assert len(steps) == len(set(steps))
-    assert len(runs_of(tmp_path)) == 17 or len(runs_of(tmp_path)) == 21
+    study = ledger.study("toy")
+    trials = sum(len(ledger.trials(study, cell)) for cell in study.cells)
+    assert len(runs_of(tmp_path)) == 1 + 4 + trials
