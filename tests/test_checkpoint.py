@@ -262,3 +262,10 @@ def test_a_process_killed_while_saving_leaves_the_older_one_newest(tmp_path):
     assert ended.returncode == -signal.SIGKILL
     assert checkpoint.newest(tmp_path).step == 5
     assert (checkpoint.newest(tmp_path).path / "state.json").read_text() == "whole"
+
+
+def test_sweeping_removes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    whole = checkpoint.write(tmp_path, 1, lambda path: (path / "state").write_text("s"))
+    (tmp_path / ".partial-00000002-abc").mkdir()
+    checkpoint.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [whole.path]

@@ -16,6 +16,7 @@ from cs330ray.service import trainables
 from cs330ray.service.actor import TrialRun
 from cs330ray.trial import run_alone
 
+Rows = list[tuple[int, dict[str, float]]]
 TINY_MAML = {
     "dataset": "glyphs", "body": "pooled", "filters": 4, "ways": 3, "queries": 2, "tasks": 2, "val_tasks": 2,
     "eval_every_steps": 2, "learn_inner_lrs": "tensor", "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,

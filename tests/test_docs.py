@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from cs330ray import cli, spec
+from cs330ray.home import shipped
 from cs330ray.service import trainables
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,7 @@ def test_every_environment_variable_of_the_readme_is_read_by_the_code() -> None:
 
 def test_every_shipped_study_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    for file in cli.shipped().glob("*.toml"):
+    for file in shipped().glob("*.toml"):
         assert f"studies/{file.name}" in text
 
 

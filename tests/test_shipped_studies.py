@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cs330ray import spec
-from cs330ray.cli import shipped, study_file
+from cs330ray.home import shipped, study_file
 from cs330ray.service import trainables
 from cs330ray.service.estimate import first_values
 from cs330ray.spec import applies

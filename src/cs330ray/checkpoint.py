@@ -56,6 +56,12 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
     return read(final)
 
 
+def sweep(home: Path) -> None:
+    """Remove what a killed process left half-written under `home`; only for who alone writes there."""
+    for partial in home.glob(".partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def newest(home: Path) -> Checkpoint | None:
     """The newest whole checkpoint under `home`, or None; torn ones are passed over."""
     for path in reversed(_directories(home)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cs330ray.errors import Cs330rayError, SpecError
+from cs330ray.home import home, study_file
 
 if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger, Trial
@@ -46,23 +47,6 @@ def study_main(trainable: str, arguments: list[str] | None = None) -> None:
     from cs330ray.lone import study_command
 
     guarded(study_command, trainable, sys.argv[1:] if arguments is None else arguments, run_study)
-
-
-def home() -> Path:
-    """Where studies live: CS330RAY_HOME, else `runs` here."""
-    return Path(os.environ.get("CS330RAY_HOME") or "runs")
-
-
-def shipped() -> Path:
-    """Where the studies that come with the package lie, in a checkout or in an installed wheel."""
-    checkout = Path(__file__).parents[2] / "studies"
-    return checkout if checkout.is_dir() else Path(__file__).parent / "shipped"
-
-
-def study_file(text: str) -> Path:
-    """A study's file: a path, or the name of one that comes with the package."""
-    path, known = Path(text), shipped() / f"{text}.toml"
-    return known if not path.exists() and known.is_file() else path
 
 
 @app.command()

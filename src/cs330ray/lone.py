@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cs330ray import checkpoint, spec
-from cs330ray.cli import home, study_file
 from cs330ray.errors import SpecError
+from cs330ray.home import home, study_file
 from cs330ray.spec import Study, canonical
 from cs330ray.trial import Trainable, run_alone
 

@@ -3,7 +3,11 @@ import torch
 
 from cs330ray.studies import maml
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation"),  # pools; ours do not overlap
+]
 
 
 def test_twenty_steps_on_cuda_reach_what_they_reach_on_a_cpu(monkeypatch):

@@ -72,8 +72,9 @@ class TrialRun:
     def _start(self, batch: dict[str, Any]) -> None:
         began_s = time.time()
         trainable = trainables.load(self._told["trainable"])
-        _settle(self._told["seed"], self._told["cpus"])
+        settle(self._told["seed"], self._told["cpus"])
         config = trainable.Config(**self._told["config"])
+        checkpoint.sweep(self._home)
         newest = checkpoint.newest(self._home)
         self._rows = trainable.train(config, self._told["seed"], self._told["steps"], newest.path if newest else None)
         begin = {"resumed_from_step": newest.step if newest else None, "began_s": began_s}
@@ -134,7 +135,7 @@ def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
     return {"step": written.step, "path": str(written.path), "digest": written.digest}
 
 
-def _settle(seed: int, cpus: float) -> None:
+def settle(seed: int, cpus: float) -> None:
     """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from cs330ray.service import trainables
+from cs330ray.service.actor import settle
 from cs330ray.spec import Cell, Choice, Study
 from cs330ray.trial import Trainable
 
@@ -30,7 +31,7 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
     for cell in study.cells:
         trainable = trainables.load(cell.trainable)
         trainables.configuration(trainable, cell, first_values(cell))
-        step_s, eval_s = _timed(trainable, cell)
+        step_s, eval_s = _timed(trainable, cell, study.resources.cpus)
         every = trainables.configuration(trainable, cell, first_values(cell)).eval_every_steps
         trial_s = study.budget.steps * step_s + study.budget.steps / every * eval_s
         total_s += trial_s * study.budget.trials
@@ -42,9 +43,10 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
     yield f"at most about {total_s / slots / 60:.1f} minutes in all, if nothing is pruned; nothing was started"
 
 
-def _timed(trainable: Trainable, cell: Cell) -> tuple[float, float]:
+def _timed(trainable: Trainable, cell: Cell, cpus: float) -> tuple[float, float]:
     """Seconds of one step and of one evaluation, told apart by two spacings of rows."""
     trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
+    settle(seed=0, cpus=cpus)
     spacing_one = _row_s(trainable, cell, every=1, steps=3)
     spacing_many = _row_s(trainable, cell, every=EVERY, steps=2 * EVERY)
     step_s = max((spacing_many - spacing_one) / (EVERY - 1), 0.0)

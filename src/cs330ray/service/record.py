@@ -3,6 +3,7 @@
 Rows first, then the report to Optuna, then the pruner, then the end of the trial.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,7 +118,8 @@ class Recorder:
             complete = {trial.number for trial in self._ledger.trials(self._study, cell) if trial.state == "COMPLETE"}
             rivals = [loss for n, loss in losses.items() if n in complete]
             rows = self._ledger.rows(self._study, cell, number)
-            best = min(sign * row.metrics[metric] for row in rows if metric in row.metrics)
+            own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
+            best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
         reason = f"{prune.kind} at step {step}, {len(losses)} rivals"
         return Ending("PRUNED", reason) if stops else None
