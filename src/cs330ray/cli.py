@@ -1,7 +1,6 @@
 """The command line. Rooms with heavy dependencies are entered inside the commands, so that `--help` is quick."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,15 +226,10 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
         typer.echo(f"MLflow runs at {uri}")
         return
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.stdout.flush()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    with subprocess.Popen([*command, "--port", str(port), "--workers", "1"], env=environment) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.terminate()
-            code = 0
-    raise SystemExit(code)
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execve(sys.executable, [*server, "--port", str(port), "--workers", "1"], environment)
 
 
 @app.command()

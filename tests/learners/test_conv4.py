@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,15 @@ from cs330ray.learners import conv4
 
 BODIES = ["course", "pooled"]
 TASKS, BATCH, WAYS, SIDE = 3, 4, 5, 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The nets are tiny, and the machine may be busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def reference_logits(body: str, params: dict[str, Tensor], images_BCHW: Tensor, norm_B: int | None = None) -> Tensor:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,15 @@ from cs330ray.learners.maml import Batch, Maml
 from tests.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE = 3, 3, 2, 4, 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The nets are tiny, and the machine may be busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("first_order", "jacobian"), [(False, 1 - 0.1), (True, 1.0)])
