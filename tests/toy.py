@@ -1,6 +1,8 @@
 """A trainable of almost no work for tests of the service: a noisy descent that can end in every way a trial can end."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +44,8 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         time.sleep(config.sleep_s)
         noise = generator.normal(scale=0.01)
         loss = abs(loss * (1 - min(config.lr, 1.9) / 2) + noise)
+        if step == config.ends_at and config.ends == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
         if step == config.ends_at and config.ends == "raises":
             raise RuntimeError("planted")
         if step == config.ends_at and config.ends == "diverges":

@@ -101,7 +101,7 @@ def _print_answer(study: "Study") -> None:
 
     from cs330ray.report import summary
     from cs330ray.service import trainables
-    from cs330ray.service.ledger import Ledger
+    from cs330ray.service.ledger import Ledger, redacted
     from cs330ray.service.mirror import tracking_uri
 
     console = Console(highlight=False)
@@ -111,7 +111,7 @@ def _print_answer(study: "Study") -> None:
     prefix = f"CS330RAY_HOME={home()} " if home() != Path("runs") else ""
     for line in (
         f"  {prefix}cs330ray show {study.name}",
-        f"  {prefix}cs330ray ui      (the same as: mlflow ui --backend-store-uri {tracking_uri(home())})",
+        f"  {prefix}cs330ray ui      (the same as: mlflow ui --backend-store-uri {redacted(tracking_uri(home()))})",
     ):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -202,28 +202,30 @@ def best(
 def sync(
     study: Name,
     follow: Annotated[bool, typer.Option("--follow", help="keep on until stopped")] = False,
-    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,
 ) -> None:
     """Make MLflow agree with the ledger."""
     from cs330ray.service import mirror
+    from cs330ray.service.ledger import redacted
 
     ledger = _ledger()
     ledger.study(study)
     if follow:
-        mirror.follow(ledger, study, home(), parent)
-    else:
-        changes = mirror.Mirror(ledger, study, home()).sync()
-        typer.echo(f"{study}: {changes} changes; MLflow at {mirror.tracking_uri(home())} agrees with the ledger")
+        raise SystemExit(0 if mirror.follow(ledger, study, home(), until_eof=until_eof) else 3)
+    changes = mirror.Mirror(ledger, study, home()).sync()
+    at = redacted(mirror.tracking_uri(home()))
+    typer.echo(f"{study}: {changes} changes; MLflow at {at} agrees with the ledger")
 
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
+    from cs330ray.service.ledger import redacted
     from cs330ray.service.mirror import tracking_uri
 
     uri = tracking_uri(home())
     if uri.startswith("http"):
-        typer.echo(f"MLflow runs at {uri}")
+        typer.echo(f"MLflow runs at {redacted(uri)}")
         return
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ import pytest
 
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import search
-from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.ledger import Ending, Ledger, Row, redacted
 from cs330ray.spec import Cell, Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -155,3 +155,15 @@ def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten
         Ledger.at(tmp_path)
     assert "\n" not in str(error.value)
     assert (tmp_path / "ledger.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
+        ("sqlite:////home/me/ledger.db", "sqlite:////home/me/ledger.db"),
+        ("http://token@mlflow:5000", "http://***@mlflow:5000"),
+    ],
+)
+def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
+    assert redacted(url) == shown

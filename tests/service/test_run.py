@@ -1,5 +1,6 @@
 """A whole study on Ray: states and reasons, the mirror, resuming, extending, and every way to be killed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ from typing import Any
 
 import mlflow
 import optuna
+import psutil
 import pytest
 
 from cs330ray.errors import SpecError
+from cs330ray.report import summary
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.record import Listener
@@ -201,16 +204,20 @@ class Driver:
         given = {**os.environ, "CS330RAY_HOME": str(home), "RAY_ADDRESS": address, **environment}
         self.process = subprocess.Popen(command, env=given, stdout=self._log, stderr=self._log, start_new_session=True)
 
-    def until_rows(self, count: int, seconds: float = 90) -> None:
-        """Wait until so many rows are recorded."""
+    def until_rows(self, count: int, seconds: float = 90, query: str = "select count(*) from cs330ray_rows") -> None:
+        """Wait until so many rows are recorded, or until another count is so high."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise AssertionError(f"the driver ended early:\n{self.output()}")
-            if (self.home / "ledger.db").exists() and rows_in(self.home) >= count:
+            if (self.home / "ledger.db").exists() and counted(self.home, query) >= count:
                 return
             time.sleep(0.05)
-        raise AssertionError(f"no {count} rows after {seconds}s:\n{self.output()}")
+        raise AssertionError(f"not {count} after {seconds}s: {query}\n{self.output()}")
+
+    def until_checkpoint_of_a_running_trial_after(self, ended: int) -> None:
+        """Wait until so many trials have ended and the next one has left a checkpoint."""
+        self.until_rows(1, query=f"{CHECKPOINTS_OF_RUNNING} and trial >= {ended}")
 
     def output(self) -> str:
         self._log.flush()
@@ -224,10 +231,15 @@ class Driver:
         return code
 
 
-def rows_in(home: Path) -> int:
+CHECKPOINTS_OF_RUNNING = (
+    "select count(*) from cs330ray_checkpoints where trial not in (select trial from cs330ray_ends)"
+)
+
+
+def counted(home: Path, query: str) -> int:
     connection = sqlite3.connect(home / "ledger.db", timeout=30)
     try:
-        return int(connection.execute("select count(*) from cs330ray_rows").fetchone()[0])
+        return int(connection.execute(query).fetchone()[0])
     except sqlite3.OperationalError:
         return 0
     finally:
@@ -238,7 +250,7 @@ def test_a_killed_driver_goes_on_by_the_same_command_as_if_nothing_had_been(
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
 ) -> None:
     first = Driver(home, ray_here)
-    first.until_rows(20)  # the second trial is under way
+    first.until_checkpoint_of_a_running_trial_after(ended=1)
     first.process.send_signal(signal.SIGKILL)
     first.end()
     assert len(whole(home)) < 4 or any(state == "RUNNING" for _, _, state, *_ in whole(home))
@@ -335,3 +347,77 @@ def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
     study = ledger.study("toy")
     trials = sum(len(ledger.trials(study, cell)) for cell in study.cells)
     assert len(runs_of(tmp_path)) == 1 + 4 + trials
+
+
+def test_a_worker_that_dies_in_the_last_trial_is_replaced_too(
+    home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    driver = Driver(home, ray_here, "--set", "budget.trials=1")
+    driver.until_rows(4)
+    ledger = Ledger.at(home)
+    study = ledger.study("toy")
+    (cell,) = study.cells
+    os.kill(ledger.attempts(study, cell, 0)[-1]["pid"], signal.SIGKILL)
+    assert driver.end() == 0, driver.text
+    assert whole(home) == undisturbed[:1]
+
+
+def test_a_trial_that_kills_its_worker_every_time_fails_in_the_end_and_the_study_goes_on(home: Path) -> None:
+    run(toy(compare={"ends": ["kills", "well"]}, budget={"trials": 1}), home, mirror=False)
+    (killed, well) = whole(home)
+    assert killed[2] == "FAIL"
+    assert killed[3].startswith("worker lost 4 times")
+    assert well[2] == "COMPLETE"
+
+
+def test_the_mirror_of_a_killed_driver_leaves_by_itself_when_it_has_caught_up(home: Path, ray_here: str) -> None:
+    driver = Driver(home, ray_here)
+    driver.until_rows(20)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.end()
+    until = time.monotonic() + 60
+    while mirrors_of(home) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert mirrors_of(home) == []
+    assert Mirror(Ledger.at(home), "toy", home).sync() == 0
+
+
+def mirrors_of(home: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            words = process.info["cmdline"] or []
+            if "--until-eof" in words and process.environ().get("CS330RAY_HOME") == str(home.resolve()):
+                found.append(process.pid)
+    return found
+
+
+def test_a_spent_study_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(toy(budget={"trials": 1}), home, mirror=False)
+    monkeypatch.setattr("cs330ray.service.run.tune.run", lambda *_, **__: pytest.fail("nothing is left to run"))
+    run(toy(budget={"trials": 1}), home, mirror=False)
+    assert len(whole(home)) == 1
+
+
+def test_no_trial_starts_after_the_time_is_spent_and_more_time_goes_on(home: Path) -> None:
+    slow_study = {"fixed": {"sleep_s": 0.1}, "resources": {"slots": 1}}
+    run(toy(**slow_study, budget={"trials": 4, "steps": 20, "time": 3}), home, mirror=False)
+    assert 1 <= len(whole(home)) < 4
+    assert {trial[2] for trial in whole(home)} == {"COMPLETE"}
+    run(toy(**slow_study, budget={"trials": 4, "steps": 20, "time": 600}), home, mirror=False)
+    assert len(whole(home)) == 4
+
+
+def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
+    study = toy(
+        objective=["val_loss", "val_speed"],
+        sampler={"kind": "nsga2", "population": 4},
+        budget={"trials": 8, "steps": 10},
+    )
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    trials = ledger.trials(study, study.cells[0])
+    assert all(len(trial.values or ()) == 2 for trial in trials)
+    best = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{home}/ledger.db").best_trials
+    front = summary.pareto_front(trials, ledger.goals(study))
+    assert {trial.number for trial in front} == {trial.number for trial in best}

@@ -7,6 +7,7 @@ controller of a study writes; anyone may read.
 import json
 import math
 import os
+import re
 import time
 import traceback
 import uuid
@@ -151,9 +152,8 @@ class Ledger:
         study = self.find(name)
         if study is None:
             known = ", ".join(self.names()) or "none yet"
-            raise SpecError(
-                f"{name}: a study in {self.url.split('///')[-1]} is needed (there: {known}); see `cs330ray list`"
-            )
+            place = redacted(self.url).split("///")[-1]
+            raise SpecError(f"{name}: a study in {place} is needed (there: {known}); see `cs330ray list`")
         return study
 
     def uid(self, name: str) -> str:
@@ -409,8 +409,13 @@ class Ledger:
         except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             reason = traceback.format_exception_only(error.__cause__ or error)[-1].strip().splitlines()[0]
             raise LedgerError(
-                f"{self.url}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
+                f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
             ) from error
+
+
+def redacted(url: str) -> str:
+    """An address without the name and password in it, for messages."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def directions(goals: Sequence[str]) -> list[StudyDirection]:

@@ -6,6 +6,7 @@ study: MLflow slow, down or gone costs the picture alone.
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from cs330ray.errors import Cs330rayError
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger, Row, Trial, redacted
 from cs330ray.spec import Cell, Study
 
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -59,8 +60,9 @@ class Mirror:
         except (MlflowException, OSError) as error:
             self._runs = None  # what MLflow holds is read anew after a fault
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            at = redacted(tracking_uri(self._home))
             raise MirrorError(
-                f"{tracking_uri(self._home)}: MLflow must answer, but {reason}; the ledger is whole, try again later"
+                f"{at}: MLflow must answer, but {reason}; the ledger is whole, try again later"
             ) from error
 
     def _sync(self, study: Study) -> int:
@@ -218,37 +220,39 @@ def forget(study: str, uid: str, home: Path) -> int:
             client.delete_run(run.info.run_id)
     except (MlflowException, OSError) as error:
         raise MirrorError(
-            f"{tracking_uri(home)}: MLflow must answer, but {type(error).__name__}; its runs stay"
+            f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
         ) from error
     return len(runs)
 
 
-def follow(ledger: Ledger, study: str, home: Path, parent: int | None) -> None:
-    """Keep the mirror up to date until SIGTERM comes or the process `parent` is gone; then once more."""
+def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -> bool:
+    """Keep the mirror up to date until SIGTERM or Ctrl-C, then once more; whether MLflow agrees at the end.
+
+    With `until_eof` the end of stdin ends it too: a pipe closes with the process that holds it, however that one died.
+    """
     leaving = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: leaving.set())
     signal.signal(signal.SIGINT, lambda *_: leaving.set())
+    if until_eof:
+        threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
     os.nice(5)
-    mirror = Mirror(ledger, study, home)
-    wait_s = POLL_S
+    mirror, wait_s = Mirror(ledger, study, home), POLL_S
     while True:
-        last = leaving.is_set() or (parent is not None and os.getppid() != parent)
+        last = leaving.is_set()
         try:
             mirror.sync()
-            wait_s = POLL_S
+            agrees, wait_s = True, POLL_S
         except MirrorError as error:
             print(error, flush=True)  # noqa: T201 - into mirror.log
-            wait_s = min(2 * wait_s, PATIENCE_S)
+            agrees, wait_s = False, min(2 * wait_s, PATIENCE_S)
         if last:
-            return
-        leaving.wait(wait_s) if parent is None else _wait(leaving, wait_s, parent)
+            return agrees
+        leaving.wait(wait_s)
 
 
-def _wait(leaving: threading.Event, seconds: float, parent: int) -> None:
-    """Wait, but no longer than the signal or the parent's end."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and os.getppid() == parent and not leaving.wait(0.5):
-        pass
+def _leave_at_eof(leaving: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    leaving.set()
 
 
 @contextmanager

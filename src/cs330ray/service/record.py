@@ -13,6 +13,7 @@ from cs330ray.service.ledger import LOST, Ending, Ledger, Row
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.spec import Cell, Study
 
+REASON_LENGTH = 200
 LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
 
 
@@ -142,7 +143,8 @@ class ForwardingCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that the worker was lost, and queue the trial again."""
         error = trial.get_pickled_error() or trial.get_error()
-        if self._recorder.lose(trial.config, f"{type(error).__name__}"):
+        lines = str(error).strip().splitlines() or [""]
+        if self._recorder.lose(trial.config, f"{type(error).__name__}: {lines[0][:REASON_LENGTH]}"):
             self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -123,7 +123,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
         for name in study.trainables():
             ledger.describe_metrics(study, name, trainables.load(name).METRICS)
         _announce(study, machine, slots, listener)
-        with _mirrored(study, home, mirror), _interruptible() as interrupted:
+        with _mirrored(study, home, listener, mirror), _interruptible() as interrupted:
             session = _Session(ledger, study, listener, interrupted)
             try:
                 _tune(study, home, ledger, session, machine, slots, data)
@@ -175,6 +175,9 @@ def _tune(
     study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
 ) -> None:
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
+    spent = all(len(ledger.history(study, cell)) >= study.budget.trials for cell in study.cells)
+    if spent and not interrupted:
+        return
     recorder = Recorder(ledger, study, session)
     searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted)
     own_ray = _start_ray(machine)
@@ -302,25 +305,28 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _mirrored(study: Study, home: Path, mirror: bool) -> Iterator[None]:
+def _mirrored(study: Study, home: Path, listener: Listener, mirror: bool) -> Iterator[None]:
     """Keep the mirror running beside the study, and wait a little for it at the end."""
     if not mirror:
         yield
         return
     log = (home / study.name / "mirror.log").open("a")
-    command = [sys.executable, "-m", "cs330ray", "sync", study.name, "--follow", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "cs330ray", "sync", study.name, "--follow", "--until-eof"]
     environment = {**os.environ, "CS330RAY_HOME": str(home.resolve())}
     with (
         log,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
         ) as process,
     ):
         try:
             yield
         finally:
-            process.terminate()  # it makes one more pass, then leaves
+            assert process.stdin is not None
+            process.stdin.close()  # it makes one more pass, then leaves
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(MIRROR_WAIT_S)
             if process.poll() is None:
                 process.kill()
+            if process.poll() != 0:
+                listener.says(f"MLflow is behind (see {log.name}); `cs330ray sync {study.name}` catches up")

@@ -166,19 +166,26 @@ class LedgerSearcher(tune.search.Searcher):
         self._goals = ledger.goals(study)
         self._assignment = assignment  # what a trial is told beside its configuration
         self._waiting = list(interrupted)
+        self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         if study.budget.time is not None:
             self._deadline = time.monotonic() + study.budget.time - ledger.worked_s(study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """What the next trial is told, or FINISHED."""
+        """What the next trial is told; None while the last ones run, then FINISHED."""
+        told = self._next()
+        if isinstance(told, dict):
+            self._live.add(trial_id)
+        return told
+
+    def _next(self) -> dict[str, Any] | str | None:
         if self._waiting:
             cell, number = self._waiting.pop(0)
             return self._told(cell, self._ledger.history(self._study, cell)[number])
         entered = {cell.key: len(self._ledger.history(self._study, cell)) for cell in self._study.cells}
         open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
         if not open_cells or time.monotonic() >= self._deadline:
-            return str(self.FINISHED)
+            return None if self._live else str(self.FINISHED)  # a worker may yet be lost, and its trial come again
         cell = min(open_cells, key=lambda candidate: entered[candidate.key])
         history = self._ledger.history(self._study, cell)
         asked = ask(self._study, cell, self._goals, history)
@@ -200,7 +207,8 @@ class LedgerSearcher(tune.search.Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `record` has told the ledger."""
+        """Forget a trial; `record` has told the ledger."""
+        self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger holds all there is."""
