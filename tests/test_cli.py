@@ -1,6 +1,8 @@
 """The command line as a person meets it: one line and exit code 2 for what cannot be meant, and nothing started."""
 
+import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cs330ray import cli
 from tests.studies_of_tests import toml, toy
@@ -159,6 +162,41 @@ def test_a_truncated_archive_is_one_clear_line_and_is_not_touched(
     assert "images_background.zip" in err
     assert (bare_data / "images_background.zip").read_bytes() == torn
     assert not home.exists()
+
+
+@pytest.mark.skipif(not os.environ.get("CS330RAY_DATA"), reason="needs the Omniglot archives at CS330RAY_DATA")
+def test_a_wrong_pixel_is_one_clear_line_and_starts_nothing(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study_text: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    published, altered = Path(os.environ["CS330RAY_DATA"]), tmp_path / "altered"
+    altered.mkdir()
+    shutil.copy(published / "images_evaluation.zip", altered)
+    with (
+        zipfile.ZipFile(published / "images_background.zip") as good,
+        zipfile.ZipFile(altered / "images_background.zip", "w") as bad,
+    ):
+        drawings = [name for name in good.namelist() if name.endswith(".png")]
+        for name in good.namelist():
+            bad.writestr(name, good.read(name) if name != drawings[9000] else with_a_wrong_pixel(good.read(name)))
+    monkeypatch.setenv("CS330RAY_DATA", str(altered))
+    monkeypatch.setenv("CS330RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CS330RAY_OFFLINE", "1")
+    code, err = on_omniglot(capsys, study_text(MAML))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "images_background.zip: pixels must be the published ones" in err
+    assert not home.exists()
+
+
+def with_a_wrong_pixel(png: bytes) -> bytes:
+    image = Image.open(io.BytesIO(png))
+    image.putpixel((50, 50), 0 if image.getpixel((50, 50)) else 1)
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
 
 
 def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_nothing_is_overwritten(

@@ -160,3 +160,15 @@ def test_the_test_split_is_scored_from_a_checkpoint_the_same_twice(case: Case, t
     for name, items in first.items.items():
         mean = sum(item.score for item in items) / len(items)
         assert mean == pytest.approx(first.metrics[name], abs=1e-6)
+
+
+@each
+def test_what_chance_reaches_is_said_of_metrics_that_are_reported_and_lies_in_their_range(case: Case) -> None:
+    module = trainables.load(case.name)
+    by_chance = module.chance(module.Config(**case.config)) if hasattr(module, "chance") else {}
+    for name, value in by_chance.items():
+        assert module.METRICS[name].low < value < module.METRICS[name].high
+
+
+def test_chance_among_three_classes_is_a_third() -> None:
+    assert trainables.load("maml").chance(trainables.load("maml").Config(ways=3)) == {"val_accuracy": 1 / 3}

@@ -137,7 +137,8 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
             f"{name} {value:.4g}" + (f" (chance {by_chance[name]:.4g})" if name in by_chance else "")
             for name, value in zip(study.objective, best.values, strict=True)
         )
-        lines.append(f"{title}{said}; best is trial {best.number}: {shown} at {_params(best.params)}")
+        at = f" at {_params(best.params)}" if best.params else ""
+        lines.append(f"{title}{said}; best is trial {best.number}: {shown}{at}")
         lines.append(f"  checkpoint: {ledger.checkpoint(study, cell, best.number)}")
     return lines
 

@@ -37,7 +37,7 @@ def load(name: str) -> Trainable:
         raise SpecError(f"trainable: {name!r} must be importable, but {error}; check the name and PYTHONPATH") from None
     missing = [part for part in ("Config", "METRICS", "prepare", "train", "test") if not hasattr(module, part)]
     if missing:
-        raise SpecError(f"trainable: {name!r} must define {', '.join(missing)}; see docs/your-own.md")
+        raise SpecError(f"trainable: {name!r} must define {', '.join(missing)}; cs330ray.trial.Trainable says how")
     return cast("Trainable", module)
 
 

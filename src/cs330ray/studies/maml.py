@@ -104,6 +104,11 @@ def prepare(config: Config) -> str:
     return images_digest(config.dataset)
 
 
+def chance(config: Config) -> Mapping[str, float]:
+    """What guessing reaches: one class in `ways`."""
+    return {"val_accuracy": 1 / config.ways}
+
+
 def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
     """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
 
