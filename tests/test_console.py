@@ -1,0 +1,68 @@
+"""What a person sees while a study runs: at a terminal a live table, in a log file a line a trial."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cs330ray import console
+from cs330ray.console import StudyConsole
+from cs330ray.service.ledger import Ending, Row
+from tests.studies_of_tests import toy
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(42.4, "42s"), (185, "3m 05s"), (7800, "2h 10m"), (59.6, "1m 00s")])
+def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert console.duration(seconds) == said
+
+
+def shown(*, terminal: bool) -> tuple[StudyConsole, io.StringIO]:
+    study = toy(compare={"data_seed": [0, 1]}, budget={"trials": 4, "steps": 20})
+    seen = StudyConsole(study, ["min"], {})
+    text = io.StringIO()
+    seen.out = Console(file=text, force_terminal=terminal, width=140, highlight=False, color_system=None)
+    return seen, text
+
+
+def test_a_log_file_gets_one_line_a_trial_with_its_value_parameters_and_reason() -> None:
+    seen, text = shown(terminal=False)
+    cell = seen._study.cells[1]
+    with seen:
+        seen.took_up(cell, 0, {"lr": 0.25, "data_seed": 1, "eval_every_steps": 5}, None)
+        seen.reached(cell, 0, Row(5, {"val_loss": 0.5}, 0.0))
+        seen.ticked()
+        seen.ended(cell, 0, Ending("PRUNED", "asha at step 5, 3 rivals"), (0.5,))
+    assert (
+        text.getvalue()
+        == "    1/8  trial 0   of data_seed=1 PRUNED   val_loss=0.5  lr=0.25 [asha at step 5, 3 rivals]\n"
+    )
+
+
+def test_a_terminal_shows_the_running_trials_how_far_they_are_and_the_time_left() -> None:
+    seen, text = shown(terminal=True)
+    cell = seen._study.cells[0]
+    with seen:
+        seen.took_up(cell, 3, {"lr": 0.25}, 10)
+        seen.reached(cell, 3, Row(15, {"val_loss": 0.125}, 0.0))
+        seen.ticked()
+    picture = text.getvalue()
+    assert "trial 3 of data_seed=0 goes on from its checkpoint at step 10" in picture
+    assert "15/20" in picture
+    assert "0.125" in picture
+    assert "left" in picture
+
+
+def test_a_failed_trial_is_never_the_best_and_shows_no_value() -> None:
+    seen, text = shown(terminal=False)
+    cell = seen._study.cells[0]
+    seen.ended(cell, 0, Ending("COMPLETE"), (0.5,))
+    seen.ended(cell, 1, Ending("FAIL", "raised: RuntimeError: planted"), (0.1,))
+    assert seen._best() == 0.5
+    assert "raised: RuntimeError: planted" in text.getvalue()
+
+
+def test_trials_of_earlier_sessions_count_but_not_for_the_time_left() -> None:
+    study = toy(budget={"trials": 4, "steps": 20})
+    seen = StudyConsole(study, ["max"], {("{}", 0): ("COMPLETE", 0.3), ("{}", 1): ("COMPLETE", 0.7)})
+    assert seen._best() == 0.7
+    assert seen._left_s() is None
