@@ -1,15 +1,17 @@
 """Every file of studies/ loads, fits its trainable, says what it asks and costs, and trains two steps, shrunk."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from cs330ray import spec
 from cs330ray.home import shipped, study_file
 from cs330ray.service import trainables
 from cs330ray.service.estimate import first_values
-from cs330ray.spec import applies
+from cs330ray.spec import Study, applies
 
 FILES = sorted(shipped().glob("*.toml"))
 SHRUNK: dict[str, Any] = {"dataset": "glyphs", "filters": 4, "tasks": 2, "val_tasks": 2, "eval_every_steps": 1}
@@ -26,6 +28,20 @@ def test_a_shipped_study_fits_its_trainable_and_is_found_by_its_name(file: Path)
     trainables.check(study, str(file))
     assert study.name == file.stem
     assert study_file(file.stem) == file
+
+
+@each
+def test_a_shipped_study_is_valid_by_the_schema_that_editors_get(file: Path) -> None:
+    jsonschema.validate(tomllib.loads(file.read_text()), Study.model_json_schema())
+
+
+def test_the_schema_takes_times_as_text_and_refuses_an_unknown_key() -> None:
+    study = tomllib.loads(FILES[0].read_text())
+    study["budget"]["time"] = "2h"
+    jsonschema.validate(study, Study.model_json_schema())
+    study["budget"]["tme"] = "2h"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(study, Study.model_json_schema())
 
 
 @each

@@ -50,7 +50,7 @@ def _seconds(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str), Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -137,6 +137,8 @@ def _parse_domain(place: str, value: object) -> object:
 
 Domain = Range | Choice
 Space = dict[str, Domain | dict[str, Domain]]
+WrittenDomain = list[Scalar] | Domain  # as a file may write it
+WrittenSpace = dict[str, WrittenDomain | dict[str, WrittenDomain]]
 
 
 class Sampler(Strict):
@@ -207,7 +209,7 @@ class Study(Strict):
     seed: int = Field(0, ge=0)
     fixed: dict[str, Value | dict[str, Value]] = {}
     compare: dict[str, list[Scalar]] = {}
-    search: Annotated[Space, BeforeValidator(_tables)] = {}
+    search: Annotated[Space, BeforeValidator(_tables, json_schema_input_type=WrittenSpace)] = {}
     sampler: Sampler = Sampler()
     prune: Prune = Prune()
     budget: Budget
