@@ -121,7 +121,7 @@ def _dry_run(study: "Study", source: str) -> None:
 
     from cs330ray.service import trainables
     from cs330ray.service.estimate import plan
-    from cs330ray.service.run import Machine
+    from cs330ray.service.machine import Machine
 
     trainables.check(study, source)
     machine = Machine.here()

@@ -1,6 +1,6 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
-Reading order: trainables, ledger, search, prune, actor, record, run, mirror.
+Reading order: trainables, ledger, search, prune, actor, record, machine, run, mirror; estimate aside.
 """
 
 import os
