@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,10 @@ BAD = [
     ("budget.trails=3", "budget.trails: unknown key (did you mean 'trials'?)"),
     ("surch.x=1", "surch: unknown key (did you mean 'search'?)"),
     ("search.inner_lr.low=2.0", "search.inner_lr: `low < high` must hold, but got low=2.0, high=1.0"),
+    ("name='alone'", "name: the home keeps files of its own under 'alone'"),
+    ("name='ledger.db'", "name: the home keeps files of its own under 'ledger.db'"),
+    ("trainable='.x'", "but got '.x'"),
+    ("resources.cpus=1e-7", "resources.cpus: input should be greater than or equal to 0.01, but got 1e-07"),
     ("objective=['val_acuracy']", "but got 'val_acuracy'; did you mean 'val_accuracy'?"),
     ("trainable='mamml'", "but got 'mamml'; did you mean 'maml'?"),
     ("trainable='no.such'", "'no.such' must be importable"),
@@ -111,6 +116,7 @@ def test_bad_input_is_one_clear_line_with_exit_code_2_and_starts_nothing(
         (["best", "nothing"], "a ledger is needed here"),
         (["sync", "nothing"], "a ledger is needed here"),
         (["delete", "nothing", "--yes"], "a ledger is needed here"),
+        (["ui", "--port", "99999"], "99999"),
         (["data", "burn"], "one of list, fetch, verify is needed, but got 'burn'"),
     ],
 )
@@ -321,3 +327,60 @@ def test_bad_options_of_one_trial_are_one_clear_line(home: Path, arguments: list
     assert fragment in done.stderr
     assert done.stderr.count("\n") == 1
     assert not home.exists()
+
+
+ENVIRONMENTS = [
+    ("CS330RAY_HOME", "/dev/null/runs", "a directory for the study is needed"),
+    ("CS330RAY_LEDGER", "nonsense", "the ledger must be readable and writable"),
+    ("CS330RAY_LEDGER", "postgresql://me:secret@nowhere/db", "the ledger must be readable and writable"),
+    ("CS330RAY_DEVICE", "tpu", "but got 'tpu'"),
+    ("RAY_ADDRESS", "127.0.0.1:1", "a Ray cluster must answer at 127.0.0.1:1"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "fragment"), ENVIRONMENTS, ids=[value for _, value, _ in ENVIRONMENTS])
+def test_a_bad_environment_is_one_clear_line(
+    home: Path, study_text: Callable[[str], str], variable: str, value: str, fragment: str
+) -> None:
+    command = [sys.executable, "-m", "cs330ray", "run", study_text(MAML)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, variable: value})
+    assert done.returncode == 2, done.stderr
+    assert fragment in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("uri", ["http://[bad", "http://me:secret@127.0.0.1:9", "postgresql://me:secret@nowhere/db"])
+def test_a_bad_address_of_mlflow_is_one_clear_line_without_the_password(
+    home: Path,
+    tmp_path: Path,
+    ray_here: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+) -> None:
+    from cs330ray.service.run import run
+
+    run(toy(budget={"trials": 1, "steps": 5}), home, mirror=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    code, _, err = ran(capsys, "sync", "toy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "MLflow must answer" in err
+    assert "secret" not in err
+
+
+def test_the_best_of_several_cells_is_valid_toml(home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from cs330ray.service.run import run
+
+    run(toy(compare={"data_seed": [0, 1]}, budget={"trials": 1, "steps": 5}), home, mirror=False)
+    found = tomllib.loads(ran(capsys, "best", "toy")[1])
+    assert [one["fixed"]["data_seed"] for one in found["best"]] == [0, 1]
+
+
+def test_fewer_steps_than_a_lone_trial_has_are_refused(home: Path) -> None:
+    arguments = ["--trial", *TINY, "--eval-every-steps", "2"]
+    assert lone(*arguments, "--steps", "4").returncode == 0
+    done = lone(*arguments, "--steps", "2", "--test")
+    assert done.returncode == 2
+    assert "at least the 4" in done.stderr
+    assert lone(*arguments, "--steps", "-3").returncode == 2

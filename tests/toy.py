@@ -25,7 +25,7 @@ class Config(BaseModel):
     data_seed: int = 0
     eval_every_steps: int = Field(1, ge=1)
     sleep_s: float = Field(0.0, ge=0)
-    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills)$")
+    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills|numpy|text)$")
     ends_at: int = 3
 
 
@@ -52,6 +52,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
             raise Diverged(f"the loss is inf at step {step}")
         if step % config.eval_every_steps == 0 or step == steps:
             value = float("nan") if config.ends == "nan" and step >= config.ends_at else loss
+            value = np.float32(value) if config.ends == "numpy" else "low" if config.ends == "text" else value
             state = {"loss": loss, "step": step, "generator": generator.bit_generator.state}
             yield Progress(
                 step,

@@ -1,18 +1,22 @@
 """The command line. Rooms with heavy dependencies are entered inside the commands, so that `--help` is quick."""
 
 import os
+import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cs330ray.errors import Cs330rayError, SpecError
+from cs330ray.errors import Cs330rayError, Diverged, SpecError
 from cs330ray.home import home, study_file
 
 if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger, Trial
     from cs330ray.spec import Study
+
+PIPED_WIDTH = 1000  # a pipe has no edge to fold at
 
 app = typer.Typer(
     help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
@@ -36,9 +40,12 @@ def guarded(command: Any, *arguments: Any) -> None:
     """Run `command`; an error of ours becomes its one line on stderr and exit code 2."""
     try:
         command(*arguments)
-    except Cs330rayError as error:
+    except (Cs330rayError, Diverged) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(130) from None
 
 
 def study_main(trainable: str, arguments: list[str] | None = None) -> None:
@@ -65,7 +72,9 @@ def run(
     if dry_run:
         _dry_run(study, str(path))
     else:
-        run_study(study, str(path), f"cs330ray run {file}" + "".join(f" --set '{text}'" for text in set_ or ()))
+        forked = ["--fork", fork] if fork else []
+        sets = [word for text in set_ or () for word in ("--set", text)]
+        run_study(study, str(path), shlex.join(["cs330ray", "run", file, *forked, *sets]))
 
 
 def run_study(study: "Study", source: str, command: str) -> None:
@@ -90,10 +99,16 @@ def run_study(study: "Study", source: str, command: str) -> None:
     with StudyConsole(study, [metrics[name].goal for name in study.objective], finished) as console:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
     if outcome.interrupted:
-        console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost. Go on with: {command}")
+        console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost")
+        console.says(f"Go on with: {_prefix()}{command}")
         raise SystemExit(130)
     console.says(f"{study.name}: done in {duration(outcome.seconds)} ({outcome.start_s:.1f}s until the first trial)")
     _print_answer(study)
+
+
+def _prefix() -> str:
+    """What makes a command find this home from another shell."""
+    return f"CS330RAY_HOME={shlex.quote(str(home()))} " if home() != Path("runs") else ""
 
 
 def _print_answer(study: "Study") -> None:
@@ -108,10 +123,9 @@ def _print_answer(study: "Study") -> None:
     for line in summary.answer(Ledger.at(home()), study, trainables.chance):
         console.print(line, soft_wrap=True, markup=False)
     console.print("Look closer:", markup=False)
-    prefix = f"CS330RAY_HOME={home()} " if home() != Path("runs") else ""
     for line in (
-        f"  {prefix}cs330ray show {study.name}",
-        f"  {prefix}cs330ray ui      (the same as: mlflow ui --backend-store-uri {redacted(tracking_uri(home()))})",
+        f"  {_prefix()}cs330ray show {study.name}",
+        f"  {_prefix()}cs330ray ui      (the same as: mlflow ui --backend-store-uri {redacted(tracking_uri(home()))})",
     ):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -178,12 +192,15 @@ def show(
     ledger = _ledger()
     found = ledger.study(study)
     if diff is not None:
-        typer.echo("\n".join(growth.difference(found, spec.read(diff))) or f"{study}: no difference")
+        typer.echo("\n".join(growth.difference(found, spec.read(study_file(str(diff))))) or f"{study}: no difference")
     elif trial is None:
         _print_table(summary.trials(ledger, found, front=front))
     else:
-        for table in summary.trial(ledger, found, _pick(ledger, found, trial, cell), log=log):
+        one = _pick(ledger, found, trial, cell)
+        for table in summary.trial(ledger, found, one, log=log):
             _print_table(table)
+        if log and one.traceback:
+            typer.echo(one.traceback)
 
 
 @app.command()
@@ -218,7 +235,7 @@ def sync(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.service.ledger import redacted
     from cs330ray.service.mirror import tracking_uri
@@ -227,10 +244,17 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     if uri.startswith("http"):
         typer.echo(f"MLflow runs at {redacted(uri)}")
         return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SpecError(f"ui: port {port} must be free, but {error.strerror}; use --port") from None
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}  # its password is nothing for `ps`
+    server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     os.execve(sys.executable, [*server, "--port", str(port), "--workers", "1"], environment)
 
 
@@ -277,10 +301,12 @@ def _ledger() -> "Ledger":
 
 def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "Trial":
     found = [trial for each in study.cells for trial in ledger.trials(study, each) if trial.number == number]
+    cells = ", ".join(repr(each.title) for each in study.cells)
+    if cell is not None and cell not in {name for each in study.cells for name in (each.title, each.key)}:
+        raise SpecError(f"--cell: one of {cells} is needed, but got {cell!r}")
     if cell is not None:
         found = [trial for trial in found if cell in (trial.cell.title, trial.cell.key)]
     if len(found) != 1:
-        cells = ", ".join(repr(each.title) for each in study.cells)
         why = (
             f"{len(found)} cells have it; add --cell with one of {cells}"
             if found
@@ -295,4 +321,5 @@ def _print_table(sheet: Any) -> None:
 
     from cs330ray.console import table_of
 
-    Console(highlight=False).print(table_of(sheet.title, sheet.columns, sheet.rows))
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    Console(highlight=False, width=width).print(table_of(sheet.title, sheet.columns, sheet.rows))

@@ -26,7 +26,3 @@ class CheckpointError(Cs330rayError):
 
 class Diverged(Exception):  # noqa: N818 - the field's word
     """A loss stopped being finite; the trial is recorded as failed and not tried again."""
-
-
-class WorkerLost(Exception):  # noqa: N818 - a loss, not a mistake
-    """A trial's process is gone; the trial goes on from its newest checkpoint."""

@@ -3,16 +3,16 @@
 import argparse
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from cs330ray import checkpoint, spec
 from cs330ray.errors import SpecError
 from cs330ray.home import home, study_file
 from cs330ray.spec import Study, canonical
-from cs330ray.trial import Trainable, run_alone
+from cs330ray.trial import Scores, Trainable, run_alone
 
 
 def study_command(name: str, arguments: Sequence[str], run_study: Callable[[Study, str, str], None]) -> None:
@@ -33,26 +33,32 @@ def study_command(name: str, arguments: Sequence[str], run_study: Callable[[Stud
         return
     if given or options.test:
         raise SpecError("one trial's options need --trial; for a study use --set KEY=VALUE")
-    overrides = [*(options.set or ())]
-    run_study(spec.read(path, overrides), str(path), f"python -m cs330ray.studies.{name}")
+    command = shlex.join(["python", "-m", f"cs330ray.studies.{name}", *arguments])
+    run_study(spec.read(path, options.set or ()), str(path), command)
 
 
 def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, Any], options: Any) -> None:
     """Run one trial in this process, with a line a row; resume it if it was cut; score it on test if asked."""
     from cs330ray.service import trainables
+    from cs330ray.service.ledger import Ledger
 
     cell = study.cells[0]
     config = trainables.configuration(trainable, cell, {key: _read(value) for key, value in given.items()})
-    steps = options.steps or study.budget.steps
+    steps = study.budget.steps if options.steps is None else options.steps
+    if steps < 1:
+        raise SpecError(f"--steps: at least 1 is needed, but got {steps}")
     trainable.prepare(config)
+    ledger = Ledger.at(home())
     identity = canonical({"trainable": name, "config": config.model_dump(mode="json"), "seed": options.seed})
     folder = home() / "alone" / name / hashlib.sha256(identity.encode()).hexdigest()[:12]
+    newest = checkpoint.newest(folder)
+    if newest is not None and newest.step > steps:
+        raise SpecError(f"--steps: at least the {newest.step} that {folder} holds are needed, but got {steps}")
     print(f"{name}: {config!r}, seed {options.seed}, {steps} steps; checkpoints in {folder}")
-    began, first = time.perf_counter(), None
+    began = time.perf_counter()
     for progress in run_alone(
         trainable, config, options.seed, steps, folder, save_every_steps=options.save_every_steps
     ):
-        first = progress.step if first is None else first
         shown = "  ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
         print(f"step {progress.step:>6}  {time.perf_counter() - began:8.1f}s  {shown}", flush=True)
     newest = checkpoint.newest(folder)
@@ -60,18 +66,17 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
         raise SpecError(f"{folder}: a checkpoint is needed, but the trial left none; train at least one row")
     print(f"{name}: {newest.step} steps, {time.perf_counter() - began:.1f}s in this process; checkpoint {newest.path}")
     if options.test:
-        _test(name, trainable, config, options.seed, newest.path)
+        began = time.perf_counter()
+        opening = ledger.write_opening(name, config.model_dump_json(), str(newest.path))
+        scores = trainable.test(config, options.seed, newest.path)
+        ledger.write_scores(opening, scores.metrics)
+        _print_scores(name, scores, time.perf_counter() - began)
 
 
-def _test(name: str, trainable: Trainable, config: Any, seed: int, path: Path) -> None:
-    from cs330ray.service.ledger import Ledger
-
-    began = time.perf_counter()
-    scores = trainable.test(config, seed, path)
-    Ledger.at(home()).write_test(name, config.model_dump_json(), str(path), scores.metrics)
+def _print_scores(name: str, scores: Scores, seconds: float) -> None:
     for metric, value in scores.metrics.items():
         print(f"{metric:<40} {value:.4f}")
-    print(f"{name}: the test split was read once ({time.perf_counter() - began:.1f}s), and the ledger says so")
+    print(f"{name}: the test split was read once ({seconds:.1f}s), and the ledger says so")
 
 
 def _parser(name: str, trainable: Trainable) -> argparse.ArgumentParser:
@@ -87,9 +92,9 @@ def _parser(name: str, trainable: Trainable) -> argparse.ArgumentParser:
     trial.add_argument("--seed", type=int, default=0)
     trial.add_argument("--steps", type=int, help="outer steps (default: the study's)")
     trial.add_argument("--save-every-steps", type=int, default=100, metavar="N")
-    fields = parser.add_argument_group("its hyperparameters")
+    fields = parser.add_argument_group("its hyperparameters (default: what the study fixes, else what is said here)")
     for field, info in trainable.Config.model_fields.items():
-        text = f"{info.description or ''} (default: {info.get_default(call_default_factory=True)})".replace("%", "%%")
+        text = f"{info.description or ''} ({info.get_default(call_default_factory=True)})".replace("%", "%%")
         fields.add_argument(f"--{field.replace('_', '-')}", dest=field, metavar="VALUE", help=text)
     return parser
 

@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 from cs330ray.errors import SpecError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RESERVED = ("alone", "artifacts")  # folders of the home
 IDENTITY = ("name", "trainable", "objective", "seed", "fixed", "search", "sampler", "prune")
 
 
@@ -169,7 +170,7 @@ class Budget(Strict):
 class Resources(Strict):
     """What one trial gets."""
 
-    cpus: float = Field(1.0, gt=0)
+    cpus: float = Field(1.0, ge=0.01)
     gpus: float = Field(0.0, ge=0, description="where there are GPUs; without, 0, and the first line says so")
     workers: int = Field(1, ge=1, description="processes per trial, data parallel")
     require_gpu: bool = False
@@ -255,6 +256,8 @@ def canonical(value: object) -> str:
 
 
 def _incoherent(study: Study) -> Iterator[str]:
+    if study.name in RESERVED or study.name.startswith(("ledger.db", "mlflow.db")):
+        yield f"name: the home keeps files of its own under {study.name!r}; choose another"
     compared = study.compare.get("trainable")
     if (study.trainable is None) == (compared is None):
         yield "trainable: exactly one of `trainable` and `compare.trainable` is needed; remove or add one"

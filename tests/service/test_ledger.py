@@ -20,8 +20,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def opened(ledger: Ledger, study: Study) -> Cell:
-    ledger.open(study)
-    ledger.describe_metrics(study, "tests.toy", toy_trainable.METRICS)
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     return study.cells[0]
 
 
@@ -120,7 +119,7 @@ def test_optuna_itself_opens_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
 def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger: Ledger) -> None:
     opened(ledger, toy())
     with pytest.raises(SpecError, match=r"search\.lr\.high: 1\.0 -> 2\.0"):
-        ledger.open(toy(search={"lr": {"low": 1e-3, "high": 2.0, "log": True}}))
+        ledger.open(toy(search={"lr": {"low": 1e-3, "high": 2.0, "log": True}}), {})
     assert ledger.study("toy") == toy()
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -18,11 +20,14 @@ import pytest
 
 from cs330ray.errors import SpecError
 from cs330ray.report import summary
+from cs330ray.service import search
+from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.record import Listener
-from cs330ray.service.run import run
+from cs330ray.service.run import checkpoints_of, run
 from cs330ray.spec import Study
+from tests import toy as toy_trainable
 from tests.studies_of_tests import toml, toy, whole
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -199,9 +204,10 @@ class Driver:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         file = toml(slow(), home.parent / "slow.toml")
-        command = [sys.executable, "-m", "cs330ray", "run", str(file), *arguments]
+        self.words = ["run", str(file), *arguments]
         self._log = (home.parent / "driver.log").open("a+")
         given = {**os.environ, "CS330RAY_HOME": str(home), "RAY_ADDRESS": address, **environment}
+        command = [sys.executable, "-m", "cs330ray", *self.words]
         self.process = subprocess.Popen(command, env=given, stdout=self._log, stderr=self._log, start_new_session=True)
 
     def until_rows(self, count: int, seconds: float = 90, query: str = "select count(*) from cs330ray_rows") -> None:
@@ -282,13 +288,16 @@ def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothi
 def test_an_interrupted_study_leaves_a_consistent_ledger_and_says_how_to_go_on(
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]], number: signal.Signals
 ) -> None:
-    first = Driver(home, ray_here)
+    first = Driver(home, ray_here, "--fork", "toy", "--set", "seed=0")
     first.until_rows(16)
     first.process.send_signal(number)
     assert first.end() == 130, first.text
-    assert "Go on with: cs330ray run" in first.text
     assert "Traceback" not in first.text
-    second = Driver(home, ray_here)
+    (printed,) = re.findall(r"^Go on with: (.*)$", first.text, re.MULTILINE)
+    where, program, *words = shlex.split(printed)
+    assert (where, program) == (f"CS330RAY_HOME={home}", "cs330ray")
+    assert words == first.words
+    second = Driver(home, ray_here, *words[2:])
     assert second.end() == 0, second.text
     assert whole(home) == undisturbed
 
@@ -366,7 +375,8 @@ def test_a_trial_that_kills_its_worker_every_time_fails_in_the_end_and_the_study
     run(toy(compare={"ends": ["kills", "well"]}, budget={"trials": 1}), home, mirror=False)
     (killed, well) = whole(home)
     assert killed[2] == "FAIL"
-    assert killed[3].startswith("worker lost 4 times")
+    assert killed[3].startswith("worker lost 4 times: ")
+    assert "worker process has died" in killed[3]
     assert well[2] == "COMPLETE"
 
 
@@ -421,3 +431,93 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
     best = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{home}/ledger.db").best_trials
     front = summary.pareto_front(trials, ledger.goals(study))
     assert {trial.number for trial in front} == {trial.number for trial in best}
+
+
+def test_two_mirrors_in_turn_make_no_run_twice(tmp_path: Path, every_end: Path) -> None:
+    home = Path(shutil.copytree(every_end, tmp_path / "runs"))
+    ledger = Ledger.at(home)
+    one, other = Mirror(ledger, "toy", home), Mirror(ledger, "toy", home)
+    one.sync()
+    run(toy(**{**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}, resources={"slots": 1}), home, mirror=False)
+    other.sync()
+    assert one.sync() == 0
+    assert len(runs_of(home)) == 1 + 4 + 16
+
+
+@pytest.mark.parametrize("cut_at", ["params", "metrics", "tags"])
+def test_a_mirror_cut_at_any_write_catches_up(
+    every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    ledger, original = Ledger.at(every_end), Mirror._log
+
+    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+        if entries.get(cut_at):
+            raise OSError("the power went")
+        original(self, key, **entries)
+
+    with monkeypatch.context() as power:
+        power.setattr(Mirror, "_log", cut)
+        with pytest.raises(MirrorError, match="the power went"):
+            Mirror(ledger, "toy", every_end).sync()
+    Mirror(ledger, "toy", every_end).sync()
+    for key, number, _, _, params, *_ in whole(every_end):
+        (found,) = [
+            found
+            for found in runs_of(tmp_path)
+            if (found.data.tags["cs330ray.cell"], found.data.tags["cs330ray.trial"]) == (key, str(number))
+        ]
+        assert {name: found.data.params[name] for name in params} == {name: str(params[name]) for name in params}
+
+
+def test_a_metric_of_another_type_is_a_number_and_what_is_no_number_fails_its_trial_alone(home: Path) -> None:
+    run(toy(compare={"ends": ["numpy", "text"]}, budget={"trials": 1}), home, mirror=False)
+    (numpy, text) = whole(home)
+    assert numpy[2] == "COMPLETE"
+    assert text[2] == "FAIL"
+    assert "could not convert string to float" in text[3]
+
+
+def test_a_ledger_that_stops_writing_is_one_line_and_the_study_goes_on_afterwards(home: Path, ray_here: str) -> None:
+    driver = Driver(home, ray_here)
+    driver.until_rows(2)
+    sabotage(
+        home, "create trigger boom before insert on cs330ray_rows begin select raise(abort, 'disk I/O error'); end"
+    )
+    assert driver.end() == 2
+    assert "disk I/O error" in driver.text
+    assert "Traceback" not in driver.text
+    sabotage(home, "drop trigger boom")
+    assert Driver(home, ray_here).end() == 0
+
+
+def sabotage(home: Path, statement: str) -> None:
+    connection = sqlite3.connect(home / "ledger.db", timeout=30)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = toy(budget={"trials": 1})
+    (cell,) = study.cells
+    ledger = Ledger.at(home)
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+    number = ledger.enter(study, cell, search.ask(study, cell, ["min"], []), seed=1)
+    told = {
+        "trainable": "tests.toy",
+        "config": {"lr": 0.5},
+        "seed": 1,
+        "steps": 20,
+        "cpus": 1,
+        "code": "old",
+        "data": "toy",
+    }
+    told |= {"home": str(checkpoints_of(home, "toy", cell, number)), "checkpoint_s": 0, "batch_s": 0, "prune_every": 0}
+    first = TrialRun(told)
+    batch = first.next_batch()
+    ledger.write_attempt(study, cell, number, batch["circumstances"])
+    first.next_batch()
+    ear = Ear()
+    run(study, home, ear, mirror=False)
+    assert "trial 0 goes on under other code than it began with" in ear.lines

@@ -79,7 +79,6 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
     if log:
         attempts = ledger.attempts(study, found.cell, found.number)
         sheets.append(Sheet("starts", ["start", "on"], [[str(i), json.dumps(on)] for i, on in enumerate(attempts)]))
-        sheets.append(Sheet("traceback", ["text"], [[found.traceback or "none"]]))
     return sheets
 
 
@@ -111,11 +110,13 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
             continue
         assert best.values is not None
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(study.objective, best.values, strict=True))
-        checkpoint = ledger.checkpoint(study, cell, best.number)
+        one = len(study.cells) == 1
         blocks.append(
-            f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
-            f"# checkpoint: {checkpoint}\n"
-            f'trainable = "{cell.trainable}"\n[fixed]\n' + _toml({**cell.fixed, **best.params})
+            ("" if one else "[[best]]\n")
+            + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
+            f"# checkpoint: {ledger.checkpoint(study, cell, best.number)}\n"
+            f'trainable = "{cell.trainable}"\n[{"fixed" if one else "best.fixed"}]\n'
+            + _toml({**cell.fixed, **best.params})
         )
     return "\n\n".join(blocks)
 
@@ -152,19 +153,6 @@ def pareto_front(found: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
         for trial in complete
         if not any(_dominates(losses[other.number], losses[trial.number]) for other in complete)
     ]
-
-
-def seconds_per_step(ledger: Ledger, trainable: str) -> float | None:
-    """Median seconds a step over all recorded trials of a trainable, evaluation included; None where there are none."""
-    paces = []
-    for name in ledger.names():
-        study = ledger.study(name)
-        for cell in (cell for cell in study.cells if cell.trainable == trainable):
-            for trial in ledger.trials(study, cell)[-20:]:
-                rows = ledger.rows(study, cell, trial.number)
-                if len(rows) > 1 and len(ledger.attempts(study, cell, trial.number)) == 1:
-                    paces.append((rows[-1].wall_s - rows[0].wall_s) / (rows[-1].step - rows[0].step))
-    return sorted(paces)[len(paces) // 2] if paces else None
 
 
 def _losses(trial: Trial, goals: Sequence[str]) -> tuple[float, ...]:

@@ -4,6 +4,8 @@ Reading order: trainables, ledger, search, prune, actor, record, machine, run, m
 """
 
 import os
+import secrets
+import sys
 
 # Before Ray and MLflow are imported: no telemetry, no loggers, snapshots or directories of Tune's own (the ledger holds
 # all there is), no warning for a result that took long.
@@ -20,8 +22,11 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_DEDUP_LOGS": "0",
 }
+# Ray listens on every interface: nobody may talk to a Ray of ours who has not its token. Ray reads this when imported.
+if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+    _ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -53,9 +53,9 @@ class TrialRun:
             else:
                 self._train(batch)
         except Diverged as error:
-            batch["end"] = {"state": "FAIL", "reason": f"diverged: {error}", "traceback": traceback.format_exc()}
+            batch["end"] = _failure(f"diverged: {error}")
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
-            batch["end"] = {"state": "FAIL", "reason": _reason(error), "traceback": traceback.format_exc()}
+            batch["end"] = _failure(_reason(error))
         return batch
 
     def close(self) -> None:
@@ -98,7 +98,8 @@ class TrialRun:
                 self._last = True
                 return
             self._latest = progress
-            row = {"step": progress.step, "metrics": dict(progress.metrics), "wall_s": time.time()}
+            metrics = {str(name): float(value) for name, value in progress.metrics.items()}
+            row = {"step": int(progress.step), "metrics": metrics, "wall_s": time.time()}
             batch["rows"].append(row)
             if progress.step >= self._told["steps"]:
                 self._last = True
@@ -164,3 +165,13 @@ def _reason(error: Exception) -> str:
     text = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return f"out of memory: {text}" if memory else f"raised: {text}"
+
+
+def _failure(reason: str) -> dict[str, str]:
+    """The end of a trial by the exception that is being handled."""
+    return {"state": "FAIL", "reason": _plain(reason), "traceback": _plain(traceback.format_exc())}
+
+
+def _plain(text: str) -> str:
+    """A text that every database takes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

@@ -32,7 +32,7 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
         trainable = trainables.load(cell.trainable)
         trainables.configuration(trainable, cell, first_values(cell))
         step_s, eval_s = _timed(trainable, cell, study.resources.cpus)
-        every = trainables.configuration(trainable, cell, first_values(cell)).eval_every_steps
+        every = getattr(trainables.configuration(trainable, cell, first_values(cell)), "eval_every_steps", 1)
         trial_s = study.budget.steps * step_s + study.budget.steps / every * eval_s
         total_s += trial_s * study.budget.trials
         searched = ", ".join(cell.space) or "nothing"
@@ -47,13 +47,15 @@ def _timed(trainable: Trainable, cell: Cell, cpus: float) -> tuple[float, float]
     """Seconds of one step and of one evaluation, told apart by two spacings of rows."""
     trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
     settle(seed=0, cpus=cpus)
-    spacing_one = _row_s(trainable, cell, every=1, steps=3)
-    spacing_many = _row_s(trainable, cell, every=EVERY, steps=2 * EVERY)
+    if "eval_every_steps" not in trainable.Config.model_fields:
+        return _row_s(trainable, cell, steps=3), 0.0
+    spacing_one = _row_s(trainable, cell, steps=3, eval_every_steps=1)
+    spacing_many = _row_s(trainable, cell, steps=2 * EVERY, eval_every_steps=EVERY)
     step_s = max((spacing_many - spacing_one) / (EVERY - 1), 0.0)
     return step_s, max(spacing_one - step_s, 0.0)
 
 
-def _row_s(trainable: Trainable, cell: Cell, every: int, steps: int) -> float:
-    config = trainables.configuration(trainable, cell, {**first_values(cell), "eval_every_steps": every})
+def _row_s(trainable: Trainable, cell: Cell, steps: int, **spacing: int) -> float:
+    config = trainables.configuration(trainable, cell, {**first_values(cell), **spacing})
     times = [time.perf_counter() for _ in trainable.train(config, 0, steps)]
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(times))

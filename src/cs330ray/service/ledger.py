@@ -104,13 +104,14 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = sql.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
+        self.failure: LedgerError | None = None  # the first, for those whom Tune wraps it from
+        connect_args: dict[str, Any] = {"timeout": 60} if url.startswith("sqlite") else {}
         with self._guarded():
+            self._engine = sql.create_engine(url, connect_args=connect_args)
             if self._engine.dialect.name == "sqlite":
                 with self._engine.connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            connect_args = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-            self.storage = optuna.storages.RDBStorage(url, engine_kwargs=connect_args)
+            self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
             TABLES.create_all(self._engine)
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
@@ -119,25 +120,29 @@ class Ledger:
     @classmethod
     def at(cls, home: Path) -> "Ledger":
         """The ledger of the home directory `home`, made when it is not there yet."""
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(
+                f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
+            ) from None
         return cls(os.environ.get("CS330RAY_LEDGER") or f"sqlite:///{home.resolve()}/ledger.db")
 
     # Studies ---------------------------------------------------------------------------------------------------
 
-    def open(self, study: Study) -> list[str]:
-        """Enter a study, or take it up again; what has grown, in words. Raises SpecError where it is another study."""
+    def open(self, study: Study, metrics: Mapping[str, Mapping[str, Metric]]) -> list[str]:
+        """Enter a study with the metrics of its trainables, or take it up again; what has grown, in words.
+
+        Raises SpecError where another study has its name. The study itself is written last: it is there whole or not.
+        """
         old = self.find(study.name)
         grown = growth.growth(old, study) if old else []
+        for trainable, described in metrics.items():
+            self._describe_metrics(study, trainable, described)
         spec = study.model_dump_json()
         if old is None:
-            row = {
-                "name": study.name,
-                "uid": uuid.uuid4().hex,
-                "digest": study.digest,
-                "spec": spec,
-                "wall_s": time.time(),
-            }
-            self._insert(STUDIES, [row])
+            row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
+            self._insert(STUDIES, [{**row, "wall_s": time.time()}])
         else:
             self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
         return grown
@@ -175,7 +180,7 @@ class Ledger:
         self._execute(STUDIES.delete().where(STUDIES.c.name == study.name))
         self._ids, self._trial_ids, self._readers = {}, {}, {}
 
-    def describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
+    def _describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
         """Record goal, range and unit of each metric of a trainable."""
         rows = [
             {"study": study.name, "trainable": trainable, "metric": name, "description": json.dumps(vars(metric))}
@@ -355,10 +360,15 @@ class Ledger:
 
     # Openings of the test split ----------------------------------------------------------------------------------
 
-    def write_test(self, trainable: str, config: str, checkpoint: str, metrics: Mapping[str, float]) -> None:
-        """Record that a lone trial was scored on the test split."""
+    def write_opening(self, trainable: str, config: str, checkpoint: str) -> str:
+        """Record that a lone trial is about to be scored on the test split; the opening's name."""
         row = {"opening": uuid.uuid4().hex, "trainable": trainable, "config": config, "checkpoint": checkpoint}
-        self._insert(TESTS, [{**row, "metrics": json.dumps(dict(metrics)), "wall_s": time.time()}])
+        self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": time.time()}])
+        return row["opening"]
+
+    def write_scores(self, opening: str, metrics: Mapping[str, float]) -> None:
+        """Record what an opening of the test split showed."""
+        self._execute(TESTS.update().where(TESTS.c.opening == opening).values(metrics=json.dumps(dict(metrics))))
 
     # Below the surface -------------------------------------------------------------------------------------------
 
@@ -406,16 +416,19 @@ class Ledger:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            reason = traceback.format_exception_only(error.__cause__ or error)[-1].strip().splitlines()[0]
-            raise LedgerError(
+        except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            reason = redacted(traceback.format_exception_only(cause)[-1].strip().splitlines()[0])
+            self.failure = LedgerError(
                 f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
-            ) from error
+            )
+            raise self.failure from error
 
 
 def redacted(url: str) -> str:
     """An address without the name and password in it, for messages."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    hidden = re.sub(r"//[^@\s]*@", "//***@", url)
+    return re.sub(r"(password|passwd|token|secret)=[^&\s]*", r"\1=***", hidden)
 
 
 def directions(goals: Sequence[str]) -> list[StudyDirection]:

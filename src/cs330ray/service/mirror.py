@@ -5,10 +5,12 @@ study: MLflow slow, down or gone costs the picture alone.
 """
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import filelock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from cs330ray.errors import Cs330rayError
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
@@ -29,6 +32,13 @@ TEXT_LIMIT = 4_000
 POLL_S = 1.0
 PATIENCE_S = 30.0
 
+FAULTS = (
+    MlflowException,
+    OSError,
+    ValueError,
+    ImportError,
+    SQLAlchemyError,
+)  # all that MLflow answers a bad address with
 Key = tuple[str, str, str]  # kind, cell, trial
 
 
@@ -51,19 +61,27 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._runs: dict[Key, Run] | None = None
         self._done: set[Key] = set()  # nothing more will happen to these
+        self._mark = uuid.uuid4().hex
 
     def sync(self) -> int:
         """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
         try:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
+                self._forget_if_another_wrote(self._home / self._name / "mirror.last")
                 return self._sync(self._ledger.study(self._name))
-        except (MlflowException, OSError) as error:
+        except FAULTS as error:
             self._runs = None  # what MLflow holds is read anew after a fault
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            reason = redacted(str(error).strip() or type(error).__name__).splitlines()[0][:200]
             at = redacted(tracking_uri(self._home))
             raise MirrorError(
                 f"{at}: MLflow must answer, but {reason}; the ledger is whole, try again later"
             ) from error
+
+    def _forget_if_another_wrote(self, last: Path) -> None:
+        """Read MLflow anew where another mirror has been at work since this one's last pass."""
+        if not last.exists() or last.read_text() != self._mark:
+            self._runs = None
+            last.write_text(self._mark)
 
     def _sync(self, study: Study) -> int:
         if self._runs is None:
@@ -117,7 +135,9 @@ class Mirror:
         """Send rows in batches; each batch ends with the tag that says how far it came."""
         batch: list[Metric] = []
         for index, row in enumerate(rows):
-            batch += [Metric(name, value, int(row.wall_s * 1000), row.step) for name, value in row.metrics.items()]
+            batch += [
+                Metric(_spoken(name), value, int(row.wall_s * 1000), row.step) for name, value in row.metrics.items()
+            ]
             if len(batch) >= METRICS_PER_BATCH or index == len(rows) - 1:
                 self._log(key, metrics=batch)
                 self._log(key, tags={"cs330ray.mirrored_step": str(row.step)})
@@ -136,11 +156,13 @@ class Mirror:
         """Make a run where there is none, and its tags what they should be; how many changes that took."""
         assert self._runs is not None
         wanted = {f"cs330ray.{tag}": value[:TEXT_LIMIT] for tag, value in tags.items()}
+        given = {param: str(value)[:TEXT_LIMIT] for param, value in (params or {}).items()}
         if key in self._runs:
             held = self._run(key).data.tags
             changed = {tag: value for tag, value in wanted.items() if held.get(tag) != value}
-            self._log(key, tags=changed)
-            return len(changed)
+            absent = {param: value for param, value in given.items() if param not in self._run(key).data.params}
+            self._log(key, params=absent, tags=changed)
+            return len(changed) + len(absent)
         identity = {
             "cs330ray.uid": self._uid,
             "cs330ray.kind": key[0],
@@ -153,7 +175,7 @@ class Mirror:
         self._runs[key] = self._client.create_run(
             self._experiment, start_time=start, tags={**identity, **parents, **wanted}, run_name=name
         )
-        self._log(key, params={param: str(value)[:TEXT_LIMIT] for param, value in (params or {}).items()})
+        self._log(key, params=given)
         return 1
 
     def _conclude(self, key: Key, state: str, ended_s: float | None) -> int:
@@ -188,6 +210,7 @@ class Mirror:
             tags=[RunTag(name, value) for name, value in (tags or {}).items()],
         )
         run.data.tags.update(tags or {})
+        run.data.params.update(params or {})
 
     def _run(self, key: Key) -> Run:
         assert self._runs is not None
@@ -210,6 +233,11 @@ class Mirror:
         }
 
 
+def _spoken(name: str) -> str:
+    """A metric's name as MLflow takes it: `acc@1` becomes `acc_1`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
 def forget(study: str, uid: str, home: Path) -> int:
     """Delete a study's runs from MLflow; how many. Raises MirrorError."""
     try:
@@ -218,7 +246,7 @@ def forget(study: str, uid: str, home: Path) -> int:
         runs = list(_all_runs(client, experiment.experiment_id, uid)) if experiment else []
         for run in runs:
             client.delete_run(run.info.run_id)
-    except (MlflowException, OSError) as error:
+    except FAULTS as error:
         raise MirrorError(
             f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
         ) from error

@@ -5,6 +5,7 @@ Rows first, then the report to Optuna, then the pruner, then the end of the tria
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -85,6 +86,7 @@ class Recorder:
     def _record(self, cell: Cell, number: int, told: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         study, ledger = self._study, self._ledger
         if "circumstances" in batch:
+            self._compare(cell, number, batch["circumstances"])
             ledger.write_attempt(study, cell, number, batch["circumstances"])
             self._listener.took_up(cell, number, told["config"], batch["circumstances"]["resumed_from_step"])
         if "checkpoint" in batch:
@@ -95,6 +97,13 @@ class Recorder:
             if len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._listener.reached(cell, number, row)
+
+    def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:
+        """Say so where a trial goes on under other code or data than it began with."""
+        for before in self._ledger.attempts(self._study, cell, number)[-1:]:
+            changed = [what for what in ("code", "data") if before[what] != now[what]]
+            if changed and now["resumed_from_step"] is not None:
+                self._listener.says(f"trial {number} goes on under other {' and '.join(changed)} than it began with")
 
     def _prune(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> Ending | None:
         """The pruner's word on the last row of a batch, if that is a rung, the trial's newest row and not its last."""
@@ -126,6 +135,15 @@ class Recorder:
         return Ending("PRUNED", reason) if stops else None
 
 
+def _why(trial: Any) -> str:
+    """What Tune wrote of a lost worker, in one line."""
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text(errors="replace") if file is not None and file.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
+    causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
+    return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]
+
+
 class ForwardingCallback(tune.Callback):
     """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
 
@@ -142,9 +160,7 @@ class ForwardingCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that the worker was lost, and queue the trial again."""
-        error = trial.get_pickled_error() or trial.get_error()
-        lines = str(error).strip().splitlines() or [""]
-        if self._recorder.lose(trial.config, f"{type(error).__name__}: {lines[0][:REASON_LENGTH]}"):
+        if self._recorder.lose(trial.config, _why(trial)):
             self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -78,10 +79,8 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     data = prepare(study)
     with alone(study, home):
         ledger = Ledger.at(home)
-        for line in ledger.open(study):
+        for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
             listener.says(f"grown: {line}")
-        for name in study.trainables():
-            ledger.describe_metrics(study, name, trainables.load(name).METRICS)
         _announce(study, machine, slots, listener)
         with _mirrored(study, home, listener, mirror), _interruptible() as interrupted:
             session = _Session(ledger, study, listener, interrupted)
@@ -117,6 +116,9 @@ class _Session(Listener):
             self._ledger.seen(self._study, self.name)
         self.listener.ticked()
 
+    def says(self, line: str) -> None:
+        self.listener.says(line)
+
     def took_up(self, *args: Any) -> None:
         self._first = self._first or time.monotonic()
         self.listener.took_up(*args)
@@ -141,6 +143,7 @@ def _tune(
     recorder = Recorder(ledger, study, session)
     searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted)
     own_ray = _start_ray(machine)
+    searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:
         with warnings.catch_warnings():
@@ -160,10 +163,16 @@ def _tune(
                 storage_path=scratch,
                 verbose=0,
             )
+    except tune.TuneError:
+        if ledger.failure is not None:
+            raise ledger.failure from None
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if own_ray:
             ray.shutdown()
+    if searcher.ran_out_of_time:
+        session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
 def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cell, int], dict[str, Any]]:
@@ -189,8 +198,22 @@ def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cel
 def _join(study: Study) -> Machine:
     """The machine, or the cluster at RAY_ADDRESS, which is joined."""
     if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+        _reach(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
     return Machine.here()
+
+
+def _reach(address: str) -> None:
+    """Check that something listens at a cluster's address. Raises SpecError, where Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # `auto` and the like: Ray knows
+    try:
+        socket.create_connection((host or "127.0.0.1", int(port)), timeout=5).close()
+    except OSError as error:
+        raise SpecError(
+            f"RAY_ADDRESS: a Ray cluster must answer at {address}, but {error}; start it, or unset it"
+        ) from None
 
 
 def _start_ray(machine: Machine) -> bool:
@@ -233,14 +256,19 @@ def _announce(study: Study, machine: Machine, slots: int, listener: Listener) ->
 def alone(study: Study, home: Path) -> Iterator[None]:
     """Hold the study against a second driver. Raises SpecError where one runs it."""
     folder = home / study.name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"{folder}: a directory for the study is needed, but {error.strerror}; set CS330RAY_HOME"
+        ) from None
     lock = filelock.FileLock(folder / "driver.lock", timeout=0)
     try:
         with lock:
             (folder / "driver.pid").write_text(str(os.getpid()))
             yield
     except filelock.Timeout:
-        pid = (folder / "driver.pid").read_text()
+        pid = (folder / "driver.pid").read_text() if (folder / "driver.pid").exists() else "another"
         raise SpecError(
             f"{study.name}: a study runs once at a time, but process {pid} runs it; wait, or stop that one"
         ) from None

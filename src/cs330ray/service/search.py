@@ -168,8 +168,12 @@ class LedgerSearcher(tune.search.Searcher):
         self._waiting = list(interrupted)
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
-        if study.budget.time is not None:
-            self._deadline = time.monotonic() + study.budget.time - ledger.worked_s(study)
+        self.ran_out_of_time = False
+
+    def start_clock(self) -> None:
+        """Count the study's time from now; what earlier sessions worked is spent."""
+        if self._study.budget.time is not None:
+            self._deadline = time.monotonic() + self._study.budget.time - self._ledger.worked_s(self._study)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the next trial is told; None while the last ones run, then FINISHED."""
@@ -184,7 +188,8 @@ class LedgerSearcher(tune.search.Searcher):
             return self._told(cell, self._ledger.history(self._study, cell)[number])
         entered = {cell.key: len(self._ledger.history(self._study, cell)) for cell in self._study.cells}
         open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
-        if not open_cells or time.monotonic() >= self._deadline:
+        self.ran_out_of_time = bool(open_cells) and time.monotonic() >= self._deadline
+        if not open_cells or self.ran_out_of_time:
             return None if self._live else str(self.FINISHED)  # a worker may yet be lost, and its trial come again
         cell = min(open_cells, key=lambda candidate: entered[candidate.key])
         history = self._ledger.history(self._study, cell)

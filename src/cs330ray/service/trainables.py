@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,13 +28,13 @@ def names() -> list[str]:
 def load(name: str) -> Trainable:
     """Import the trainable `name`: one of `names()`, or `package.module`. Raises SpecError."""
     target = f"{studies.__name__}.{name}" if name in names() else name
-    if "." not in target:
+    if "." not in target or not re.fullmatch(r"\w+(\.\w+)+", target):
         near = difflib.get_close_matches(name, names(), n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise SpecError(f"trainable: one of {', '.join(names())} or package.module is needed, but got {name!r}{meant}")
     try:
         module = importlib.import_module(target)
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError) as error:
         raise SpecError(f"trainable: {name!r} must be importable, but {error}; check the name and PYTHONPATH") from None
     missing = [part for part in ("Config", "METRICS", "prepare", "train", "test") if not hasattr(module, part)]
     if missing:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cs330ray.data import image_classes, images_digest
 from cs330ray.data.episodes import draw_episodes
+from cs330ray.errors import SpecError
 from cs330ray.learners import conv4, maml
 from cs330ray.learners.maml import Batch, Maml
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
@@ -100,7 +101,8 @@ METRICS: Mapping[str, Metric] = {
 
 
 def prepare(config: Config) -> str:
-    """Find, verify and pack the images; their digest."""
+    """Find, verify and pack the images; their digest. Raises DataError, or SpecError where the device is not here."""
+    _device()
     return images_digest(config.dataset)
 
 
@@ -260,6 +262,10 @@ def _generator(stream: str, seed: int) -> torch.Generator:
 def _device() -> torch.device:
     """CPU unless there is CUDA; CS330RAY_DEVICE says otherwise. On CUDA the run repeats as far as its kernels can."""
     name = os.environ.get("CS330RAY_DEVICE")
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name and not here.get(name):
+        there = ", ".join(known for known, present in here.items() if present)
+        raise SpecError(f"CS330RAY_DEVICE: a device of this machine ({there}) is needed, but got {name!r}; unset it")
     device = torch.device(name) if name else PartialState().device
     if device.type == "mps" and name is None:
         return torch.device("cpu")
