@@ -12,10 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from PIL import Image
 
 from cs330ray import cli
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.mirror import Mirror
+from cs330ray.service.run import alone
+from cs330ray.spec import Study
+from tests import toy as toy_trainable
 from tests.studies_of_tests import toml, toy
 
 MAML = """
@@ -242,6 +248,37 @@ def test_a_study_is_run_listed_shown_mirrored_and_deleted(
     assert ran(capsys, "delete", "toy", "--yes")[0] == 0
     assert not (home / "toy").exists()
     assert ran(capsys, "show", "toy")[0] == 2
+
+
+@pytest.fixture
+def entered(home: Path) -> Study:
+    """A study in the ledger and in MLflow, without a trial."""
+    study, ledger = toy(), Ledger.at(home)
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+    assert Mirror(ledger, "toy", home).sync() == 2
+    return study
+
+
+def mirrored(home: Path) -> int:
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    return len(client.search_runs([client.get_experiment_by_name("toy").experiment_id]))
+
+
+def test_a_deleted_study_leaves_no_run_in_mlflow(
+    home: Path, entered: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirrored(home) == 2
+    assert ran(capsys, "delete", "toy", "--yes")[0] == 0
+    assert mirrored(home) == 0
+
+
+def test_a_study_that_runs_is_not_deleted(home: Path, entered: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone(entered, home):
+        code, _, err = ran(capsys, "delete", "toy", "--yes")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"process {os.getpid()} runs it" in err
+    assert Ledger.at(home).names() == ["toy"]
+    assert mirrored(home) == 2
 
 
 def test_a_dry_run_says_cells_trials_and_cost_and_starts_nothing(

@@ -2,11 +2,13 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -76,6 +78,11 @@ def test_rows_come_every_eval_every_steps_up_to_the_last_and_hold_described_metr
 
 
 @each
+def test_the_last_step_has_a_row_even_where_none_is_due(case: Case) -> None:
+    assert [step for step, _ in case.rows(trainables.load(case.name).train, steps=5)][-1] == 5
+
+
+@each
 def test_a_run_cut_anywhere_and_resumed_yields_exactly_the_rows_of_an_unbroken_one(case: Case, tmp_path: Path) -> None:
     module = trainables.load(case.name)
     config = module.Config(**case.config)
@@ -121,6 +128,16 @@ def test_the_random_streams_are_its_own(case: Case) -> None:
 
 
 @each
+def test_a_trial_leaves_the_global_random_streams_where_they_were(case: Case) -> None:
+    def states() -> tuple[list[int], object, str]:
+        return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+    before = states()
+    case.rows(trainables.load(case.name).train)
+    assert states() == before
+
+
+@each
 def test_another_seed_is_another_trial(case: Case) -> None:
     module = trainables.load(case.name)
     config = module.Config(**case.config)
@@ -139,6 +156,18 @@ def test_a_checkpoint_holds_tensors_and_json_only(case: Case, tmp_path: Path) ->
             assert file.read_bytes()[8:9] == b"{"  # an eight-byte length, then a JSON header: no pickle
         else:
             json.loads(file.read_text())
+
+
+def test_the_digest_of_the_code_hangs_on_the_package_and_on_a_trainable_of_one_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / "own_system.py").write_text(text)
+        digests.append(trainables.code_digest("own_system"))
+    assert digests[0] == digests[2] != digests[1]
+    assert trainables.code_digest("maml") not in digests
 
 
 @each

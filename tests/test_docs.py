@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,44 @@ def test_every_study_in_the_pages_is_a_valid_one(tmp_path: Path) -> None:
         trainables.check(study, "README.md")
 
 
+def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path) -> None:
+    for block in blocks("toml"):
+        (tmp_path / f"{tomllib.loads(block)['name']}.toml").write_text(block)
+    runs = [shlex.split(command) for command in commands() if command.startswith("cs330ray run") and "--set" in command]
+    assert runs
+    for _, _, file, *options in runs:
+        overrides = [text for option, text in pairwise(options) if option == "--set"]
+        study = spec.read(tmp_path / file, overrides)
+        trainables.check(study, file)
+
+
+def test_every_command_named_in_a_sentence_is_there() -> None:
+    group = typer.main.get_command(cli.app)
+    for page in PAGES:
+        for name in re.findall(r"`cs330ray ([a-z-]+)", page.read_text()):
+            assert name in group.commands, f"{page.name}: cs330ray {name}"  # type: ignore[attr-defined]
+
+
 def test_every_file_that_a_page_links_to_is_there() -> None:
     for page in [*PAGES, *sorted((ROOT / "design").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_heading_that_a_page_links_to_is_there() -> None:
+    for page in [*PAGES, *sorted((ROOT / "design").glob("*.md"))]:
+        for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)#([^)]+)\)", page.read_text()):
+            file = page.parent / target if target else page
+            assert file.is_file(), f"{page.name}: {target}"
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_every_study_file_that_a_page_names_is_there() -> None:
+    for page in PAGES:
+        for name in re.findall(r"\bstudies/[a-z0-9-]+\.toml", page.read_text()):
+            assert (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
 def test_every_environment_variable_of_the_readme_is_read_by_the_code() -> None:

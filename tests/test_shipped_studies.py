@@ -1,5 +1,6 @@
 """Every file of studies/ loads, fits its trainable, says what it asks and costs, and trains two steps, shrunk."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def test_a_shipped_study_says_first_what_it_asks(file: Path) -> None:
     header = lines[: lines.index(next(line for line in lines if not line.startswith("#")))]
     assert len(header) >= 2
     assert "?" in "".join(header)
+
+
+@each
+def test_the_cost_that_a_shipped_study_says_is_that_of_its_budget(file: Path) -> None:
+    study = spec.read(file)
+    for trials, steps in re.findall(r"(\d+) trials of at most (\d+) steps", file.read_text()):
+        assert (int(trials), int(steps)) == (study.budget.trials * len(study.cells), study.budget.steps)
 
 
 @each

@@ -6,8 +6,10 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +67,8 @@ def test_a_missing_archive_says_what_to_fetch_where_to_put_it_and_that_glyphs_ne
 
 class Publisher(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        self.server.requests.append(self.path)
+        time.sleep(self.server.delay_s)
         status, headers, body = self.server.answer
         self.send_response(status)
         for header in headers.items():
@@ -82,6 +86,7 @@ def publisher(monkeypatch, archive):
     monkeypatch.setenv("CS330RAY_OFFLINE", "0")
     monkeypatch.setenv("no_proxy", "*")
     with http.server.HTTPServer(("127.0.0.1", 0), Publisher) as server:
+        server.requests, server.delay_s = [], 0.0
         server.archive = replace(archive, url=f"http://127.0.0.1:{server.server_port}/thing.zip")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -101,6 +106,14 @@ def test_a_download_never_goes_to_the_given_directory(publisher, given):
     publisher.answer = 200, {}, b"content"
     store.fetch(publisher.archive)
     assert list(given.iterdir()) == []
+
+
+def test_two_that_fetch_at_once_download_once(publisher):
+    publisher.answer, publisher.delay_s = (200, {}, b"content"), 0.3
+    with ThreadPoolExecutor(2) as both:
+        paths = list(both.map(store.fetch, [publisher.archive] * 2))
+    assert [path.read_bytes() for path in paths] == [b"content"] * 2
+    assert publisher.requests == ["/thing.zip"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,15 @@ def test_a_zip_bomb_whose_header_lies_about_its_size_does_not_unpack(archive, tm
     assert content.count(struct.pack("<L", 50_000_000)) == 2  # in the local header and in the directory
     path.write_bytes(content.replace(struct.pack("<L", 50_000_000), struct.pack("<L", 100)))
     with pytest.raises(DataError, match="whole and plain zip"):
+        store.read_zip(archive, path, 1000)
+
+
+def test_a_member_shorter_than_its_header_says_is_refused(archive, tmp_path):
+    path = zip_of(tmp_path / "thing.zip", [("a", os.urandom(500))])
+    content = path.read_bytes()
+    assert content.count(struct.pack("<L", 500)) == 2  # in the local header and in the directory
+    path.write_bytes(content.replace(struct.pack("<L", 500), struct.pack("<L", 501)))
+    with pytest.raises(DataError, match="'a' is cut short"):
         store.read_zip(archive, path, 1000)
 
 

@@ -109,6 +109,15 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(body, norm
     assert torch.autograd.gradgradcheck(scores, leaves, fast_mode=True, atol=1e-5)
 
 
+def test_the_statistics_are_the_same_by_the_way_that_a_gpu_takes(monkeypatch):
+    y_BCHW = drawn_images()[:, :, 0]
+    here = conv4._Statistics.apply(y_BCHW)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.Tensor, "is_cpu", False)
+        there = conv4._Statistics.apply(y_BCHW)
+    torch.testing.assert_close(there, here, rtol=1e-12, atol=1e-12)
+
+
 def test_blank_images_have_finite_logits_and_gradients():
     params_T = {name: param.float().requires_grad_() for name, param in drawn_params("pooled").items()}
     logits_TBN = conv4.logits("pooled", params_T, torch.zeros(TASKS, BATCH, 1, SIDE, SIDE))

@@ -69,6 +69,19 @@ def drawn_lrs(params: dict[str, Tensor], learn: str, inner_steps: int) -> dict[s
     }
 
 
+def reference_phi(
+    algorithm: Maml, params: dict[str, Tensor], inner_lrs: dict[str, Tensor], support_BCHW: Tensor
+) -> dict[str, Tensor]:
+    """Algorithm 2, line 6, for one task."""
+    phi, labels = dict(params), torch.arange(WAYS).repeat_interleave(SHOTS)
+    for step in range(algorithm.inner_steps):
+        loss = F.cross_entropy(reference_logits(algorithm.body, phi, support_BCHW), labels)
+        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=not algorithm.first_order)
+        rates = [lr[step] if len(lr) > 1 else lr[0] for lr in inner_lrs.values()]
+        phi = {name: phi[name] - rate * grad for name, rate, grad in zip(phi, rates, grads, strict=True)}
+    return phi
+
+
 def reference_outer_loss(
     algorithm: Maml, params: dict[str, Tensor], inner_lrs: dict[str, Tensor], batch: Batch
 ) -> Tensor:
@@ -76,13 +89,7 @@ def reference_outer_loss(
     losses = []
     for support_NKCHW, query_NQCHW in zip(batch.support_TNKCHW, batch.query_TNQCHW, strict=True):
         support, query = support_NKCHW.flatten(0, 1), query_NQCHW.flatten(0, 1)
-        phi = dict(params)
-        for step in range(algorithm.inner_steps):
-            labels = torch.arange(WAYS).repeat_interleave(SHOTS)
-            loss = F.cross_entropy(reference_logits(algorithm.body, phi, support), labels)
-            grads = torch.autograd.grad(loss, list(phi.values()), create_graph=not algorithm.first_order)
-            rates = [lr[step] if len(lr) > 1 else lr[0] for lr in inner_lrs.values()]
-            phi = {name: phi[name] - rate * grad for name, rate, grad in zip(phi, rates, grads, strict=True)}
+        phi = reference_phi(algorithm, params, inner_lrs, support)
         labels = torch.arange(WAYS).repeat_interleave(QUERIES)
         if algorithm.query_norm == "query":
             logits = reference_logits(algorithm.body, phi, query)
@@ -169,6 +176,23 @@ def test_scores_are_of_the_adapted_net_except_where_the_name_says_otherwise():
         hits = reference_logits("pooled", params, batch.support_TNKCHW[task].flatten(0, 1)).argmax(dim=1) == labels
         assert scores_T["pre_adapt_support_accuracy"][task].item() == pytest.approx(hits.double().mean().item())
     assert (scores_T["post_adapt_support_accuracy"] >= scores_T["pre_adapt_support_accuracy"]).all()
+
+
+def test_scores_after_adapting_are_those_of_a_loop_over_tasks_each_of_its_own_images():
+    algorithm, batch, params = Maml("pooled", 3), drawn_batch(), drawn_params("pooled")
+    inner_lrs = drawn_lrs(params, "none", 3)
+    scores_T = maml.evaluate(algorithm, params, inner_lrs, batch)
+    found = {name: scores_T[f"{name}_accuracy"].tolist() for name in ("post_adapt_support", "post_adapt_query")}
+    expected: dict[str, list[float]] = {name: [] for name in found}
+    for support_NKCHW, query_NQCHW in zip(batch.support_TNKCHW, batch.query_TNQCHW, strict=True):
+        phi = reference_phi(algorithm, params, inner_lrs, support_NKCHW.flatten(0, 1))
+        for name, images_NKCHW in zip(expected, (support_NKCHW, query_NQCHW), strict=True):
+            labels = torch.arange(WAYS).repeat_interleave(images_NKCHW.shape[1])
+            hits = reference_logits("pooled", phi, images_NKCHW.flatten(0, 1)).argmax(dim=1) == labels
+            expected[name].append(hits.double().mean().item())
+    assert found == {name: pytest.approx(values) for name, values in expected.items()}
+    before_T = scores_T["pre_adapt_support_accuracy"].tolist()
+    assert len({tuple(before_T), *map(tuple, found.values())}) == 3  # else one could stand for another
 
 
 def test_accuracy_counts_the_images_of_a_class_in_class_order():

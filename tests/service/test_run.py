@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,45 @@ def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
         if found.data.tags["cs330ray.kind"] == "trial":
             steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
             assert len(steps) == len(set(steps))
+    study = ledger.study("toy")
+    trials = sum(len(ledger.trials(study, cell)) for cell in study.cells)
+    assert len(runs_of(tmp_path)) == 1 + 4 + trials
+
+
+def test_a_mirror_that_is_cut_before_its_rows_arrive_sends_them_later(
+    every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    ledger = Ledger.at(every_end)
+    original = Mirror._log
+
+    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+        if entries.get("metrics"):
+            raise OSError("the power went")
+        original(self, key, **entries)
+
+    with monkeypatch.context() as power:
+        power.setattr(Mirror, "_log", cut)
+        with pytest.raises(MirrorError, match="the power went"):
+            Mirror(ledger, "toy", every_end).sync()
+    Mirror(ledger, "toy", every_end).sync()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    recorded = {(key, str(number)): [step for step, _ in rows] for key, number, *_, rows in whole(every_end)}
+    for found in runs_of(tmp_path):
+        tags = found.data.tags
+        if tags["cs330ray.kind"] == "trial":
+            steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
+            assert steps == recorded[tags["cs330ray.cell"], tags["cs330ray.trial"]]
+
+
+def test_two_mirrors_at_once_make_each_run_once(
+    every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with ThreadPoolExecutor(2) as both:
+        changes = list(both.map(lambda _: Mirror(Ledger.at(every_end), "toy", every_end).sync(), range(2)))
+    assert min(changes) == 0 < max(changes)
+    ledger = Ledger.at(every_end)
     study = ledger.study("toy")
     trials = sum(len(ledger.trials(study, cell)) for cell in study.cells)
     assert len(runs_of(tmp_path)) == 1 + 4 + trials

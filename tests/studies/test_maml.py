@@ -168,6 +168,62 @@ def test_test_scores_every_number_of_shots_with_the_tasks_behind_it(tmp_path):
     assert scores.items == maml.test(config(), 1, tmp_path / "home").items
 
 
+@pytest.mark.parametrize("name", ["test_accuracy/shots/1", "test_accuracy/shots/2"])
+def test_each_number_of_shots_is_scored_with_so_many_drawings(name, tmp_path):
+    run(config(), 0, 2, tmp_path / "home")
+    swept = maml.test(config(), 0, tmp_path / "home").items
+    alone = maml.test(config(shots=int(name[-1])), 0, tmp_path / "home").items  # the same tasks and drawings
+    assert swept[name] == alone["test_accuracy"]
+    assert swept["test_accuracy/shots/1"] != swept["test_accuracy/shots/2"]
+
+
+def test_the_score_under_the_support_s_statistics_is_that_of_a_trial_which_is_told_to_use_them(tmp_path):
+    run(config(), 0, 2, tmp_path / "home")
+    by_query, by_support = (
+        maml.test(config(query_norm=norm), 0, tmp_path / "home").items for norm in ("query", "support")
+    )
+    assert by_query["test_accuracy_support_norm"] == by_support["test_accuracy"] != by_query["test_accuracy"]
+
+
+def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch):
+    asked, images = [], maml.image_classes
+    monkeypatch.setattr(maml, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
+    settings = config(dataset="glyphs", split="lake", data_seed=3)
+    run(settings, 7, 2, tmp_path / "home")
+    maml.test(settings, 9, tmp_path / "home")
+    assert asked == [("glyphs", "lake", 3, part) for part in ("train", "val", "test")]
+
+
+def test_test_episodes_come_from_the_data_seed_too(tmp_path, monkeypatch):
+    images = maml.image_classes
+    monkeypatch.setattr(maml, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
+    run(config(), 0, 2, tmp_path / "home")
+    one, other = (maml.test(config(data_seed=seed), 0, tmp_path / "home").items for seed in (0, 1))
+    assert one != other
+
+
+def test_the_train_metrics_of_a_row_are_of_its_step_s_tasks_before_the_update(monkeypatch):
+    losses, outer_backward = [], maml.maml.outer_backward
+    monkeypatch.setattr(maml.maml, "outer_backward", lambda *given: losses.append(outer_backward(*given)) or losses[-1])
+    found = [progress.metrics["train_loss"] for progress in maml.train(config(eval_every_steps=1), 0, 4)]
+    assert found == pytest.approx(losses, rel=1e-5)
+
+
+CHANGES = {
+    "ways": 4, "shots": 2, "queries": 4, "tasks": 5, "body": "course", "filters": 5, "inner_lr": 0.1, "inner_steps": 2,
+    "learn_inner_lrs": "tensor", "first_order": True, "outer_lr": 0.01, "query_norm": "support", "eval_every_steps": 1,
+    "eval_inner_steps": 3, "val_tasks": 6, "data_seed": 1,
+}  # fmt: skip
+OF_THE_TEST = {"test_tasks", "test_shots", "test_queries"}
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES.items())
+def test_every_hyperparameter_changes_the_rows(name, value):
+    assert CHANGES.keys() | OF_THE_TEST | {"dataset", "split"} == maml.Config.model_fields.keys()
+    one, other = (rows(list(maml.train(settings, 0, 4))) for settings in (config(), config(**{name: value})))
+    assert one != other
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,190 @@
+"""The recorder and the searcher, driven without Ray: what Tune would call, in the order in which it would."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.record import Listener, Recorder
+from cs330ray.service.run import checkpoints_of
+from cs330ray.service.search import LedgerSearcher
+from cs330ray.spec import Study
+from tests import toy as toy_trainable
+from tests.studies_of_tests import toy
+
+
+class Desk:
+    """A study opened in a ledger, with its searcher and its recorder; `play` is a worker's message."""
+
+    def __init__(self, home: Path, study: Study, interrupted: list[int] | None = None) -> None:
+        self.ledger, self.study, self.cell = Ledger.at(home), study, study.cells[0]
+        self.ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+        waiting = [(self.cell, number) for number in interrupted or []]
+        self.searcher = LedgerSearcher(self.ledger, study, lambda *_: {}, waiting)
+        self.recorder = Recorder(self.ledger, study, Listener())
+        self._messages = 0
+
+    def ask(self) -> dict[str, Any]:
+        self._messages += 1
+        told = self.searcher.suggest(f"tune-{self._messages}")
+        assert isinstance(told, dict)
+        return told
+
+    def play(self, told: dict[str, Any], *rows: tuple[int, float], **batch: Any) -> bool:
+        """A batch of rows, each a step and a value of every metric; whether the trial stops."""
+        self._messages += 1
+        sent = [
+            {"step": step, "metrics": {"val_loss": value, "val_speed": value}, "wall_s": 0.0} for step, value in rows
+        ]
+        result = {"training_iteration": self._messages, "batch": [{"rows": sent, **batch}]}
+        return self.recorder.take(f"tune-{told['cell']}-{told['trial']}", told, result)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Callable[..., Desk]:
+    return lambda interrupted=None, **changes: Desk(tmp_path, toy(**changes), interrupted)
+
+
+# The recorder
+
+BEGUN = {"resumed_from_step": None, "code": "c", "data": "d"}
+ASHA = {"prune": {"kind": "asha", "min_steps": 5, "reduction": 2}, "budget": {"trials": 9, "steps": 20}}
+
+
+def test_a_failed_batch_leaves_its_rows_then_its_end(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, order = desk(), []
+    for name in ("write_rows", "report", "end"):
+        original = getattr(at.ledger, name)
+        monkeypatch.setattr(
+            at.ledger, name, lambda *given, name=name, original=original: order.append(name) or original(*given)
+        )
+    told = at.ask()
+    assert at.play(told, (5, 0.5), (10, 0.4), end={"state": "FAIL", "reason": "raised: planted", "traceback": ""})
+    assert order == ["write_rows", "report", "report", "end"]
+    (trial,) = at.ledger.trials(at.study, at.cell)
+    assert (trial.state, trial.reason) == ("FAIL", "raised: planted")
+    assert [row.step for row in at.ledger.rows(at.study, at.cell, 0)] == [5, 10]
+
+
+def test_a_result_that_comes_twice_is_taken_once_and_answered_the_same(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = at.ask()
+    batch = {"rows": [], "circumstances": BEGUN}
+    ended = {"rows": [], "end": {"state": "FAIL", "reason": "first"}}
+    for iteration, sent, stops in ((1, batch, False), (2, ended, True)):
+        for _ in range(2):
+            assert at.recorder.take("tune", told, {"training_iteration": iteration, "batch": [sent]}) is stops
+    assert len(at.ledger.attempts(at.study, at.cell, 0)) == 1
+
+
+@pytest.mark.parametrize(("objective", "worse"), [("val_loss", 0.6), ("val_speed", 0.4)])
+def test_the_pruner_stops_what_is_worse_by_the_goal_of_the_objective(
+    desk: Callable[..., Desk], objective: str, worse: float
+) -> None:
+    at = desk(objective=[objective], **ASHA)
+    first, bad, good = at.ask(), at.ask(), at.ask()
+    assert not at.play(first, (5, 0.5))
+    assert at.play(bad, (5, worse))
+    assert not at.play(good, (5, 1 - worse))
+    assert at.ledger.trials(at.study, at.cell)[1].state == "PRUNED"
+    assert at.ledger.trials(at.study, at.cell)[1].reason == "asha at step 5, 1 rivals"
+
+
+def test_rows_that_come_again_are_not_judged_again(desk: Callable[..., Desk]) -> None:
+    """The worker was lost after step 10; meanwhile a better rival has come to step 5."""
+    at = desk(**ASHA)
+    cut, better = at.ask(), at.ask()
+    assert not at.play(cut, (5, 0.5))
+    assert not at.play(cut, (10, 0.4))
+    assert not at.play(better, (5, 0.1))
+    assert not at.play(cut, (5, 0.5))
+
+
+def test_the_last_step_is_not_judged(desk: Callable[..., Desk]) -> None:
+    at = desk(prune={"kind": "median", "min_steps": 5, "startup": 1}, budget={"trials": 9, "steps": 10})
+    best, last = at.ask(), at.ask()
+    at.play(best, (5, 0.1), (10, 0.1))
+    at.play(best, end={"state": "COMPLETE"})
+    assert not at.play(last, (10, 0.9))
+
+
+def test_rivals_are_of_the_trials_own_cell(desk: Callable[..., Desk]) -> None:
+    at = desk(compare={"data_seed": [0, 1]}, **ASHA)
+    first, other, second = at.ask(), at.ask(), at.ask()
+    assert first["cell"] == second["cell"] != other["cell"]
+    assert not at.play(second, (5, 0.1))
+    assert not at.play(other, (5, 0.9))
+
+
+def test_the_median_is_that_of_complete_trials_and_a_trial_is_judged_by_its_best_row(desk: Callable[..., Desk]) -> None:
+    at = desk(prune={"kind": "median", "min_steps": 5, "startup": 1}, budget={"trials": 9, "steps": 20})
+    running, judged, complete = at.ask(), at.ask(), at.ask()
+    at.play(running, (5, 0.1))
+    assert not at.play(judged, (5, 0.3))  # none is complete yet
+    at.play(complete, (5, 0.5), (10, 0.5), (20, 0.5))
+    at.play(complete, end={"state": "COMPLETE"})
+    assert not at.play(judged, (10, 0.9))  # worse than 0.5, but it has been at 0.3
+    assert at.play(at.ask(), (5, 0.6))
+
+
+def test_a_worker_lost_four_times_has_failed_and_three_times_not(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = at.ask()
+    assert [at.recorder.lose(told, "died") for _ in range(4)] == [True, True, True, False]
+    (trial,) = at.ledger.trials(at.study, at.cell)
+    assert (trial.state, trial.reason) == ("FAIL", "worker lost 4 times: died")
+
+
+def test_every_trial_has_a_place_of_its_own_for_its_checkpoints(tmp_path: Path) -> None:
+    studies = [toy(name=name, compare={"data_seed": [0, 1]}) for name in ("one", "two")]
+    each = [(study, cell, number) for study in studies for cell in study.cells for number in (0, 1)]
+    places = {checkpoints_of(tmp_path, study.name, cell, number) for study, cell, number in each}
+    assert len(places) == len(each) == 8
+
+
+# The searcher
+
+
+def test_cells_are_asked_in_turn_with_common_seeds_until_the_budget_is_spent(desk: Callable[..., Desk]) -> None:
+    at = desk(compare={"data_seed": [0, 1]}, budget={"trials": 2})
+    told = [at.ask() for _ in range(4)]
+    assert [(json.loads(each["cell"])["data_seed"], each["trial"]) for each in told] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert told[0]["seed"] == told[1]["seed"] != told[2]["seed"] == told[3]["seed"]
+    assert at.searcher.suggest("one more") is None  # a worker may yet be lost
+    for number in range(1, 5):
+        at.searcher.on_trial_complete(f"tune-{number}")
+    assert at.searcher.suggest("one more") == at.searcher.FINISHED
+
+
+def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = [at.ask(), at.ask()]
+    at.play(told[1], (5, 0.5), circumstances=BEGUN)
+    at.searcher.again(at.cell, 1)
+    assert at.ask() == told[1]
+    assert at.ask()["trial"] == 2
+    later = desk(interrupted=[0, 1])
+    assert [later.ask(), later.ask()] == told
+    assert later.ask()["trial"] == 3
+
+
+@pytest.mark.parametrize(("time_s", "starts"), [(90.0, False), (110.0, True)])
+def test_the_time_of_earlier_sessions_counts(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, time_s: float, starts: bool
+) -> None:
+    """Two earlier sessions have worked for 50 seconds each."""
+    budget = {"trials": 4, "steps": 20, "time": time_s}
+    earlier = desk(budget=budget)
+    for name in ("one", "two"):
+        for now in (1000.0, 1050.0):
+            monkeypatch.setattr("cs330ray.service.ledger.time.time", lambda now=now: now)
+            earlier.ledger.seen(earlier.study, name)
+    monkeypatch.undo()
+    searcher = desk(budget=budget).searcher
+    searcher.start_clock()
+    assert isinstance(searcher.suggest("tune"), dict) is starts
