@@ -235,11 +235,13 @@ def sync(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.service.ledger import redacted
     from cs330ray.service.mirror import tracking_uri
 
+    if not 1 <= port <= 65535:
+        raise SpecError(f"--port: a number from 1 to 65535 is needed, but got {port}")
     uri = tracking_uri(home())
     if uri.startswith("http"):
         typer.echo(f"MLflow runs at {redacted(uri)}")

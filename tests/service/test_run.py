@@ -561,3 +561,21 @@ def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: 
     ear = Ear()
     run(study, home, ear, mirror=False)
     assert "trial 0 goes on under other code than it began with" in ear.lines
+
+
+@pytest.mark.slow
+def test_on_a_ray_of_its_own_a_study_survives_sigkill_and_a_ctrl_c_that_reaches_every_process(
+    home: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    first = Driver(home, "")
+    first.until_checkpoint_of_a_running_trial_after(ended=0)
+    first.process.send_signal(signal.SIGKILL)
+    first.end()
+    second = Driver(home, "")
+    second.until_checkpoint_of_a_running_trial_after(ended=1)
+    os.killpg(second.process.pid, signal.SIGINT)
+    assert second.end() == 130, second.text
+    third = Driver(home, "")
+    assert third.end() == 0, third.text
+    assert "Traceback" not in third.text
+    assert whole(home) == undisturbed
