@@ -92,7 +92,7 @@ def test_the_pruner_stops_what_is_worse_by_the_goal_of_the_objective(
     assert at.play(bad, (5, worse))
     assert not at.play(good, (5, 1 - worse))
     assert at.ledger.trials(at.study, at.cell)[1].state == "PRUNED"
-    assert at.ledger.trials(at.study, at.cell)[1].reason == "asha at step 5, 1 rivals"
+    assert at.ledger.trials(at.study, at.cell)[1].reason == "asha at step 5, 1 rival"
 
 
 def test_rows_that_come_again_are_not_judged_again(desk: Callable[..., Desk]) -> None:

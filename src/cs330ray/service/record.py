@@ -131,7 +131,7 @@ class Recorder:
             own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
             best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
-        reason = f"{prune.kind} at step {step}, {len(losses)} rivals"
+        reason = f"{prune.kind} at step {step}, {len(losses)} rival{'s' * (len(losses) != 1)}"
         return Ending("PRUNED", reason) if stops else None
 
 

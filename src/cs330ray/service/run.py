@@ -119,9 +119,11 @@ class _Session(Listener):
     def says(self, line: str) -> None:
         self.listener.says(line)
 
-    def took_up(self, *args: Any) -> None:
-        self._first = self._first or time.monotonic()
-        self.listener.took_up(*args)
+    def took_up(self, cell: Cell, number: int, *rest: Any) -> None:
+        if self._first is None:  # its first rows may have taken a while
+            ago_s = time.time() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
+            self._first = time.monotonic() - ago_s
+        self.listener.took_up(cell, number, *rest)
 
     def reached(self, *args: Any) -> None:
         self.listener.reached(*args)
