@@ -118,6 +118,7 @@ def test_bad_input_is_one_clear_line_with_exit_code_2_and_starts_nothing(
     [
         (["run", "nowhere.toml"], "nowhere.toml: a study file must be readable"),
         (["show", "nothing"], "a ledger is needed here"),
+        (["show", "nothing", "--log"], "--log and --cell are of one trial"),
         (["list"], "a ledger is needed here"),
         (["best", "nothing"], "a ledger is needed here"),
         (["sync", "nothing"], "a ledger is needed here"),

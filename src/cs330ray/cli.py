@@ -189,6 +189,8 @@ def show(
     from cs330ray import growth, spec
     from cs330ray.report import summary
 
+    if trial is None and (log or cell is not None):
+        raise SpecError(f"show {study}: --log and --cell are of one trial, but none is named; add its number")
     ledger = _ledger()
     found = ledger.study(study)
     if diff is not None:
