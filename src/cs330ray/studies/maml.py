@@ -1,23 +1,17 @@
 """MAML on few-shot images: episodes of hand-drawn or printed characters, CS330 homework 2."""
 
-import hashlib
-import json
-import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cs330ray import runtime
 from cs330ray.data import image_classes, images_digest
 from cs330ray.data.episodes import draw_episodes
-from cs330ray.errors import SpecError
 from cs330ray.learners import conv4, maml
 from cs330ray.learners.maml import Batch, Maml
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
@@ -102,7 +96,7 @@ METRICS: Mapping[str, Metric] = {
 
 def prepare(config: Config) -> str:
     """Find, verify and pack the images; their digest. Raises DataError, or SpecError where the device is not here."""
-    _device()
+    runtime.device()
     return images_digest(config.dataset)
 
 
@@ -116,7 +110,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 
     The `train_` metrics of a row are those of its own step's tasks, before the update.
     """
-    device = _device()
+    device = runtime.device()
     state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, device)
     classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "train").to(device)
     val = _validation(config, device)
@@ -136,7 +130,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
     """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
-    state = _State.load(checkpoint, config, _device())
+    state = _State.load(checkpoint, config, runtime.device())
     batch = _test_batch(config, state.device)
     trained = _with_shots(batch, config.shots)
     scores_T = _scores(config.evaluation, state, trained)
@@ -148,8 +142,8 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     for shots in config.test_shots:
         swept_T = _scores(config.evaluation, state, _with_shots(batch, shots))
         accuracies_T[f"test_accuracy/shots/{shots}"] = swept_T["post_adapt_query_accuracy"]
-    metrics = _means("test", scores_T) | {name: _mean(values_T) for name, values_T in accuracies_T.items()}
-    metrics["test_accuracy_ci95"] = 1.96 * accuracies_T["test_accuracy"].double().std().item() / config.test_tasks**0.5
+    metrics = _means("test", scores_T) | {name: runtime.mean(values_T) for name, values_T in accuracies_T.items()}
+    metrics["test_accuracy_ci95"] = runtime.ci95(accuracies_T["test_accuracy"])
     return Scores(metrics, {name: _items(values_T) for name, values_T in accuracies_T.items()})
 
 
@@ -165,7 +159,7 @@ class _State:
 
     @classmethod
     def fresh(cls, config: Config, seed: int, device: torch.device) -> Self:
-        generator = _generator("train", seed)
+        generator = runtime.generator("train", seed)
         drawn = conv4.init(config.body, filters=config.filters, ways=config.ways, generator=generator)
         params = {name: param.to(device).requires_grad_() for name, param in drawn.items()}
         inner_lrs = maml.init_inner_lrs(params, config.inner_lr, config.learn_inner_lrs, config.inner_steps)
@@ -176,29 +170,25 @@ class _State:
     @classmethod
     def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
         state = cls.fresh(config, 0, device)
-        state.step = json.loads((checkpoint / "state.json").read_text())["step"]
-        tensors = load_file(checkpoint / "state.safetensors")
-        state.generator.set_state(tensors.pop("generator"))
-        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                match name.split("/"):
-                    case ["param", param]:
-                        state.params[param].copy_(tensor)
-                    case ["inner_lr", param]:
-                        state.inner_lrs[param].copy_(tensor)
-                    case ["adam", index, moment]:
-                        moments[int(index)][moment] = tensor
-        state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": dict(moments)})
+        notes = runtime.load_state(
+            checkpoint, tensors=state._tensors, optimizer=state.optimizer, generator=state.generator
+        )
+        state.step = notes["step"]
         return state
 
     def save(self, directory: Path) -> None:
-        tensors = {f"param/{name}": param.detach() for name, param in self.params.items()}
-        tensors |= {f"inner_lr/{name}": inner_lr.detach() for name, inner_lr in self.inner_lrs.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{moment}": tensor for moment, tensor in moments.items()}
-        save_file(tensors | {"generator": self.generator.get_state()}, directory / "state.safetensors")
-        (directory / "state.json").write_text(json.dumps({"step": self.step}))
+        runtime.save_state(
+            directory,
+            tensors=self._tensors,
+            optimizer=self.optimizer,
+            generator=self.generator,
+            notes={"step": self.step},
+        )
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        inner_lrs = {f"inner_lr/{name}": inner_lr for name, inner_lr in self.inner_lrs.items()}
+        return {f"param/{name}": param for name, param in self.params.items()} | inner_lrs
 
     @property
     def device(self) -> torch.device:
@@ -222,13 +212,13 @@ def _draw(
 
 def _validation(config: Config, device: torch.device) -> Batch:
     classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "val").to(device)
-    generator = _generator("val", config.data_seed)
+    generator = runtime.generator("val", config.data_seed)
     return _draw(config, classes_MRHW, config.val_tasks, config.shots, config.queries, generator)
 
 
 def _test_batch(config: Config, device: torch.device) -> Batch:
     classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "test").to(device)
-    generator = _generator("test", config.data_seed)
+    generator = runtime.generator("test", config.data_seed)
     most_shots = max(config.shots, *config.test_shots)
     return _draw(config, classes_MRHW, config.test_tasks, most_shots, config.test_queries, generator)
 
@@ -242,38 +232,11 @@ def _scores(algorithm: Maml, state: _State, batch: Batch) -> dict[str, Tensor]:
 
 
 def _means(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:
-    return {f"{part}_{name}": _mean(values_T) for name, values_T in scores_T.items()}
-
-
-def _mean(values_T: Tensor) -> float:
-    return values_T.cpu().double().mean().item()
+    return {f"{part}_{name}": runtime.mean(values_T) for name, values_T in scores_T.items()}
 
 
 def _items(accuracy_T: Tensor) -> list[Item]:
     return [Item(unit=str(task), score=score) for task, score in enumerate(accuracy_T.tolist())]
-
-
-def _generator(stream: str, seed: int) -> torch.Generator:
-    """A stream of random numbers of its own for each purpose and seed."""
-    digest = hashlib.sha256(f"maml/{stream}/{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _device() -> torch.device:
-    """CPU unless there is CUDA; CS330RAY_DEVICE says otherwise. On CUDA the run repeats as far as its kernels can."""
-    name = os.environ.get("CS330RAY_DEVICE")
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name and not here.get(name):
-        there = ", ".join(known for known, present in here.items() if present)
-        raise SpecError(f"CS330RAY_DEVICE: a device of this machine ({there}) is needed, but got {name!r}; unset it")
-    device = torch.device(name) if name else PartialState().device
-    if device.type == "mps" and name is None:
-        return torch.device("cpu")
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False  # ten bits of mantissa ruin second derivatives, as bf16's seven do
-    return device
 
 
 if __name__ == "__main__":  # pragma: no cover
