@@ -31,7 +31,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "runtime": frozenset({"errors"}),
     "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime"}),
     "service": frozenset({"errors", "checkpoint", "spec", "growth", "trial"}),
-    "report": frozenset({"errors", "spec", "service.ledger"}),
+    "report": frozenset({"errors", "spec", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
 SEES_TOO = {"service.trainables": frozenset({"studies"})}  # a trainable by name

@@ -462,7 +462,7 @@ TEXTS = [
     ),
     ("[prune]\nmin_steps = 0", "prune.min_steps: input should be greater than or equal to 1, but got 0"),
     ("[prune]\nreduction = 1", "prune.reduction: input should be greater than or equal to 2, but got 1"),
-    ("[confirm]\nseeds = 1", "confirm.seeds: input should be greater than or equal to 2, but got 1"),
+    ("[confirm]\nseeds = 0", "confirm.seeds: input should be greater than or equal to 1, but got 0"),
     ("[resources]\ngpus = 1.5", "resources.gpus: more than one GPU must be a whole number, but got 1.5"),
     ("[resources]\ncpus = 0", "resources.cpus: input should be greater than or equal to 0.01, but got 0"),
     ("[resources]\ncheckpoint = '2 h'", 'resources.checkpoint: a time such as "2h", "90m", "1h30m" or "45s" is needed'),

@@ -187,7 +187,7 @@ def show(
 ) -> None:
     """Show a study's trials, or one trial."""
     from cs330ray import growth, spec
-    from cs330ray.report import summary
+    from cs330ray.report import confirmation, summary
 
     if trial is None and (log or cell is not None):
         raise SpecError(f"show {study}: --log and --cell are of one trial, but none is named; add its number")
@@ -197,6 +197,8 @@ def show(
         typer.echo("\n".join(growth.difference(found, spec.read(study_file(str(diff))))) or f"{study}: no difference")
     elif trial is None:
         _print_table(summary.trials(ledger, found, front=front))
+        if (confirmed := confirmation.table(ledger, found)) is not None:
+            _print_table(confirmed)
     else:
         one = _pick(ledger, found, trial, cell)
         for table in summary.trial(ledger, found, one, log=log):
@@ -278,7 +280,7 @@ def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = 
         omniglot.verify()
         typer.echo("omniglot: 1,623 characters of 50 alphabets, pixel for pixel the published ones")
     else:
-        from cs330ray.report.summary import Sheet
+        from cs330ray.report.sheet import Sheet
 
         columns = ["name", "file", "licence", "found", "from"]
         rows = [[row.name, row.file, row.licence, str(row.found or "missing"), row.url] for row in store.archives()]

@@ -52,6 +52,8 @@ class StudyConsole:
         self._running: dict[tuple[str, int], dict[str, Any]] = {}
         self._began = time.monotonic()
         self._drawn = 0.0
+        self._to_confirm = self._confirmed = 0  # runs of confirmation, in this session
+        self._began_to_confirm = 0.0
         self.out = Console(highlight=False)
         self._live: Live | None = None
 
@@ -89,13 +91,22 @@ class StudyConsole:
         """Count a trial, and leave a line of it."""
         entry = self._running.pop((cell.key, number), None)
         value = values[0] if values and ending.state != "FAIL" else None
-        self._ended[cell.key, number] = (ending.state, value)
+        if cell.fresh is None:
+            self._ended[cell.key, number] = (ending.state, value)
+        else:
+            self._confirmed += 1
         self.says(self._line(cell, number, ending, values, entry["params"] if entry else {}))
 
     def lost(self, cell: Cell, number: int, times: int) -> None:
         """Say that a worker was lost."""
         self._running.pop((cell.key, number), None)
         self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it goes on from its newest checkpoint")
+
+    def confirms(self, runs: int) -> None:
+        """Say that confirmation begins."""
+        self._to_confirm = runs
+        self._began_to_confirm = time.monotonic()
+        self.says(f"{self._study.name}: the search is over; {runs} run{'s' * (runs > 1)} of confirmation to come")
 
     def ticked(self) -> None:
         """Draw the table again, now and then."""
@@ -113,7 +124,7 @@ class StudyConsole:
             f"{name}={number(value)}" for name, value in zip(self._study.objective, values or (), strict=False)
         )
         reason = f" [{ending.reason}]" if ending.reason else ""
-        count = f"{len(self._ended)}/{total}"
+        count = f"{len(self._ended)}/{total}" if cell.fresh is None else f"{self._confirmed}/{self._to_confirm}"
         return f"{count:>7}  trial {number_:<3}{_of(cell)} {ending.state:<8} {shown}  {params(searched)}{reason}"
 
     def _best(self) -> float | None:
@@ -124,8 +135,12 @@ class StudyConsole:
 
     def _left_s(self) -> float | None:
         """Seconds left, from the share of all steps done in this session; pruned trials make it an upper bound."""
-        total = self._study.budget.trials * len(self._study.cells)
         under_way: float = sum(entry["step"] for entry in self._running.values()) / self._study.budget.steps
+        if self._to_confirm:
+            runs = self._confirmed + under_way
+            spent_s = time.monotonic() - self._began_to_confirm
+            return spent_s * (self._to_confirm - runs) / runs if runs > 0 else None
+        total = self._study.budget.trials * len(self._study.cells)
         done = len(self._ended) - self._at_start + under_way
         if done <= 0:
             return None
@@ -141,6 +156,7 @@ class StudyConsole:
         headline = Text.assemble(
             (f"{study.name}  ", "bold"),
             f"{len(states)}/{total} trials  {counts}  ",
+            f"{self._confirmed}/{self._to_confirm} confirmed  " if self._to_confirm else "",
             f"best {study.objective[0]} {number(best)}  " if best is not None else "",
             f"{duration(time.monotonic() - self._began)} so far",
             f", about {duration(left)} left" if left is not None else "",
@@ -151,12 +167,17 @@ class StudyConsole:
         for (_, trial), entry in sorted(self._running.items(), key=lambda item: item[0]):
             value = "" if entry["value"] is None else number(entry["value"])
             cell = f"{entry['cell'].title}  " if len(study.cells) > 1 else ""
-            table.add_row(str(trial), f"{entry['step']}/{study.budget.steps}", value, cell + params(entry["params"]))
+            fresh = "" if entry["cell"].fresh is None else f", fresh seed {entry['cell'].fresh}"
+            table.add_row(
+                f"{trial}{fresh}", f"{entry['step']}/{study.budget.steps}", value, cell + params(entry["params"])
+            )
         return Group(headline, table)
 
 
 def _of(cell: Cell) -> str:
-    return f" of {cell.title}" if cell.values else ""
+    return (f" of {cell.title}" if cell.values else "") + (
+        f" on fresh seed {cell.fresh}" if cell.fresh is not None else ""
+    )
 
 
 def table_of(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -42,14 +42,20 @@ def _may_change(old: Study, new: Study, place: str) -> bool:
         before, after = (getattr(study.budget, key) or math.inf for study in (old, new))
         return bool(after >= before)
     if table == "confirm":
-        return new.confirm is not None and (
-            old.confirm is None or (new.confirm.top >= old.confirm.top and new.confirm.seeds >= old.confirm.seeds)
-        )
+        return _confirmation_has_grown(old, new)
     if table == "compare":
         return old.compare.keys() == new.compare.keys() and {cell.key for cell in old.cells} <= {
             cell.key for cell in new.cells
         }
     return False
+
+
+def _confirmation_has_grown(old: Study, new: Study) -> bool:
+    """Whether more is confirmed; how it chooses stands from the first, since test may have been read since."""
+    if old.confirm is None or new.confirm is None:
+        return old.confirm is None
+    before, after = (study.confirm.most(len(old.objective)) or math.inf for study in (old, new) if study.confirm)
+    return after >= before and new.confirm.seeds >= old.confirm.seeds and new.confirm.bounds == old.confirm.bounds
 
 
 def _flat(value: object, place: str = "") -> dict[str, object]:

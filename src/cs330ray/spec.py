@@ -10,7 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
@@ -181,24 +181,46 @@ class Resources(Strict):
 class Confirm(Strict):
     """How the best are confirmed on fresh seeds and the test set."""
 
-    top: int = Field(3, ge=1, description="per cell, of COMPLETE trials")
-    seeds: int = Field(5, ge=2)
+    top: int | None = Field(
+        None, ge=1, description="per cell, of COMPLETE trials; default: 3, with several objectives the whole front"
+    )
+    seeds: int = Field(5, ge=1, description="fresh ones, the same for all; each is trained, validated and tested")
+    bounds: dict[str, Number] = Field(
+        {}, description="several objectives: the first chooses among those whose mean validation keeps these bounds"
+    )
+
+    def most(self, objectives: int) -> int | None:
+        """How many trials of a cell are confirmed at most; None is the whole front."""
+        return 3 if self.top is None and objectives == 1 else self.top
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination of the compared values; its key is its canonical JSON, never an index."""
+    """One combination of the compared values; its key is its canonical JSON, never an index.
+
+    A cell under one of confirmation's fresh seeds is a cell of its own, with a key that no search has.
+    """
 
     key: str
     values: Mapping[str, Value]
     trainable: str
     fixed: Mapping[str, Value]  # [fixed] and the compared values, without `trainable`
     space: Mapping[str, Domain]
+    fresh: int | None = None  # which of the fresh seeds; None in a search
 
     @property
     def title(self) -> str:
         """The cell in words: `inner_steps=1 body=pooled`; `all` where nothing is compared."""
         return " ".join(f"{key}={value}" for key, value in self.values.items()) or "all"
+
+    def under(self, fresh: int) -> "Cell":
+        """The cell under fresh seed number `fresh`."""
+        return replace(self, key=f"{self.key} fresh {fresh}", fresh=fresh)
+
+    @property
+    def searched(self) -> "Cell":
+        """The cell of the search that this one, under a fresh seed, belongs to."""
+        return replace(self, key=self.key.removesuffix(f" fresh {self.fresh}"), fresh=None)
 
 
 class Study(Strict):
@@ -286,6 +308,9 @@ def _incoherent(study: Study) -> Iterator[str]:
         yield "sampler.kind: nsga2 needs two objectives or more; use tpe"
     if study.resources.gpus > 1 and study.resources.gpus != int(study.resources.gpus):
         yield f"resources.gpus: more than one GPU must be a whole number, but got {study.resources.gpus}"
+    for name in study.confirm.bounds if study.confirm else ():
+        if len(study.objective) < 2 or name not in study.objective:
+            yield f"confirm.bounds.{name}: a bound is for one of several objectives, but they are {study.objective}"
     for cell in study.cells:
         yield from _incoherent_cell(study, cell)
 

@@ -20,8 +20,7 @@ import psutil
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.report import summary
-from cs330ray.service import search
+from cs330ray.service import confirm, search
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
@@ -164,10 +163,10 @@ def test_what_does_not_fit_the_machine_is_refused_before_anything_starts(
     assert not home.exists()
 
 
-def test_confirmation_is_said_not_to_be_built_and_gpus_that_are_not_here_count_as_none(home: Path) -> None:
+def test_the_first_lines_say_what_is_confirmed_and_that_gpus_that_are_not_here_count_as_none(home: Path) -> None:
     ear = Ear()
-    run(toy(confirm={}, resources={"gpus": 0.5}, budget={"trials": 1}), home, ear, mirror=False)
-    assert any("confirmation is not built yet" in line for line in ear.lines)
+    run(toy(confirm={"seeds": 1}, resources={"gpus": 0.5}, budget={"trials": 1}), home, ear, mirror=False)
+    assert "toy: then the best 3 of each cell again on 1 fresh seed, and test" in ear.lines
     assert any("no GPU here" in line for line in ear.lines)
 
 
@@ -469,7 +468,7 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
     trials = ledger.trials(study, study.cells[0])
     assert all(len(trial.values or ()) == 2 for trial in trials)
     best = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{home}/ledger.db").best_trials
-    front = summary.pareto_front(trials, ledger.goals(study))
+    front = confirm.pareto_front(trials, ledger.goals(study))
     assert {trial.number for trial in front} == {trial.number for trial in best}
 
 

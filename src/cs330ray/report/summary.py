@@ -3,21 +3,15 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cs330ray.errors import SpecError
+from cs330ray.report import confirmation
+from cs330ray.report.sheet import Sheet
+from cs330ray.service import confirm
+from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.spec import Cell, Study
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table: its title, the names of its columns, and its rows as texts."""
-
-    title: str | None
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def studies(ledger: Ledger) -> Sheet:
@@ -46,7 +40,7 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
     goals, rows = ledger.goals(study), []
     for cell in study.cells:
         found = ledger.trials(study, cell)
-        chosen = pareto_front(found, goals) if front else found
+        chosen = confirm.pareto_front(found, goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{trial.ended_s - trial.started_s:.0f}s"
@@ -101,10 +95,15 @@ def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) 
 
 
 def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
-    """The best configuration of each cell as TOML, its checkpoint in a comment."""
+    """The best configuration of each cell as TOML, its checkpoint in a comment.
+
+    It is the confirmed choice where there is one; with `by` the best of the search by that metric.
+    """
     blocks = []
+    chosen = confirmation.choices(ledger, study) if by is None else {}
     for cell in study.cells:
-        best = best_trial(ledger, study, cell, by)
+        confirmed = chosen.get(cell.key)
+        best = confirmed.searched if confirmed else best_trial(ledger, study, cell, by)
         if best is None:
             blocks.append(f"# {cell.title}: no trial is COMPLETE yet")
             continue
@@ -114,11 +113,19 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
         blocks.append(
             ("" if one else "[[best]]\n")
             + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
-            f"# checkpoint: {ledger.checkpoint(study, cell, best.number)}\n"
+            + _confirmed_comment(study, confirmed)
+            + f"# checkpoint: {ledger.checkpoint(study, cell, best.number)}\n"
             f'trainable = "{cell.trainable}"\n[{"fixed" if one else "best.fixed"}]\n'
             + _toml({**cell.fixed, **best.params})
         )
     return "\n\n".join(blocks)
+
+
+def _confirmed_comment(study: Study, confirmed: Confirmed | None) -> str:
+    if confirmed is None:
+        return ""
+    means = ", ".join(f"{name} = {mean:.6g}" for name, mean in zip(study.objective, confirmed.means, strict=True))
+    return f"# confirmed on {confirmed.seeds} fresh seeds: mean {means}\n"
 
 
 def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, Any]], Mapping[str, float]]) -> list[str]:
@@ -141,31 +148,12 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
         at = f" at {_params(best.params)}" if best.params else ""
         lines.append(f"{title}{said}; best is trial {best.number}: {shown}{at}")
         lines.append(f"  checkpoint: {ledger.checkpoint(study, cell, best.number)}")
-    return lines
-
-
-def pareto_front(found: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
-    """The COMPLETE trials that no other COMPLETE trial dominates."""
-    complete = [trial for trial in found if trial.state == "COMPLETE" and trial.values]
-    losses = {trial.number: _losses(trial, goals) for trial in complete}
-    return [
-        trial
-        for trial in complete
-        if not any(_dominates(losses[other.number], losses[trial.number]) for other in complete)
-    ]
-
-
-def _losses(trial: Trial, goals: Sequence[str]) -> tuple[float, ...]:
-    return tuple(-value if goal == "max" else value for value, goal in zip(trial.values or (), goals, strict=True))
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+    return lines + confirmation.lines(ledger, study)
 
 
 def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
     order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state)
-    return order, _losses(trial, goals)[0] if trial.values else time.time(), trial.number
+    return order, confirm.losses(trial.values, goals)[0] if trial.values else time.time(), trial.number
 
 
 def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:

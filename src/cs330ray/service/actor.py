@@ -18,7 +18,7 @@ from ray import tune
 from cs330ray import checkpoint
 from cs330ray.errors import Diverged
 from cs330ray.service import trainables
-from cs330ray.trial import Progress
+from cs330ray.trial import Progress, Scores
 
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 
@@ -27,7 +27,7 @@ class TrialRun:
     """One trial between two batches.
 
     `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), checkpoint_s, batch_s,
-    prune_every (0: never), cpus, code and data digests.
+    prune_every (0: never), cpus, code and data digests; `test` where the trial is to be scored on the test split.
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
@@ -49,6 +49,8 @@ class TrialRun:
                 self._start(batch)
             self._save_if_due(batch)
             if self._last:
+                if self._told.get("test"):
+                    batch["scores"] = self._tested()
                 batch["end"] = {"state": "COMPLETE"}
             else:
                 self._train(batch)
@@ -88,6 +90,14 @@ class TrialRun:
             written = checkpoint.write(self._home, self._latest.step, self._latest.save)
             batch["checkpoint"] = _named(written)
             self._saved_s = time.monotonic()
+
+    def _tested(self) -> Scores:
+        """What the weights of the last checkpoint reach on the test split."""
+        last = checkpoint.newest(self._home)
+        assert last is not None
+        trainable = trainables.load(self._told["trainable"])
+        scores = trainable.test(trainable.Config(**self._told["config"]), self._told["seed"], last.path)
+        return Scores({str(name): float(value) for name, value in scores.metrics.items()}, dict(scores.items))
 
     def _train(self, batch: dict[str, Any]) -> None:
         assert self._rows is not None
@@ -156,6 +166,7 @@ def _circumstances(told: Mapping[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads() if torch is not None else 1,
         "python": platform.python_version(),
         "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
+        "seed": told["seed"],
         "code": told["code"],
         "data": told["data"],
     }

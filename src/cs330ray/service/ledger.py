@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cs330ray import growth
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.spec import Cell, Study, parse
-from cs330ray.trial import Metric
+from cs330ray.trial import Item, Metric, Scores
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -60,6 +60,7 @@ CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("dige
 ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
 LOSSES = _table("losses", [*TRIAL, "attempt"], _text("reason"), _time())
 ENDS = _table("ends", TRIAL, _text("state"), _text("reason"), _text("traceback"), _text("worth"), _time())
+SCORES = _table("scores", TRIAL, _text("metrics"), _text("scored"), _time())
 TESTS = _table(
     "tests", ["opening"], _text("trainable"), _text("config"), _text("checkpoint"), _text("metrics"), _time()
 )
@@ -175,7 +176,7 @@ class Ledger:
         for summary in optuna.get_all_study_summaries(self.storage):
             if summary.study_name.startswith(f"{name} "):
                 optuna.delete_study(study_name=summary.study_name, storage=self.storage)
-        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS):
+        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES):
             self._execute(table.delete().where(table.c.study == study.name))
         self._execute(STUDIES.delete().where(STUDIES.c.name == study.name))
         self._ids, self._trial_ids, self._readers = {}, {}, {}
@@ -242,10 +243,19 @@ class Ledger:
             return self._readers[key].get_trials(deepcopy=False)
 
     def trials(self, study: Study, cell: Cell) -> list[Trial]:
-        """A cell's trials, by number."""
-        where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key)
-        ends = {row.trial: row for row in self._select(sql.select(ENDS).where(where))}
-        return [_trial(cell, frozen, ends.get(frozen.number)) for frozen in self.history(study, cell)]
+        """A cell's trials, by number; of a cell under a fresh seed, those that were taken up."""
+        ends = {row.trial: row for row in self._of_cell(ENDS, study, cell)}
+        if cell.fresh is None:
+            return [
+                _trial(cell, frozen, int(frozen.user_attrs["seed"]), _started_s(frozen), ends.get(frozen.number))
+                for frozen in self.history(study, cell)
+            ]
+        starts = {row.trial: row for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
+        searched = self.history(study, cell.searched) if starts else []
+        return [
+            _trial(cell, searched[number], json.loads(start.circumstances)["seed"], start.wall_s, ends.get(number))
+            for number, start in sorted(starts.items())
+        ]
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -329,7 +339,8 @@ class Ledger:
         place = {"study": study.name, "cell": cell.key, "trial": number}
         row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": time.time()}
         self._insert(ENDS, [row])
-        self._tell(study, cell, number)
+        if cell.fresh is None:  # no sampler sees a confirmation
+            self._tell(study, cell, number)
         return ending
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
@@ -358,6 +369,31 @@ class Ledger:
                 self.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
         return True
 
+    # Scores of the test split ------------------------------------------------------------------------------------
+
+    def write_test(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
+        """Record what a confirmation reached on the test split."""
+        items = {
+            name: {"units": [item.unit for item in found], "scores": [item.score for item in found]}
+            for name, found in scores.items.items()
+        }
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": time.time()}
+        self._insert(SCORES, [row])
+
+    def test_metrics(self, study: Study, cell: Cell, number: int) -> dict[str, float]:
+        """What a confirmation reached on the test split; empty where it has not been scored."""
+        found = self._select(sql.select(SCORES.c.metrics).where(_of_trial(SCORES, study, cell, number)))
+        return {str(name): float(value) for name, value in json.loads(found[0].metrics).items()} if found else {}
+
+    def test_items(self, study: Study, cell: Cell, number: int) -> dict[str, list[Item]]:
+        """The items behind each of those metrics."""
+        found = self._select(sql.select(SCORES.c.scored).where(_of_trial(SCORES, study, cell, number)))
+        return {
+            name: [Item(unit, score) for unit, score in zip(held["units"], held["scores"], strict=True)]
+            for name, held in (json.loads(found[0].scored) if found else {}).items()
+        }
+
     # Openings of the test split ----------------------------------------------------------------------------------
 
     def write_opening(self, trainable: str, config: str, checkpoint: str) -> str:
@@ -371,6 +407,9 @@ class Ledger:
         self._execute(TESTS.update().where(TESTS.c.opening == opening).values(metrics=json.dumps(dict(metrics))))
 
     # Below the surface -------------------------------------------------------------------------------------------
+
+    def _of_cell(self, table: sql.Table, study: Study, cell: Cell) -> Sequence[sql.Row[Any]]:
+        return self._select(table.select().where((table.c.study == study.name) & (table.c.cell == cell.key)))
 
     def _find_optuna_id(self, study: Study, cell: Cell) -> int | None:
         key = (study.name, cell.key)
@@ -444,8 +483,12 @@ def _study(text: str) -> Study:
     return parse(json.loads(text), "ledger")
 
 
-def _trial(cell: Cell, frozen: FrozenTrial, end: Any) -> Trial:
+def _started_s(frozen: FrozenTrial) -> float:
     assert frozen.datetime_start is not None
+    return frozen.datetime_start.timestamp()
+
+
+def _trial(cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any) -> Trial:
     worth = json.loads(end.worth) if end is not None else None
     finite = worth is not None and all(math.isfinite(value) for value in worth)
     return Trial(
@@ -453,10 +496,10 @@ def _trial(cell: Cell, frozen: FrozenTrial, end: Any) -> Trial:
         number=frozen.number,
         state=end.state if end is not None else "RUNNING",
         params=frozen.params,
-        seed=int(frozen.user_attrs["seed"]),
+        seed=seed,
         values=tuple(worth) if worth is not None and finite else None,
         reason=end.reason if end is not None else "",
         traceback=end.traceback if end is not None else "",
-        started_s=frozen.datetime_start.timestamp(),
+        started_s=started_s,
         ended_s=end.wall_s if end is not None else None,
     )

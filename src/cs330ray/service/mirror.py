@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from cs330ray.errors import Cs330rayError
+from cs330ray.service import confirm
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
 from cs330ray.spec import Cell, Study
 
@@ -90,6 +91,7 @@ class Mirror:
             self._uid = self._ledger.uid(study.name)
             self._runs, self._done = self._read_runs(), set()
         changes, ended = 0, 0
+        goals, confirmed = self._ledger.goals(study), confirm.confirmed(self._ledger, study)
         top = ("study", "", "")
         changes += self._ensure(
             top, study.name, None, {"objective": ", ".join(study.objective), "digest": study.digest}
@@ -99,18 +101,53 @@ class Mirror:
             finished = sum(trial.state != "RUNNING" for trial in trials)
             ended += finished
             key = ("cell", cell.key, "")
-            changes += self._ensure(key, cell.title, top, _best_tags(self._ledger.goals(study), study, trials))
+            found = confirmed.get(cell.key, [])
+            chosen = confirm.choice(study, goals, found)
+            changes += self._ensure(
+                key, cell.title, top, _best_tags(goals, study, trials) | _choice_tags(study, chosen)
+            )
             for trial in trials:
-                changes += self._sync_trial(study, cell, trial)
+                changes += self._sync_trial(study, cell, trial, f"trial {trial.number}", key)
+            changes += self._tag_front(cell, trials, goals) + self._sync_confirmation(study, cell, found)
             changes += self._conclude(key, "COMPLETE" if finished >= study.budget.trials else "RUNNING", _end(trials))
-        complete = ended >= study.budget.trials * len(study.cells)
+        complete = ended >= study.budget.trials * len(study.cells) and all(
+            len(one.runs) == one.seeds and all(run.trial.state != "RUNNING" for run in one.runs)
+            for found in confirmed.values()
+            for one in found
+        )
         return changes + self._conclude(top, "COMPLETE" if complete else "RUNNING", time.time())
 
-    def _sync_trial(self, study: Study, cell: Cell, trial: Trial) -> int:
+    def _tag_front(self, cell: Cell, trials: list[Trial], goals: list[str]) -> int:
+        """Say of each COMPLETE trial of several objectives whether it is on its cell's front just now."""
+        if len(goals) == 1:
+            return 0
+        front = {trial.number for trial in confirm.pareto_front(trials, goals)}
+        return sum(
+            self._tag(("trial", cell.key, str(trial.number)), {"front": str(trial.number in front).lower()})
+            for trial in trials
+            if trial.state == "COMPLETE"
+        )
+
+    def _sync_confirmation(self, study: Study, cell: Cell, found: list[confirm.Confirmed]) -> int:
+        """Show each fresh run under the trial that it confirms, and on that trial the means so far."""
+        changes = 0
+        for one in found:
+            parent = ("trial", cell.key, str(one.searched.number))
+            for run in one.runs:
+                name = f"trial {one.searched.number}, fresh seed {run.trial.cell.fresh}"
+                changes += self._sync_trial(study, run.trial.cell, run.trial, name, parent)
+            if one.values:
+                means = {f"confirmed_{name}": repr(mean) for name, mean in zip(study.objective, one.means, strict=True)}
+                changes += self._tag(parent, {**means, "confirmed_seeds": str(len(one.values))})
+        return changes
+
+    def _sync_trial(self, study: Study, cell: Cell, trial: Trial, name: str, parent: Key) -> int:
         key = ("trial", cell.key, str(trial.number))
         if key in self._done:
             return 0
         tags = {"state": trial.state, "seed": str(trial.seed)}
+        if cell.fresh is not None:
+            tags |= {"fresh_seed": str(cell.fresh), "confirms": str(trial.number)}
         if trial.reason:
             tags["reason"] = trial.reason
         attempts = self._ledger.attempts(study, cell, trial.number)
@@ -119,13 +156,12 @@ class Mirror:
         checkpoint = self._ledger.checkpoint(study, cell, trial.number)
         if checkpoint is not None and trial.state != "RUNNING":
             tags["checkpoint"] = str(checkpoint)
-        parent = ("cell", cell.key, "")
-        changes = self._ensure(
-            key, f"trial {trial.number}", parent, tags, trial.started_s, {**cell.fixed, **trial.params}
-        )
+        changes = self._ensure(key, name, parent, tags, trial.started_s, {**cell.fixed, **trial.params})
         mirrored = int(self._run(key).data.tags.get("cs330ray.mirrored_step", -1))
         rows = self._ledger.rows(study, cell, trial.number, after=mirrored)
         changes += self._log_rows(key, rows)
+        if trial.state == "COMPLETE" and cell.fresh is not None:
+            changes += self._log_test(study, key, trial)
         changes += self._conclude(key, trial.state, trial.ended_s)
         if trial.state != "RUNNING":
             self._done.add(key)
@@ -144,6 +180,24 @@ class Mirror:
                 batch = []
         return len(rows)
 
+    def _log_test(self, study: Study, key: Key, trial: Trial) -> int:
+        """Send what a confirmation reached on test, at its last step; how many metrics."""
+        step = self._ledger.last_step(study, trial.cell, trial.number)
+        reached = self._ledger.test_metrics(study, trial.cell, trial.number)
+        if "cs330ray.tested" in self._run(key).data.tags:
+            return 0
+        at_ms = int((trial.ended_s or time.time()) * 1000)
+        self._log(key, metrics=[Metric(_spoken(name), value, at_ms, step) for name, value in reached.items()])
+        self._log(key, tags={"cs330ray.tested": str(step)})
+        return len(reached)
+
+    def _tag(self, key: Key, tags: Mapping[str, str]) -> int:
+        """Make tags of a run what they should be; how many were not."""
+        held, wanted = self._run(key).data.tags, _tags(tags)
+        changed = {tag: text for tag, text in wanted.items() if held.get(tag) != text}
+        self._log(key, tags=changed)
+        return len(changed)
+
     def _ensure(
         self,
         key: Key,
@@ -155,14 +209,11 @@ class Mirror:
     ) -> int:
         """Make a run where there is none, and its tags what they should be; how many changes that took."""
         assert self._runs is not None
-        wanted = {f"cs330ray.{tag}": value[:TEXT_LIMIT] for tag, value in tags.items()}
         given = {param: str(value)[:TEXT_LIMIT] for param, value in (params or {}).items()}
         if key in self._runs:
-            held = self._run(key).data.tags
-            changed = {tag: value for tag, value in wanted.items() if held.get(tag) != value}
             absent = {param: value for param, value in given.items() if param not in self._run(key).data.params}
-            self._log(key, params=absent, tags=changed)
-            return len(changed) + len(absent)
+            self._log(key, params=absent)
+            return self._tag(key, tags) + len(absent)
         identity = {
             "cs330ray.uid": self._uid,
             "cs330ray.kind": key[0],
@@ -173,7 +224,7 @@ class Mirror:
         start = int((started_s or time.time()) * 1000)
         assert self._client is not None
         self._runs[key] = self._client.create_run(
-            self._experiment, start_time=start, tags={**identity, **parents, **wanted}, run_name=name
+            self._experiment, start_time=start, tags={**identity, **parents, **_tags(tags)}, run_name=name
         )
         self._log(key, params=given)
         return 1
@@ -231,6 +282,10 @@ class Mirror:
             tuple(run.data.tags[f"cs330ray.{part}"] for part in ("kind", "cell", "trial")): run  # type: ignore[misc]
             for run in _all_runs(self._client, self._experiment, self._uid)
         }
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {f"cs330ray.{tag}": text[:TEXT_LIMIT] for tag, text in tags.items()}
 
 
 def _spoken(name: str) -> str:
@@ -312,6 +367,14 @@ def _best_tags(goals: list[str], study: Study, trials: list[Trial]) -> dict[str,
     best = (max if goals[0] == "max" else min)(complete, key=lambda trial: (trial.values or (0.0,))[0])
     assert best.values is not None
     return {"best_trial": str(best.number), f"best_{study.objective[0]}": repr(best.values[0])}
+
+
+def _choice_tags(study: Study, chosen: confirm.Confirmed | None) -> dict[str, str]:
+    """The confirmed choice of a cell, where there is one."""
+    if chosen is None:
+        return {}
+    means = {f"confirmed_{name}": repr(mean) for name, mean in zip(study.objective, chosen.means, strict=True)}
+    return {"confirmed_trial": str(chosen.searched.number), **means}
 
 
 def _end(trials: list[Trial]) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from cs330ray.service import confirm
 from cs330ray.service.ledger import LOST, Ending, Ledger, Row
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.spec import Cell, Study
@@ -36,6 +37,9 @@ class Listener:
     def lost(self, cell: Cell, number: int, times: int) -> None:
         """Hear that a trial's worker was lost."""
 
+    def confirms(self, runs: int) -> None:
+        """Hear that the search is over, and how many runs of confirmation are still to come."""
+
     def ticked(self) -> None:
         """Hear that time has passed."""
 
@@ -47,7 +51,7 @@ class Recorder:
         self._ledger = ledger
         self._study = study
         self._listener = listener
-        self._cells = {cell.key: cell for cell in study.cells}
+        self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
         self._goals = ledger.goals(study)
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
 
@@ -93,8 +97,10 @@ class Recorder:
             ledger.write_checkpoint(study, cell, number, **batch["checkpoint"])
         rows = [Row(**row) for row in batch["rows"]]
         ledger.write_rows(study, cell, number, rows)
+        if "scores" in batch:
+            ledger.write_test(study, cell, number, batch["scores"])
         for row in rows:
-            if len(study.objective) == 1 and study.objective[0] in row.metrics:
+            if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._listener.reached(cell, number, row)
 
@@ -107,7 +113,7 @@ class Recorder:
 
     def _prune(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> Ending | None:
         """The pruner's word on the last row of a batch, if that is a rung, the trial's newest row and not its last."""
-        if not batch["rows"] or self._study.prune.kind == "none":
+        if not batch["rows"] or self._study.prune.kind == "none" or cell.fresh is not None:
             return None
         step = int(batch["rows"][-1]["step"])
         newest = self._ledger.last_step(self._study, cell, number) == step

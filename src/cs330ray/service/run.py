@@ -27,7 +27,7 @@ import ray
 from ray import tune
 
 from cs330ray.errors import SpecError
-from cs330ray.service import trainables
+from cs330ray.service import confirm, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.estimate import first_values
 from cs330ray.service.ledger import Ledger
@@ -134,16 +134,19 @@ class _Session(Listener):
     def lost(self, *args: Any) -> None:
         self.listener.lost(*args)
 
+    def confirms(self, runs: int) -> None:
+        self.listener.confirms(runs)
+
 
 def _tune(
     study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
 ) -> None:
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     spent = all(len(ledger.history(study, cell)) >= study.budget.trials for cell in study.cells)
-    if spent and not interrupted:
+    if spent and not interrupted and not confirm.pending(ledger, study):
         return
     recorder = Recorder(ledger, study, session)
-    searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted)
+    searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted, session.confirms)
     own_ray = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
@@ -188,10 +191,10 @@ def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cel
             "home": str(checkpoints_of(home, study.name, cell, number)),
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
-            "prune_every": study.prune.min_steps if study.prune.kind != "none" else 0,
+            "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
             "cpus": study.resources.cpus,
             "code": code[cell.trainable],
-            "data": data[cell.key],
+            "data": data[cell.searched.key],
         }
 
     return told
@@ -251,7 +254,15 @@ def _announce(study: Study, machine: Machine, slots: int, listener: Listener) ->
             f"so that with {study.budget.trials} the search is mostly random"
         )
     if study.confirm is not None:
-        listener.says(f"{study.name}: [confirm] is kept, but confirmation is not built yet: the search alone runs")
+        seeds = f"{study.confirm.seeds} fresh seed{'s' * (study.confirm.seeds > 1)}"
+        listener.says(f"{study.name}: then {_who(study)} of each cell again on {seeds}, and test")
+
+
+def _who(study: Study) -> str:
+    most = study.confirm.most(len(study.objective)) if study.confirm else None
+    if len(study.objective) == 1:
+        return f"the best {most}" if most != 1 else "the best one"
+    return "the front" if most is None else f"{most} of the front"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from scipy.stats import qmc
 
+from cs330ray.service import confirm
 from cs330ray.service.ledger import LOST, Ledger, directions
 from cs330ray.spec import Cell, Choice, Domain, Study, applies
 
@@ -159,6 +160,7 @@ class LedgerSearcher(tune.search.Searcher):
         study: Study,
         assignment: Callable[[Cell, int], Mapping[str, Any]],
         interrupted: Sequence[tuple[Cell, int]],
+        confirms: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -169,6 +171,8 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
+        self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
+        self._searches = True
 
     def start_clock(self) -> None:
         """Count the study's time from now; what earlier sessions worked is spent."""
@@ -185,28 +189,41 @@ class LedgerSearcher(tune.search.Searcher):
     def _next(self) -> dict[str, Any] | str | None:
         if self._waiting:
             cell, number = self._waiting.pop(0)
-            return self._told(cell, self._ledger.history(self._study, cell)[number])
+            return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
         entered = {cell.key: len(self._ledger.history(self._study, cell)) for cell in self._study.cells}
         open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
         self.ran_out_of_time = bool(open_cells) and time.monotonic() >= self._deadline
         if not open_cells or self.ran_out_of_time:
-            return None if self._live else str(self.FINISHED)  # a worker may yet be lost, and its trial come again
+            return self._next_to_confirm()
         cell = min(open_cells, key=lambda candidate: entered[candidate.key])
         history = self._ledger.history(self._study, cell)
         asked = ask(self._study, cell, self._goals, history)
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
         return self._told(cell, self._ledger.history(self._study, cell)[number])
 
+    def _next_to_confirm(self) -> dict[str, Any] | str | None:
+        if self._live:  # a worker may yet be lost, and its trial come again; and who is confirmed hangs on every end
+            return None
+        if self._searches:
+            self._searches = False
+            self._waiting = confirm.pending(self._ledger, self._study)
+            if self._waiting:
+                self._confirms(len(self._waiting))
+                return self._next()
+        return str(self.FINISHED)
+
     def again(self, cell: Cell, number: int) -> None:
         """Put a trial whose worker was lost first in the queue."""
         self._waiting.insert(0, (cell, number))
 
     def _told(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
+        searched = cell.fresh is None
         return {
             **self._assignment(cell, trial.number),
             "cell": cell.key,
             "trial": trial.number,
-            "seed": trial.user_attrs["seed"],
+            "seed": trial.user_attrs["seed"] if searched else confirm.fresh_seed(self._study.seed, cell.fresh or 0),
+            "test": not searched,
             "trainable": cell.trainable,
             "config": {**cell.fixed, **trial.params},
         }

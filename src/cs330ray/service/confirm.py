@@ -1,0 +1,175 @@
+"""Confirmation: the best of a search, trained again on fresh seeds and scored on validation and on test.
+
+Who is confirmed, on which seeds and who is chosen are pure functions of what the ledger holds. Choices, within a cell
+and between cells, use the mean validation score over the fresh seeds; test is reported and chooses nothing.
+"""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.spec import Cell, Study
+
+
+@dataclass(frozen=True)
+class Run:
+    """A candidate trained again on one fresh seed."""
+
+    trial: Trial  # its cell is the searched one under that seed
+    test: Mapping[str, float]  # what it reached on test; empty until it is COMPLETE
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A candidate, and what its fresh seeds gave so far."""
+
+    searched: Trial
+    runs: Sequence[Run]  # by seed, those that were taken up
+    seeds: int  # how many there will be
+
+    @property
+    def whole(self) -> bool:
+        """Whether every fresh seed is COMPLETE: only then can the candidate be chosen."""
+        return len(self.runs) == self.seeds and all(run.trial.state == "COMPLETE" for run in self.runs)
+
+    @property
+    def values(self) -> list[tuple[float, ...]]:
+        """The objectives on validation, one tuple a COMPLETE fresh seed."""
+        return [run.trial.values for run in self.runs if run.trial.state == "COMPLETE" and run.trial.values]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean of each objective over the COMPLETE fresh seeds."""
+        return tuple(statistics.fmean(column) for column in zip(*self.values, strict=True))
+
+
+def fresh_seed(study_seed: int, index: int) -> int:
+    """Seed number `index` of confirmation, the same for every candidate of every cell."""
+    digest = hashlib.sha256(f"confirm\0{study_seed}\0{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 33
+
+
+def fresh_cells(study: Study) -> list[Cell]:
+    """Every cell under every fresh seed, seed by seed."""
+    seeds = study.confirm.seeds if study.confirm else 0
+    return [cell.under(index) for index in range(seeds) for cell in study.cells]
+
+
+def candidates(study: Study, goals: Sequence[str], found: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
+    """Who is confirmed, by cell key, given each cell's trials: the best by their search validation, or the front.
+
+    Cells are compared on the first n trials that every one of them has finished.
+    """
+    if study.confirm is None:
+        return {}
+    n = min(_leading_finished(trials) for trials in found.values())
+    most = study.confirm.most(len(goals))
+    chosen = {}
+    for key, trials in found.items():
+        complete = [trial for trial in trials[:n] if trial.state == "COMPLETE" and trial.values]
+        if len(goals) == 1:
+            ranked = sorted(complete, key=lambda trial: (losses(trial.values or (), goals), trial.number))
+        else:
+            ranked = by_crowding(pareto_front(complete, goals), goals)
+        chosen[key] = ranked[:most]
+    return chosen
+
+
+def _leading_finished(trials: Sequence[Trial]) -> int:
+    return next((place for place, trial in enumerate(trials) if trial.state == "RUNNING"), len(trials))
+
+
+def pending(ledger: Ledger, study: Study) -> list[tuple[Cell, int]]:
+    """The runs of confirmation that have not ended, seed by seed: (cell under the seed, number of the trial)."""
+    chosen = candidates(study, ledger.goals(study), _trials(ledger, study))
+    waiting = []
+    for cell in fresh_cells(study):
+        ended = {trial.number for trial in ledger.trials(study, cell) if trial.state != "RUNNING"}
+        waiting += [(cell, trial.number) for trial in chosen[cell.searched.key] if trial.number not in ended]
+    return waiting
+
+
+def confirmed(ledger: Ledger, study: Study) -> dict[str, list[Confirmed]]:
+    """The candidates of each cell with what is known of them, by cell key, the best search validation first."""
+    if study.confirm is None:
+        return {}
+    chosen = candidates(study, ledger.goals(study), _trials(ledger, study))
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for cell in fresh_cells(study):
+        for trial in ledger.trials(study, cell):
+            run = Run(trial, ledger.test_metrics(study, cell, trial.number))
+            runs.setdefault((cell.searched.key, trial.number), []).append(run)
+    seeds = study.confirm.seeds
+    return {
+        key: [Confirmed(trial, runs.get((key, trial.number), []), seeds) for trial in trials]
+        for key, trials in chosen.items()
+    }
+
+
+def choice(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> Confirmed | None:
+    """The best of `found` by the mean validation over the fresh seeds, of its first objective and within the bounds.
+
+    None while a candidate's runs are not over, and where none is whole or keeps the bounds.
+    """
+    if any(run.trial.state == "RUNNING" for one in found for run in one.runs) or study.confirm is None:
+        return None
+    if any(len(one.runs) < one.seeds for one in found):
+        return None
+    kept = [one for one in found if one.whole and _keeps_bounds(study, goals, one)]
+    return min(kept, key=lambda one: (losses(one.means, goals)[0], one.searched.number), default=None)
+
+
+def _keeps_bounds(study: Study, goals: Sequence[str], one: Confirmed) -> bool:
+    bounds = study.confirm.bounds if study.confirm else {}
+    places = zip(study.objective, goals, one.means, strict=True)
+    return all(optimism(goal, bounds[name], mean) <= 0 for name, goal, mean in places if name in bounds)
+
+
+def optimism(goal: str, promised: float, reached: float) -> float:
+    """By how much a promise was better than what was reached: the winner's curse where it is positive."""
+    return promised - reached if goal == "max" else reached - promised
+
+
+def _trials(ledger: Ledger, study: Study) -> dict[str, list[Trial]]:
+    return {cell.key: ledger.trials(study, cell) for cell in study.cells}
+
+
+# Fronts ------------------------------------------------------------------------------------------------------------
+
+
+def losses(values: Sequence[float], goals: Sequence[str]) -> tuple[float, ...]:
+    """Objectives as losses: less is better."""
+    return tuple(-value if goal == "max" else value for value, goal in zip(values, goals, strict=True))
+
+
+def pareto_front(found: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
+    """The COMPLETE trials that no other COMPLETE trial dominates."""
+    complete = [trial for trial in found if trial.state == "COMPLETE" and trial.values]
+    places = {trial.number: losses(trial.values or (), goals) for trial in complete}
+    return [
+        trial
+        for trial in complete
+        if not any(_dominates(places[other.number], places[trial.number]) for other in complete)
+    ]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def by_crowding(front: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
+    """A front, its ends and its loneliest members first: crowding distance, Deb et al. 2002, section III-B."""
+    distance = dict.fromkeys((trial.number for trial in front), 0.0)
+    for objective in range(len(goals)):
+        ranked = sorted(front, key=lambda trial: (losses(trial.values or (), goals)[objective], trial.number))
+        places = [losses(trial.values or (), goals)[objective] for trial in ranked]
+        for end in (ranked[:1], ranked[-1:]):
+            distance |= {trial.number: math.inf for trial in end}
+        spread = (places[-1] - places[0]) if places else 0.0
+        for before, trial, after in zip(places, ranked[1:-1], places[2:], strict=False):
+            distance[trial.number] += (after - before) / spread if spread else 0.0
+    first = {trial.number: losses(trial.values or (), goals)[0] for trial in front}
+    return sorted(front, key=lambda trial: (-distance[trial.number], first[trial.number], trial.number))

@@ -1,0 +1,386 @@
+"""Confirmation: who is confirmed, on which seeds, who is chosen, the winner's curse; a kill changes nothing."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from cs330ray.errors import SpecError
+from cs330ray.report import confirmation, summary
+from cs330ray.service import confirm
+from cs330ray.service.confirm import Confirmed, Run, by_crowding, candidates, choice, fresh_cells, fresh_seed
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.mirror import Mirror
+from cs330ray.service.run import run
+from cs330ray.service.search import trial_seed
+from cs330ray.spec import Study, parse
+from tests.noisy import luck
+from tests.studies_of_tests import toml, whole
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
+def noisy(**changes: Any) -> Study:
+    """Configurations of one quality: what the search prefers is luck."""
+    raw: dict[str, Any] = {
+        "name": "noisy", "trainable": "tests.noisy", "objective": ["val_accuracy"], "sampler": {"kind": "random"},
+        "budget": {"trials": 8, "steps": 2}, "resources": {"slots": 2}, "confirm": {"top": 1, "seeds": 3},
+    }  # fmt: skip
+    return parse(raw | changes, "noisy")
+
+
+def trial(number: int, *values: float, state: str = "COMPLETE", study: Study | None = None) -> Trial:
+    return Trial((study or noisy()).cells[0], number, state, {}, 0, values or None, "", "", 0.0, 1.0)
+
+
+def candidate(number: int, *fresh: tuple[float, ...], seeds: int | None = None, state: str = "COMPLETE") -> Confirmed:
+    runs = [Run(trial(number, *values, state=state), {}) for values in fresh]
+    return Confirmed(trial(number, *fresh[0]), runs, len(fresh) if seeds is None else seeds)
+
+
+def confirmations(home: Path, name: str = "noisy") -> list[tuple[Any, ...]]:
+    """All that a study's confirmations are, without times."""
+    ledger = Ledger.at(home)
+    study = ledger.study(name)
+    return [
+        (
+            cell.key, one.number, one.state, one.reason, one.seed, one.values,
+            [(row.step, dict(row.metrics)) for row in ledger.rows(study, cell, one.number)],
+            ledger.test_metrics(study, cell, one.number), ledger.test_items(study, cell, one.number),
+        )
+        for cell in fresh_cells(study)
+        for one in ledger.trials(study, cell)
+    ]  # fmt: skip
+
+
+# Who is confirmed ----------------------------------------------------------------------------------------------------
+
+
+def test_the_best_complete_trials_are_confirmed_the_best_first() -> None:
+    found = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.99, state="PRUNED"), trial(3, state="FAIL"), trial(4, 0.7)]
+    chosen = candidates(noisy(confirm={"top": 2}), ["max"], {"{}": found})
+    assert [one.number for one in chosen["{}"]] == [1, 4]
+    assert [one.number for one in candidates(noisy(confirm={"top": 2}), ["min"], {"{}": found})["{}"]] == [0, 4]
+
+
+def test_fewer_are_confirmed_where_there_are_fewer_and_three_where_none_is_said() -> None:
+    found = [trial(number, 0.1 * number) for number in range(5)]
+    assert len(candidates(noisy(confirm={"top": 9}), ["max"], {"{}": found})["{}"]) == 5
+    assert len(candidates(noisy(confirm={}), ["max"], {"{}": found})["{}"]) == 3
+    assert candidates(noisy(confirm={}), ["max"], {"{}": []}) == {"{}": []}
+
+
+def test_cells_are_compared_on_the_first_trials_that_every_cell_finished() -> None:
+    ahead = [trial(0, 0.1), trial(1, 0.2), trial(2, 0.9)]
+    behind = [trial(0, 0.1), trial(1, 0.3)]
+    chosen = candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": behind})
+    assert {key: [one.number for one in trials] for key, trials in chosen.items()} == {"a": [1], "b": [1]}
+    cut = [trial(0, 0.1), trial(1, state="RUNNING")]
+    assert candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": cut})["a"][0].number == 0
+
+
+def test_of_two_objectives_the_whole_front_is_confirmed_or_its_loneliest_members() -> None:
+    """Maximise the first, minimise the second; 3 is dominated by 1."""
+    places = [(0.9, 9.0), (0.8, 2.0), (0.3, 1.0), (0.7, 3.0), (0.78, 1.9)]
+    found = [trial(number, *values) for number, values in enumerate(places)]
+    study = noisy(objective=["val_accuracy", "val_cost"], confirm={})
+    chosen = candidates(study, ["max", "min"], {"{}": found})["{}"]
+    assert sorted(one.number for one in chosen) == [0, 1, 2, 4]
+    few = noisy(objective=["val_accuracy", "val_cost"], confirm={"top": 3})
+    assert {one.number for one in candidates(few, ["max", "min"], {"{}": found})["{}"]} >= {0, 2}
+
+
+def test_crowding_distance_by_hand() -> None:
+    """Of 1: (3 - 0) / 4 + (9 - 1) / 9; of 2: (4 - 1) / 4 + (3 - 0) / 9; the ends are first."""
+    places = [(0.0, 9.0), (1.0, 3.0), (3.0, 1.0), (4.0, 0.0)]
+    front = [trial(number, *values) for number, values in enumerate(places)]
+    assert [one.number for one in by_crowding(front, ["min", "min"])] == [0, 3, 1, 2]
+
+
+def test_fresh_seeds_are_the_same_for_all_differ_from_each_other_and_from_every_trial_s() -> None:
+    fresh = [fresh_seed(0, index) for index in range(20)]
+    assert len({*fresh, *(trial_seed(0, number) for number in range(1000))}) == 1020
+    assert fresh != [fresh_seed(1, index) for index in range(20)]
+
+
+# Who is chosen -------------------------------------------------------------------------------------------------------
+
+
+def test_the_choice_is_by_the_mean_over_fresh_seeds_and_neither_by_the_search_nor_by_the_luckiest() -> None:
+    one, other = candidate(0, (0.99,), (0.1,), (0.1,)), candidate(1, (0.5,), (0.5,), (0.5,))
+    assert choice(noisy(), ["max"], [one, other]) is other
+    assert choice(noisy(), ["min"], [one, other]) is one
+
+
+def test_nobody_is_chosen_before_all_runs_are_over() -> None:
+    whole, half = candidate(0, (0.5,), (0.5,), (0.5,)), candidate(1, (0.1,), (0.1,), seeds=3)
+    assert choice(noisy(), ["max"], [whole, half]) is None
+    running = Confirmed(trial(1, 0.5), [Run(trial(1, state="RUNNING"), {})] * 3, 3)
+    assert choice(noisy(), ["max"], [whole, running]) is None
+
+
+def test_who_failed_on_a_fresh_seed_cannot_be_chosen() -> None:
+    well, failed = candidate(0, (0.1,), (0.1,)), candidate(1, (0.9,), (0.9,), state="FAIL")
+    assert choice(noisy(), ["max"], [well, failed]) is well
+    assert choice(noisy(), ["max"], [failed]) is None
+
+
+def test_bounds_leave_the_first_objective_to_choose_among_those_that_keep_them() -> None:
+    study = noisy(objective=["val_accuracy", "val_cost"], confirm={"bounds": {"val_cost": 2.0}})
+    dear, cheap, worse = (
+        candidate(number, *[values] * 2) for number, values in enumerate([(0.9, 3.0), (0.7, 2.0), (0.6, 1.0)])
+    )
+    assert choice(study, ["max", "min"], [dear, cheap, worse]) is cheap
+    assert choice(study, ["max", "min"], [dear]) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confirm": {"bounds": {"val_accuracy": 0.5}}},
+        {"objective": ["val_accuracy", "val_cost"], "confirm": {"bounds": {"val_speed": 1.0}}},
+    ],
+)
+def test_a_bound_on_a_metric_that_is_no_objective_or_the_only_one_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"confirm\.bounds\.val_"):
+        noisy(**changes)
+
+
+# On Ray --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cursed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+    """Two cells of equal quality, eight trials each, all differences luck; mirrored."""
+    home = tmp_path_factory.mktemp("cursed")
+    study = noisy(compare={"on_test": ["same", "opposite"]}, confirm={"top": 2, "seeds": 3}, fixed={"quality": 0.6})
+    run(study, home, mirror=False)
+    Mirror(Ledger.at(home), "noisy", home).sync()
+    return home
+
+
+def test_a_planted_winner_s_curse_is_found_and_reported(cursed: Path) -> None:
+    ledger = Ledger.at(cursed)
+    study = ledger.study("noisy")
+    promised = 0.6 + max(luck(trial_seed(0, number), 0.1) for number in range(8))
+    reached = 0.6 + statistics.fmean(luck(fresh_seed(0, index), 0.1) for index in range(3))
+    assert promised - reached > 0.05
+    table = confirmation.table(ledger, study)
+    assert table is not None
+    first = dict(zip(table.columns, table.rows[0], strict=False))
+    assert float(first["search"]) == pytest.approx(promised, abs=1e-3)
+    assert float(first["fresh seeds"]) == pytest.approx(reached, abs=1e-3)
+    assert float(first["optimism"]) == pytest.approx(promised - reached, abs=2e-3)
+    assert any(
+        f"optimism of the search {promised - reached:+.2g}" in line for line in confirmation.lines(ledger, study)
+    )
+
+
+def test_the_gap_from_validation_to_test_stands_beside_it_with_both_intervals(cursed: Path) -> None:
+    ledger = Ledger.at(cursed)
+    table = confirmation.table(ledger, ledger.study("noisy"))
+    assert table is not None
+    reached = 0.6 + statistics.fmean(luck(fresh_seed(0, index), 0.1) for index in range(3))
+    same, opposite = table.rows[0], table.rows[2]
+    assert [row[0] for row in (same, opposite)] == ["on_test=same", "on_test=opposite"]
+    for row, test in ((same, 0.6), (opposite, 0.4)):
+        assert float(row[8]) == pytest.approx(test)
+        assert (row[9], row[11]) == ("±0", "2")  # three equal seeds; two tasks
+        assert row[10] == "±0.2"  # 1.96 s / sqrt(2) with s = .1 sqrt(2)
+        assert float(row[12]) == pytest.approx(reached - test, abs=2e-3)
+
+
+def test_no_sampler_sees_a_confirmation(cursed: Path) -> None:
+    ledger = Ledger.at(cursed)
+    study = ledger.study("noisy")
+    assert [len(ledger.history(study, cell)) for cell in study.cells] == [8, 8]
+    assert len(confirmations(cursed)) == 2 * 2 * 3
+
+
+def test_all_candidates_of_all_cells_share_the_fresh_seeds(cursed: Path) -> None:
+    by_cell: dict[str, set[int]] = {}
+    for key, *_, seed, _, _, _, _ in ((one[0], *one[1:]) for one in confirmations(cursed)):
+        by_cell.setdefault(key.split(" fresh ")[0], set()).add(seed)
+    assert set(map(frozenset, by_cell.values())) == {frozenset(fresh_seed(0, index) for index in range(3))}
+
+
+def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
+    ledger = Ledger.at(cursed)
+    study = ledger.study("noisy")
+    chosen = confirmation.choices(ledger, study)[study.cells[0].key]
+    text = summary.best_toml(ledger, study)
+    assert f"trial {chosen.searched.number}" in text.splitlines()[1]
+    assert "confirmed on 3 fresh seeds: mean val_accuracy" in text
+
+
+def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_second_sync_changes_nothing(
+    cursed: Path,
+) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{cursed}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("noisy").experiment_id], max_results=1000)
+    by_id = {one.info.run_id: one for one in found}
+    fresh = [one for one in found if "cs330ray.fresh_seed" in one.data.tags]
+    assert len(fresh) == 12
+    assert len(found) == 1 + 2 + 16 + 12
+    for one in fresh:
+        parent = by_id[one.data.tags["mlflow.parentRunId"]]
+        assert parent.info.run_name == f"trial {one.data.tags['cs330ray.confirms']}"
+        assert parent.data.tags["cs330ray.cell"] == one.data.tags["cs330ray.cell"].split(" fresh ")[0]
+        assert one.data.metrics["test_accuracy"] in (0.6, 0.4)
+        assert one.info.status == "FINISHED"
+        assert float(parent.data.tags["cs330ray.confirmed_val_accuracy"]) > 0
+    cells = [one for one in found if one.data.tags["cs330ray.kind"] == "cell"]
+    assert all("cs330ray.confirmed_trial" in one.data.tags for one in cells)
+    assert Mirror(Ledger.at(cursed), "noisy", cursed).sync() == 0
+
+
+def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_search_unharmed(home: Path) -> None:
+    run(noisy(fixed={"on_test": "raises"}), home, mirror=False)
+    assert {state for _, _, state, *_ in whole(home, "noisy")} == {"COMPLETE"}
+    ends = confirmations(home)
+    assert {(state, reason) for _, _, state, reason, *_ in ends} == {
+        ("FAIL", "raised: RuntimeError: the test split was read")
+    }
+    ledger = Ledger.at(home)
+    study = ledger.study("noisy")
+    assert confirmation.choices(ledger, study) == {}
+    table = confirmation.table(ledger, study)
+    assert table is not None
+    assert "3 of 3 failed (raised: RuntimeError" in table.rows[0][-1]
+
+
+def test_test_chooses_nothing(home: Path) -> None:
+    """On test the order is the opposite; the choice is by validation."""
+    study = noisy(
+        fixed={"noise": 0.0, "on_test": "opposite"}, search={"quality": {"low": 0.1, "high": 0.9}},
+        confirm={"top": 8, "seeds": 2},
+    )  # fmt: skip
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    chosen = confirmation.choices(ledger, study)["{}"]
+    assert chosen.searched.values == max(one.values for one in ledger.trials(study, study.cells[0]) if one.values)
+    assert chosen.runs[0].test["test_accuracy"] == min(one[7]["test_accuracy"] for one in confirmations(home))
+
+
+def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Path) -> None:
+    run(noisy(fixed={"diverges_on": fresh_seed(0, 1)}), home, mirror=False)
+    assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "FAIL", "COMPLETE"]
+    ledger = Ledger.at(home)
+    assert confirmation.choices(ledger, ledger.study("noisy")) == {}
+
+
+def test_confirmation_may_be_added_and_grown_later_and_runs_what_is_missing_alone(home: Path) -> None:
+    run(noisy(confirm=None), home, mirror=False)
+    assert confirmations(home) == []
+    run(noisy(confirm={"top": 1, "seeds": 2}), home, mirror=False)
+    first = confirmations(home)
+    assert len(first) == 2
+    run(noisy(confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    after = confirmations(home)
+    assert len(after) == 6
+    assert [one for one in after if one in first] == first
+    run(noisy(confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    assert confirmations(home) == after
+
+
+def test_how_confirmation_chooses_may_not_change_once_it_is_there(home: Path) -> None:
+    two = {"objective": ["val_accuracy", "val_cost"], "search": {"cost": {"low": 0.0, "high": 1.0}}}
+    run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.5}}), home, mirror=False)
+    before = whole(home, "noisy"), confirmations(home)
+    with pytest.raises(SpecError, match=r"confirm\.bounds"):
+        run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.9}}), home, mirror=False)
+    assert (whole(home, "noisy"), confirmations(home)) == before
+
+
+def test_time_ends_the_search_and_confirmation_comes_after_it(home: Path) -> None:
+    study = noisy(budget={"trials": 1000, "steps": 2, "time": 2.0}, confirm={"top": 1, "seeds": 2})
+    run(study, home, mirror=False)
+    assert 0 < len(whole(home, "noisy")) < 1000
+    assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "COMPLETE"]
+
+
+def test_deleting_a_study_deletes_its_confirmations(cursed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    home = Path(shutil.copytree(cursed, tmp_path / "runs"))
+    ledger = Ledger.at(home)
+    study = ledger.study("noisy")
+    ledger.delete("noisy")
+    assert all(ledger.trials(study, cell) == [] for cell in fresh_cells(study))
+    assert all(ledger.test_metrics(study, cell, n) == {} for cell in fresh_cells(study) for n in range(8))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_ends_in_the_middle_of_confirmation_goes_on_as_if_it_had_not(
+    home: Path, tmp_path: Path, ray_here: str, sign: signal.Signals
+) -> None:
+    study = noisy(
+        budget={"trials": 2, "steps": 30}, fixed={"sleep_s": 0.05}, resources={"slots": 1, "checkpoint": 0.3},
+        confirm={"top": 2, "seeds": 2},
+    )  # fmt: skip
+    run(study, tmp_path / "undisturbed", mirror=False)
+    file = toml(study, tmp_path / "noisy.toml")
+    environment = {**os.environ, "RAY_ADDRESS": ray_here, "CS330RAY_HOME": str(home)}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cs330ray", "run", str(file)], env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _wait_for(home, rows=5)
+    finally:
+        driver.send_signal(sign)
+        driver.wait(60)
+    cut = confirmations(home)
+    assert any(state == "RUNNING" for _, _, state, *_ in cut)
+    run(study, home, mirror=False)
+    assert whole(home, "noisy") == whole(tmp_path / "undisturbed", "noisy")
+    assert confirmations(home) == confirmations(tmp_path / "undisturbed")
+
+
+def _wait_for(home: Path, rows: int) -> None:
+    """Until a confirmation has so many rows."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        there = (home / "ledger.db").exists() and Ledger.at(home).find("noisy") is not None
+        if there and any(len(one[6]) >= rows for one in confirmations(home)):
+            return
+        time.sleep(0.2)
+    raise AssertionError("no confirmation got so far")
+
+
+def test_two_objectives_end_to_end(home: Path) -> None:
+    """The front is confirmed, tagged, shown, and `best --by` and the choice within bounds agree with it."""
+    study = noisy(
+        objective=["val_accuracy", "val_cost"], sampler={"kind": "nsga2", "population": 4}, fixed={"noise": 0.0},
+        search={"quality": {"low": 0.1, "high": 0.9}, "cost": {"low": 0.0, "high": 2.0}},
+        budget={"trials": 12, "steps": 1}, confirm={"seeds": 2, "bounds": {"val_cost": 1.5}},
+    )  # fmt: skip
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    Mirror(ledger, "noisy", home).sync()
+    trials = ledger.trials(study, study.cells[0])
+    front = {
+        one.number
+        for one in trials
+        if not any(
+            other.values != one.values and other.values[0] >= one.values[0] and other.values[1] <= one.values[1]
+            for other in trials
+        )
+    }
+    assert {number for _, number, *_ in confirmations(home)} == front
+    assert {row[1] for row in summary.trials(ledger, study, front=True).rows} == {str(number) for number in front}
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    tagged = client.search_runs(["1"], "tags.`cs330ray.front` = 'true' and tags.`cs330ray.kind` = 'trial'")
+    assert {int(one.data.tags["cs330ray.trial"]) for one in tagged} == front
+    cheapest = min(trials, key=lambda one: one.values[1])
+    assert f"trial {cheapest.number}," in summary.best_toml(ledger, study, "val_cost")
+    kept = [one for one in trials if one.number in front and one.values[1] <= 1.5]
+    assert confirmation.choices(ledger, study)["{}"].searched.number == max(kept, key=lambda one: one.values[0]).number
+    assert confirm.pending(ledger, study) == []
