@@ -117,7 +117,7 @@ def _print_answer(study: "Study") -> None:
     from cs330ray.report import summary
     from cs330ray.service import trainables
     from cs330ray.service.ledger import Ledger, redacted
-    from cs330ray.service.mirror import tracking_uri
+    from cs330ray.service.mlflow_runs import tracking_uri
 
     console = Console(highlight=False)
     for line in summary.answer(Ledger.at(home()), study, trainables.chance):
@@ -228,13 +228,14 @@ def sync(
     """Make MLflow agree with the ledger."""
     from cs330ray.service import mirror
     from cs330ray.service.ledger import redacted
+    from cs330ray.service.mlflow_runs import tracking_uri
 
     ledger = _ledger()
     ledger.study(study)
     if follow:
         raise SystemExit(0 if mirror.follow(ledger, study, home(), until_eof=until_eof) else 3)
     changes = mirror.Mirror(ledger, study, home()).sync()
-    at = redacted(mirror.tracking_uri(home()))
+    at = redacted(tracking_uri(home()))
     typer.echo(f"{study}: {changes} changes; MLflow at {at} agrees with the ledger")
 
 
@@ -242,7 +243,7 @@ def sync(
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.service.ledger import redacted
-    from cs330ray.service.mirror import tracking_uri
+    from cs330ray.service.mlflow_runs import tracking_uri
 
     if not 1 <= port <= 65535:
         raise SpecError(f"--port: a number from 1 to 65535 is needed, but got {port}")
@@ -275,10 +276,12 @@ def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = 
         for archive in store.archives():
             typer.echo(f"{archive.file}: {store.fetch(archive)}")
     elif action == "verify":
-        from cs330ray.data import omniglot
+        from cs330ray.data import movielens, omniglot
 
         omniglot.verify()
         typer.echo("omniglot: 1,623 characters of 50 alphabets, pixel for pixel the published ones")
+        movielens.verify()
+        typer.echo("movielens: 100,000 ratings of 1,682 films by 943 users, divided by each of u1-u5 as published")
     else:
         from cs330ray.report.sheet import Sheet
 

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from cs330ray.cli import main
 from cs330ray.errors import SpecError
 from cs330ray.report import confirmation, summary
 from cs330ray.service import confirm
@@ -218,6 +219,36 @@ def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
     text = summary.best_toml(ledger, study)
     assert f"trial {chosen.searched.number}" in text.splitlines()[1]
     assert "confirmed on 3 fresh seeds: mean val_accuracy" in text
+
+
+def test_show_prints_every_candidate_with_its_intervals(
+    cursed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CS330RAY_HOME", str(cursed))
+    monkeypatch.setattr(sys, "argv", ["cs330ray", "show", "noisy"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "noisy: confirmation on fresh seeds (chosen by their mean validation)" in printed
+    assert printed.count("chosen\n") + printed.count("chosen  ") >= 2  # one in each cell
+    assert printed.count("ci95_seeds") == 2
+    assert "ci95_tasks" in printed
+
+
+def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chosen(home: Path) -> None:
+    """Trials of one seed each: more of them find a luckier one."""
+    few = noisy(seed=2, budget={"trials": 2, "steps": 1}, confirm={"top": 1, "seeds": 2})
+    many = noisy(seed=2, budget={"trials": 8, "steps": 1}, confirm={"top": 1, "seeds": 2})
+    run(few, home, mirror=False)
+    run(many, home, mirror=False)
+    ledger = Ledger.at(home)
+    found = confirm.confirmed(ledger, many)["{}"]
+    assert [one.current for one in found] == [True, False]
+    assert confirmation.choices(ledger, many)["{}"] == found[0]
+    table = confirmation.table(ledger, many)
+    assert table is not None
+    assert [row[-1] for row in table.rows] == ["chosen", "no longer among the best"]
 
 
 def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_second_sync_changes_nothing(

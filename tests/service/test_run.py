@@ -24,6 +24,7 @@ from cs330ray.service import confirm, search
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
+from cs330ray.service.mlflow_runs import Runs
 from cs330ray.service.record import Listener
 from cs330ray.service.run import checkpoints_of, run
 from cs330ray.spec import Study
@@ -336,15 +337,15 @@ def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     ledger = Ledger.at(every_end)
-    original = Mirror._log
+    original = Runs.log
 
-    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+    def cut(self: Runs, key: Any, **entries: Any) -> None:
         if "cs330ray.mirrored_step" in (entries.get("tags") or {}):
             raise OSError("the power went")
         original(self, key, **entries)
 
     with monkeypatch.context() as power:
-        power.setattr(Mirror, "_log", cut)
+        power.setattr(Runs, "log", cut)
         with pytest.raises(MirrorError, match="the power went"):
             Mirror(ledger, "toy", every_end).sync()
     Mirror(ledger, "toy", every_end).sync()
@@ -363,15 +364,15 @@ def test_a_mirror_that_is_cut_before_its_rows_arrive_sends_them_later(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     ledger = Ledger.at(every_end)
-    original = Mirror._log
+    original = Runs.log
 
-    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+    def cut(self: Runs, key: Any, **entries: Any) -> None:
         if entries.get("metrics"):
             raise OSError("the power went")
         original(self, key, **entries)
 
     with monkeypatch.context() as power:
-        power.setattr(Mirror, "_log", cut)
+        power.setattr(Runs, "log", cut)
         with pytest.raises(MirrorError, match="the power went"):
             Mirror(ledger, "toy", every_end).sync()
     Mirror(ledger, "toy", every_end).sync()
@@ -488,15 +489,15 @@ def test_a_mirror_cut_at_any_write_catches_up(
     every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    ledger, original = Ledger.at(every_end), Mirror._log
+    ledger, original = Ledger.at(every_end), Runs.log
 
-    def cut(self: Mirror, key: Any, **entries: Any) -> None:
+    def cut(self: Runs, key: Any, **entries: Any) -> None:
         if entries.get(cut_at):
             raise OSError("the power went")
         original(self, key, **entries)
 
     with monkeypatch.context() as power:
-        power.setattr(Mirror, "_log", cut)
+        power.setattr(Runs, "log", cut)
         with pytest.raises(MirrorError, match="the power went"):
             Mirror(ledger, "toy", every_end).sync()
     Mirror(ledger, "toy", every_end).sync()

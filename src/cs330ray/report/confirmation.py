@@ -20,8 +20,9 @@ def choices(ledger: Ledger, study: Study) -> dict[str, Confirmed]:
 def table(ledger: Ledger, study: Study) -> Sheet | None:
     """Every candidate, a row an objective; None where nothing is confirmed yet."""
     goals, rows = ledger.goals(study), []
+    confirmed = confirm.confirmed(ledger, study)
     for cell in study.cells:
-        found = confirm.confirmed(ledger, study).get(cell.key, [])
+        found = confirmed.get(cell.key, [])
         chosen = confirm.choice(study, goals, found)
         for one in found:
             if one.runs:
@@ -86,6 +87,8 @@ def _state(one: Confirmed, chosen: bool) -> str:
     failed = [run.trial.reason for run in one.runs if run.trial.state == "FAIL"]
     if failed:
         return f"not chosen: {len(failed)} of {one.seeds} failed ({failed[0]})"
+    if not one.current:
+        return "no longer among the best"
     return "" if one.whole else f"{len(one.values)} of {one.seeds} seeds"
 
 

@@ -29,6 +29,7 @@ class Confirmed:
     searched: Trial
     runs: Sequence[Run]  # by seed, those that were taken up
     seeds: int  # how many there will be
+    current: bool = True  # False where a grown study has better trials by now: it is shown, and not chosen
 
     @property
     def whole(self) -> bool:
@@ -93,7 +94,10 @@ def pending(ledger: Ledger, study: Study) -> list[tuple[Cell, int]]:
 
 
 def confirmed(ledger: Ledger, study: Study) -> dict[str, list[Confirmed]]:
-    """The candidates of each cell with what is known of them, by cell key, the best search validation first."""
+    """The candidates of each cell with what is known of them, by cell key, in the order of the search's validation.
+
+    Behind them are those that were confirmed before the study had grown.
+    """
     if study.confirm is None:
         return {}
     chosen = candidates(study, ledger.goals(study), _trials(ledger, study))
@@ -102,11 +106,19 @@ def confirmed(ledger: Ledger, study: Study) -> dict[str, list[Confirmed]]:
         for trial in ledger.trials(study, cell):
             run = Run(trial, ledger.test_metrics(study, cell, trial.number))
             runs.setdefault((cell.searched.key, trial.number), []).append(run)
-    seeds = study.confirm.seeds
-    return {
-        key: [Confirmed(trial, runs.get((key, trial.number), []), seeds) for trial in trials]
-        for key, trials in chosen.items()
-    }
+    found: dict[str, list[Confirmed]] = {}
+    for cell in study.cells:
+        current = {trial.number: trial for trial in chosen[cell.key]}
+        former = {
+            trial.number: trial
+            for trial in ledger.trials(study, cell)
+            if trial.number not in current and (cell.key, trial.number) in runs
+        }
+        found[cell.key] = [
+            Confirmed(trial, runs.get((cell.key, number), []), study.confirm.seeds, number in current)
+            for number, trial in {**current, **former}.items()
+        ]
+    return found
 
 
 def choice(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> Confirmed | None:
@@ -114,11 +126,10 @@ def choice(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> Co
 
     None while a candidate's runs are not over, and where none is whole or keeps the bounds.
     """
-    if any(run.trial.state == "RUNNING" for one in found for run in one.runs) or study.confirm is None:
+    current = [one for one in found if one.current]
+    if any(len(one.runs) < one.seeds or any(run.trial.state == "RUNNING" for run in one.runs) for one in current):
         return None
-    if any(len(one.runs) < one.seeds for one in found):
-        return None
-    kept = [one for one in found if one.whole and _keeps_bounds(study, goals, one)]
+    kept = [one for one in current if one.whole and _keeps_bounds(study, goals, one)]
     return min(kept, key=lambda one: (losses(one.means, goals)[0], one.searched.number), default=None)
 
 

@@ -34,13 +34,23 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
         step_s, eval_s = _timed(trainable, cell, study.resources.cpus)
         every = getattr(trainables.configuration(trainable, cell, first_values(cell)), "eval_every_steps", 1)
         trial_s = study.budget.steps * step_s + study.budget.steps / every * eval_s
-        total_s += trial_s * study.budget.trials
+        total_s += trial_s * (study.budget.trials + _confirmations(study))
         searched = ", ".join(cell.space) or "nothing"
         yield (
             f"  {cell.title}: {cell.trainable}, searches {searched}; about {step_s:.3g}s a step and "
             f"{eval_s:.3g}s an evaluation, {trial_s:.0f}s a trial"
         )
+    if study.confirm is not None:
+        front = " or more, the front" if study.confirm.most(len(study.objective)) is None else ""
+        yield f"  then {_confirmations(study)} runs of confirmation a cell{front}; their tests are not in the estimate"
     yield f"at most about {total_s / slots / 60:.1f} minutes in all, if nothing is pruned; nothing was started"
+
+
+def _confirmations(study: Study) -> int:
+    """How many runs confirm a cell; of a front of unknown size, as if it were three."""
+    if study.confirm is None:
+        return 0
+    return min(study.confirm.most(len(study.objective)) or 3, study.budget.trials) * study.confirm.seeds
 
 
 def _timed(trainable: Trainable, cell: Cell, cpus: float) -> tuple[float, float]:

@@ -248,7 +248,7 @@ def _announce(study: Study, machine: Machine, slots: int, listener: Listener) ->
         f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {slots} at once, {on} per trial{without}"
     )
     random = {"tpe": study.sampler.startup, "nsga2": study.sampler.population}.get(study.sampler.kind, 0)
-    if 2 * random > study.budget.trials:
+    if 2 * random > study.budget.trials and any(cell.space for cell in study.cells):
         listener.says(
             f"{study.name}: the first {random} trials of a cell are drawn at random ({study.sampler.kind}), "
             f"so that with {study.budget.trials} the search is mostly random"
