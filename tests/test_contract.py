@@ -23,6 +23,17 @@ TINY_MAML = {
     "dataset": "glyphs", "body": "pooled", "filters": 4, "ways": 3, "queries": 2, "tasks": 2, "val_tasks": 2,
     "eval_every_steps": 2, "learn_inner_lrs": "tensor", "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
 }  # fmt: skip
+TINY_MULTITASK = {
+    "dataset": "planted", "dim": 2, "layers": "4", "dropout": 0.1, "regression_bias": True, "sharing": "separate",
+    "weight_decay": 1e-4, "lr": 0.01, "batch": 4096, "eval_every_steps": 2,
+}  # fmt: skip
+TINY_MANN = {
+    "dataset": "glyphs", "ways": 3, "tasks": 2, "hidden": 8, "val_tasks": 2, "eval_every_steps": 2, "test_tasks": 4,
+}  # fmt: skip
+TINY_PROTONET = {
+    "dataset": "glyphs", "filters": 4, "ways": 4, "shots": 2, "queries": 2, "tasks": 2, "eval_ways": 3,
+    "eval_queries": 2, "val_tasks": 2, "eval_every_steps": 2, "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,9 @@ class Case:
 
 CASES = [
     Case("maml", TINY_MAML),
+    Case("mann", TINY_MANN),
+    Case("multitask", TINY_MULTITASK),
+    Case("protonet", TINY_PROTONET),
     Case("tests.toy", {"eval_every_steps": 2}),
     Case("benchmarks.sleeper", {"sleep_s": 0.0}),
 ]

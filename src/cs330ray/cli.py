@@ -199,12 +199,14 @@ def show(
         _print_table(summary.trials(ledger, found, front=front))
         if (confirmed := confirmation.table(ledger, found)) is not None:
             _print_table(confirmed)
+        if lines := confirmation.lines(ledger, found):
+            typer.echo("\n".join(lines))
     else:
         one = _pick(ledger, found, trial, cell)
         for table in summary.trial(ledger, found, one, log=log):
             _print_table(table)
-        if log and one.traceback:
-            typer.echo(one.traceback)
+        if log:
+            typer.echo("\n".join(summary.tracebacks(ledger, found, one)), nl=False)
 
 
 @app.command()

@@ -61,12 +61,14 @@ class Archive:
 
 
 _OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+_GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 
 ARCHIVES = {
     archive.file: archive
     for archive in [
         Archive("omniglot", "images_background.zip", f"{_OMNIGLOT}/images_background.zip", "MIT", "glyphs"),
         Archive("omniglot", "images_evaluation.zip", f"{_OMNIGLOT}/images_evaluation.zip", "MIT", "glyphs"),
+        Archive("movielens", "ml-100k.zip", f"{_GROUPLENS}/ml-100k.zip", "research use, no redistribution", "planted"),
     ]
 }
 

@@ -1,0 +1,279 @@
+"""The multi-task recommender on ratings of films, or planted ones: CS330 homework 0. A step is an epoch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from cs330ray import runtime
+from cs330ray.data import movielens
+from cs330ray.learners import multitask
+from cs330ray.learners.multitask import Multitask, Ratings, Weights
+from cs330ray.trial import Item, Metric, Progress, Scores, finite
+
+
+def _joined(value: object) -> object:
+    """Read 64 or [96, 64] as "64" or "96-64": the choices of a search are single values."""
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return "-".join(map(str, sizes)) if all(type(size) is int for size in sizes) else value
+
+
+Layers = Annotated[str, BeforeValidator(_joined), Field(pattern=r"^[1-9]\d{0,3}(-[1-9]\d{0,3}){0,7}$")]
+
+
+class Config(BaseModel):
+    """Every hyperparameter of a trial of the recommender, with its bounds, default and unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Literal["movielens", "planted"] = Field("movielens", description="ratings to learn from")
+    split: Literal["course", "u1", "u2", "u3", "u4", "u5"] = Field(
+        "course", description="which ratings test: 5 % at random, or the publishers' test part of a fold"
+    )
+    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split")
+    dim: int = Field(32, ge=1, le=1024, description="features of an embedding (the course's d)")
+    embedding_std: float | None = Field(
+        None, gt=0, le=10, description="standard deviation of the first embeddings; 1/dim, as the course's code draws"
+    )
+    layers: Layers = Field(
+        "64", description="hidden layers of the regression head, 64 or 96-64; the course's [96, 64] counts its input"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden values of the regression head that is dropped")
+    regression_bias: bool = Field(False, description="mean stars, users' and items' biases in the regression head")
+    sharing: multitask.Sharing = Field("shared", description="one pair of embedding tables for both heads, or two")
+    pairwise: multitask.Pairwise = Field(
+        "sigmoid", description="the factorization head's loss: the course's, or Rendle's -log sigmoid"
+    )
+    factorization_weight: float = Field(0.99, ge=0, le=1, description="of the pairwise loss (the course's lambda_F)")
+    regression_weight: float | None = Field(
+        None, ge=0, le=1, description="of the squared error (the course's lambda_R); 1 - factorization_weight"
+    )
+    lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="added to the gradient for each unit of a parameter (L2, not decoupled)"
+    )
+    batch: int = Field(256, ge=1, le=100_000, description="ratings of an optimiser's step")
+    keep_best_by: Literal["val_mse", "val_mrr", "val_mrr_first"] = Field(
+        "val_mse", description="the metric whose best moment's weights are kept and reported"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better moment after which training ends; never"
+    )
+    eval_every_steps: int = Field(1, ge=1, description="epochs from one validation to the next")
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if self.algorithm.factorization_weight == self.algorithm.regression_weight == 0:
+            raise ValueError("factorization_weight, regression_weight: one must be above 0, but got 0 and 0; raise one")
+        return self
+
+    @property
+    def algorithm(self) -> Multitask:
+        """The algorithm as it trains."""
+        weight = 1 - self.factorization_weight if self.regression_weight is None else self.regression_weight
+        return Multitask(self.pairwise, self.factorization_weight, weight, self.dropout)
+
+    @property
+    def widths(self) -> list[int]:
+        """Units of each hidden layer."""
+        return [int(width) for width in self.layers.split("-")]
+
+
+_MSE = Metric("min", 0.0, unit="stars^2")
+_RMSE = Metric("min", 0.0, unit="stars")
+_MRR = Metric("max", 0.0, 1.0)
+_FAMILY = {"mse": _MSE, "mrr": _MRR, "mrr_first": _MRR}
+METRICS: Mapping[str, Metric] = {
+    **{f"val_{name}": metric for name, metric in _FAMILY.items()},  # of the best moment so far, by `keep_best_by`
+    **{f"val_{name}_last": metric for name, metric in _FAMILY.items()},  # of this moment
+    "best_step": Metric("max", 0.0, unit="epochs"),
+    "train_loss": Metric("min", 0.0),
+    "train_factorization_loss": Metric("min", 0.0),
+    "train_regression_loss": _MSE,
+    **{
+        f"test_{name}{weights}": metric
+        for weights in ("", "_last", "_refit", "_refit_last")
+        for name, metric in (_FAMILY | {"rmse": _RMSE}).items()
+    },
+}
+
+
+def prepare(config: Config) -> str:
+    """Find, verify and pack the ratings; their digest. Raises DataError, or SpecError where the device is not here."""
+    runtime.device()
+    return movielens.pack(config.dataset).digest
+
+
+def chance(config: Config) -> Mapping[str, float]:
+    """What a random order reaches: the mean of 1/rank over all items, a little more where known ones are removed."""
+    _, items = movielens.sizes(config.dataset)
+    return {"val_mrr": sum(1 / rank for rank in range(1, items + 1)) / items}
+
+
+def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+    """Train up to `steps` epochs, or until `patience` ends; a Progress every `eval_every_steps` and at the end.
+
+    A row holds the validation of the best moment so far and, as `_last`, of its own; the `train_` losses are means
+    over its epoch. Only multiples of `eval_every_steps` can be best, so that a longer budget finds the same; before
+    the first of them the last moment is.
+    """
+    device = runtime.device()
+    ratings, val = (_ratings(config, part, device) for part in ("train", "val"))
+    state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, ratings, device)
+    while state.step < steps and not state.exhausted(config):
+        losses = _epoch(config, state, ratings)
+        due = state.step % config.eval_every_steps == 0
+        if due or state.step == steps:
+            reached = _means(multitask.evaluate(state.weights.params, val, ratings))
+            finite(sum(reached.values()), state.step)
+            state.keep_if_better(config, reached, due=due)
+            row = {f"val_{name}": value for name, value in state.best_metrics.items()}
+            row |= {f"val_{name}_last": value for name, value in reached.items()}
+            yield Progress(state.step, row | losses | {"best_step": state.best_step}, state.save)
+
+
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:
+    """Score the checkpoint's best and last weights on the test ratings, and those of a refit, by name.
+
+    The refit trains anew on train and validation together, with the same configuration and seed, and is scored after
+    as many epochs as the best moment had, and as many as the last. All rank without the items known from both.
+    """
+    device = runtime.device()
+    state = _State.load(checkpoint, config, device)
+    known = _together(*(_ratings(config, part, device) for part in ("train", "val")))
+    held_out = _ratings(config, "test", device)
+    found = {"": state.best, "_last": state.weights.params}
+    refit = _State.fresh(config, seed, known, device)
+    while refit.step < state.step:
+        _epoch(config, refit, known)
+        if refit.step == state.best_step:
+            found["_refit"] = {name: param.clone() for name, param in refit.weights.params.items()}
+    found["_refit_last"] = refit.weights.params
+    metrics: dict[str, float] = {}
+    items: dict[str, list[Item]] = {}
+    for weights, params in found.items():
+        scored = multitask.evaluate(params, held_out, known)
+        metrics |= {f"test_{name}{weights}": value for name, value in _means(scored).items()}
+        metrics[f"test_rmse{weights}"] = metrics[f"test_mse{weights}"] ** 0.5
+        items |= {f"test_{name}{weights}": _items(name, values, held_out) for name, values in scored.items()}
+    return Scores(metrics, items)
+
+
+@dataclass
+class _State:
+    """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
+
+    step: int
+    weights: Weights
+    optimizer: torch.optim.Adam
+    generator: torch.Generator  # of shuffles, drawn items and dropout
+    best: dict[str, Tensor]
+    best_step: int
+    best_metrics: dict[str, float]
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int, ratings: Ratings | None, device: torch.device) -> Self:
+        """The moment before the first epoch on `ratings`; None where a checkpoint is about to be read into it."""
+        generator = runtime.generator("train", seed)
+        users, items = movielens.sizes(config.dataset)
+        mean_stars = runtime.mean(ratings.stars_B) if ratings is not None else 0.0
+        drawn = multitask.init(
+            users=users,
+            items=items,
+            dim=config.dim,
+            layers=config.widths,
+            sharing=config.sharing,
+            std=config.embedding_std or 1 / config.dim,
+            mean_stars=mean_stars if config.regression_bias else None,
+            generator=generator,
+        )
+        weights = Weights.of(drawn, device)
+        optimizer = torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        best = {name: param.clone() for name, param in weights.params.items()}
+        return cls(0, weights, optimizer, generator, best, 0, {})
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
+        state = cls.fresh(config, 0, None, device)
+        notes = runtime.load_state(
+            checkpoint, tensors=state._tensors, optimizer=state.optimizer, generator=state.generator
+        )
+        state.step, state.best_step, state.best_metrics = notes["step"], notes["best_step"], notes["best_metrics"]
+        return state
+
+    def save(self, directory: Path) -> None:
+        runtime.save_state(
+            directory,
+            tensors=self._tensors,
+            optimizer=self.optimizer,
+            generator=self.generator,
+            notes={"step": self.step, "best_step": self.best_step, "best_metrics": self.best_metrics},
+        )
+
+    def keep_if_better(self, config: Config, reached: dict[str, float], *, due: bool) -> None:
+        """Keep this moment's weights where they are the best so far; one that is not due gives way to any that is."""
+        name = config.keep_best_by.removeprefix("val_")
+        sign = 1 if METRICS[config.keep_best_by].goal == "max" else -1
+        stands = self.best_step > 0 and self.best_step % config.eval_every_steps == 0
+        if not stands or (due and sign * reached[name] > sign * self.best_metrics[name]):
+            self.best_step, self.best_metrics = self.step, reached
+            for key, param in self.weights.params.items():
+                self.best[key].copy_(param)
+
+    def exhausted(self, config: Config) -> bool:
+        """Whether `patience` epochs have brought nothing better, as of the last validation that was due."""
+        validated = self.step // config.eval_every_steps * config.eval_every_steps
+        return config.patience is not None and validated - self.best_step >= config.patience
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        last = {f"param/{name}": param for name, param in self.weights.params.items()}
+        return last | {f"best/{name}": param for name, param in self.best.items()}
+
+
+def _ratings(config: Config, part: str, device: torch.device) -> Ratings:
+    read = movielens.ratings(config.dataset, config.split, config.data_seed, part)
+    return Ratings(*(torch.from_numpy(column).to(device) for column in (read.users, read.items, read.stars)))
+
+
+def _together(one: Ratings, other: Ratings) -> Ratings:
+    return Ratings(
+        torch.cat([one.users_B, other.users_B]),
+        torch.cat([one.items_B, other.items_B]),
+        torch.cat([one.stars_B, other.stars_B]),
+    )
+
+
+def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
+    """Train an epoch, one step of the trial; the means of its losses. Raises Diverged."""
+    told = config.algorithm
+    factorization, regression = multitask.train_epoch(
+        told, state.weights, state.optimizer, ratings, batch=config.batch, generator=state.generator
+    )
+    state.step += 1
+    joint = told.factorization_weight * factorization + told.regression_weight * regression
+    return {
+        "train_loss": finite(joint, state.step),
+        "train_factorization_loss": factorization,
+        "train_regression_loss": regression,
+    }
+
+
+def _means(scored: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: runtime.mean(values) for name, values in scored.items()}
+
+
+def _items(name: str, values: Tensor, held_out: Ratings) -> list[Item]:
+    """Scores of single ratings (`mse`) or of users, each with its user for unit."""
+    users = held_out.users_B if name == "mse" else torch.unique(held_out.users_B)
+    return [Item(unit=str(user), score=score) for user, score in zip(users.tolist(), values.tolist(), strict=True)]
+
+
+if __name__ == "__main__":  # pragma: no cover
+    from cs330ray.cli import study_main
+
+    study_main("multitask")
