@@ -1,0 +1,205 @@
+"""MANN on few-shot images: sequences of labelled characters, then new drawings of them, CS330 homework 1."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from cs330ray import runtime
+from cs330ray.data import image_classes, images_digest
+from cs330ray.learners import mann
+from cs330ray.learners.mann import Batch, Mann
+from cs330ray.trial import Item, Metric, Progress, Scores, finite
+
+DRAWINGS = 20  # of each character
+
+
+class Config(BaseModel):
+    """Every hyperparameter of a MANN trial, with its bounds, default and unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Literal["omniglot", "glyphs"] = Field("omniglot", description="characters to learn from")
+    split: Literal["course", "paper", "lake"] = Field("course", description="which characters train, validate and test")
+    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split and of the validation and test episodes")
+    protocol: Literal["clean", "leaky"] = Field(
+        "clean",
+        description="queries are never of the support, or drawn regardless of it, as some published solutions do, "
+        "in training, validation and test alike",
+    )
+    ways: int = Field(3, ge=2, le=60, description="classes of a task, and its queries")
+    shots: int = Field(1, ge=1, le=DRAWINGS - 1, description="support drawings of each class of a task")
+    tasks: int = Field(128, ge=1, le=4096, description="tasks of an outer step")
+    cell: mann.Cell = Field("lstm", description="how a layer remembers: LSTM, GRU or plain tanh")
+    layers: int = Field(1, ge=1, le=8, description="recurrent layers before the last, which is as wide as the classes")
+    hidden: int = Field(128, ge=1, le=4096, description="units of each recurrent layer but the last")
+    encoder: mann.Encoder = Field("none", description="give the memory pixels, or features of a convolutional net")
+    filters: int = Field(16, ge=1, le=512, description="channels of each block of the conv encoder")
+    lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
+    eval_every_steps: int = Field(500, ge=1, description="outer steps from one validation to the next")
+    val_tasks: int = Field(600, ge=1, le=10_000, description="tasks of the validation")
+    test_tasks: int = Field(600, ge=2, le=100_000, description="tasks of the test")
+
+    @property
+    def net(self) -> Mann:
+        """The net as it trains, validates and tests."""
+        return Mann(self.cell, self.layers, self.encoder)
+
+
+_ACCURACY = Metric("max", 0.0, 1.0)
+_LOSS = Metric("min", 0.0, unit="nats")
+METRICS: Mapping[str, Metric] = {
+    **{f"{part}_accuracy": _ACCURACY for part in ("train", "val", "test")},
+    **{f"{part}_loss": _LOSS for part in ("train", "val", "test")},
+    "test_accuracy_ci95": Metric("min", 0.0),
+}
+
+
+def prepare(config: Config) -> str:
+    """Find, verify and pack the images; their digest. Raises DataError, or SpecError where the device is not here."""
+    runtime.device()
+    return images_digest(config.dataset)
+
+
+def chance(config: Config) -> Mapping[str, float]:
+    """What guessing reaches: one class in `ways`."""
+    return {"val_accuracy": 1 / config.ways}
+
+
+def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+    """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
+
+    The `train_` metrics of a row are those of its own step's tasks, before the update.
+    """
+    device = runtime.device()
+    state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, device)
+    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "train").to(device)
+    val = _evaluation_batch(config, "val", config.val_tasks, device)
+    while state.step < steps:
+        state.step += 1
+        batch = _draw(config, classes_MRHW, config.tasks, state.generator)
+        losses_T, logits_TNN = _learn(config, state, batch)
+        if state.step % config.eval_every_steps == 0 or state.step == steps:
+            row = _row("train", losses_T, mann.accuracies(logits_TNN, batch.labels_TN))
+            row |= _row("val", *_score(config, state, val))
+            finite(row["val_loss"], state.step)
+            yield Progress(state.step, row, state.save)
+
+
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
+    """Score the checkpoint on the test characters, under the protocol that it was trained by."""
+    state = _State.load(checkpoint, config, runtime.device())
+    losses_T, accuracies_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
+    items = [Item(unit=str(task), score=score) for task, score in enumerate(accuracies_T.tolist())]
+    metrics = _row("test", losses_T, accuracies_T) | {"test_accuracy_ci95": runtime.ci95(accuracies_T)}
+    return Scores(metrics, {"test_accuracy": items})
+
+
+@dataclass
+class _State:
+    """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
+
+    step: int
+    params: dict[str, Tensor]
+    optimizer: torch.optim.Adam
+    generator: torch.Generator  # of the episodes
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int, device: torch.device) -> Self:
+        generator = runtime.generator("train", seed)
+        drawn = mann.init(
+            config.net, hidden=config.hidden, ways=config.ways, filters=config.filters, generator=generator
+        )
+        params = {name: param.to(device).requires_grad_() for name, param in drawn.items()}
+        return cls(0, params, torch.optim.Adam(params.values(), lr=config.lr, fused=True), generator)
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
+        state = cls.fresh(config, 0, device)
+        notes = runtime.load_state(
+            checkpoint, tensors=state.params, optimizer=state.optimizer, generator=state.generator
+        )
+        state.step = notes["step"]
+        return state
+
+    def save(self, directory: Path) -> None:
+        runtime.save_state(
+            directory,
+            tensors=self.params,
+            optimizer=self.optimizer,
+            generator=self.generator,
+            notes={"step": self.step},
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+
+def _learn(config: Config, state: _State, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Update the weights once; the losses and the logits before that. Raises Diverged."""
+    logits_TNN = mann.logits(config.net, state.params, batch)
+    losses_T = mann.losses(logits_TNN, batch.labels_TN)
+    loss = losses_T.mean()
+    finite(loss.item(), state.step)
+    state.optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    state.optimizer.step()
+    return losses_T, logits_TNN
+
+
+def _draw(config: Config, classes_MRHW: Tensor, tasks: int, generator: torch.Generator) -> Batch:
+    """Draw tasks as sequences; leaky ones have a query that is of the support with a chance of shots / drawings."""
+    classes, drawings = classes_MRHW.shape[:2]
+    ways, shots = config.ways, config.shots
+    classes_TN = _distinct(tasks, classes, ways, generator)
+    drawings_TNS = _distinct(tasks * ways, drawings, shots + 1, generator).view(tasks, ways, shots + 1)
+    if config.protocol == "leaky":
+        drawings_TNS[..., -1] = torch.randint(drawings, (tasks, ways), generator=generator)
+    labels_TN = _distinct(tasks, ways, ways, generator)
+    images_TNS = classes_TN[..., None] * drawings + drawings_TNS
+    images_TNS[..., -1] = images_TNS[..., -1].gather(1, labels_TN)
+    images_B = images_TNS.permute(2, 1, 0).flatten().to(classes_MRHW.device)
+    gathered = classes_MRHW.flatten(0, 1).index_select(0, images_B).to(torch.float32).mul_(1 / 255)
+    images_LTCHW = gathered.view(-1, tasks, 1, *classes_MRHW.shape[2:])
+    return Batch(images_LTCHW, labels_TN.to(classes_MRHW.device))
+
+
+def _distinct(rows: int, choices: int, picks: int, generator: torch.Generator) -> Tensor:
+    """Draw distinct numbers below `choices` in each row, every ordered choice equally likely: (rows, picks), int64.
+
+    Each is drawn from as many as are left and then moved up past those that are taken: for a few of many choices
+    cheaper than to sort them all.
+    """
+    found = torch.empty(rows, 0, dtype=torch.int64)
+    for taken in range(picks):
+        pick = torch.randint(choices - taken, (rows,), generator=generator)
+        for earlier in found.sort(dim=1).values.unbind(dim=1):
+            pick += pick >= earlier
+        found = torch.cat([found, pick[:, None]], dim=1)
+    return found
+
+
+def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, device: torch.device) -> Batch:
+    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, part).to(device)
+    return _draw(config, classes_MRHW, tasks, runtime.generator(part, config.data_seed))
+
+
+@torch.no_grad()
+def _score(config: Config, state: _State, batch: Batch) -> tuple[Tensor, Tensor]:
+    logits_TNN = mann.logits(config.net, state.params, batch)
+    return mann.losses(logits_TNN, batch.labels_TN), mann.accuracies(logits_TNN, batch.labels_TN)
+
+
+def _row(part: str, losses_T: Tensor, accuracies_T: Tensor) -> dict[str, float]:
+    return {f"{part}_loss": runtime.mean(losses_T), f"{part}_accuracy": runtime.mean(accuracies_T)}
+
+
+if __name__ == "__main__":  # pragma: no cover
+    from cs330ray.cli import study_main
+
+    study_main("mann")
