@@ -141,6 +141,10 @@ class StudyConsole:
             spent_s = time.monotonic() - self._began_to_confirm
             return spent_s * (self._to_confirm - runs) / runs if runs > 0 else None
         total = self._study.budget.trials * len(self._study.cells)
+        confirm = self._study.confirm
+        if confirm is not None:  # a front of unknown size counts as three
+            most = min(confirm.most(len(self._study.objective)) or 3, self._study.budget.trials)
+            total += most * confirm.seeds * len(self._study.cells)
         done = len(self._ended) - self._at_start + under_way
         if done <= 0:
             return None

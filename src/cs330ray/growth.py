@@ -23,8 +23,9 @@ def growth(old: Study, new: Study) -> list[str]:
     shrunk = [line for line in difference(old, new) if not _may_change(old, new, line.split(":", 1)[0])]
     if shrunk:
         raise SpecError(
-            f"{new.name}: a study of this name exists and differs: {'; '.join(shrunk)}. Only [budget], [confirm] "
-            f"and values of [compare] may grow; rename the study, `--fork NAME`, or `cs330ray delete {new.name}`"
+            f"{new.name}: a study of this name exists and differs: {'; '.join(shrunk)}. Only [budget], [confirm] (but "
+            "not its bounds) and values of [compare] may grow; rename the study, `--fork NAME`, or "
+            f"`cs330ray delete {new.name}`"
         )
     if new.budget.steps > old.budget.steps:
         raise SpecError(

@@ -69,7 +69,7 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
         began = time.perf_counter()
         opening = ledger.write_opening(name, config.model_dump_json(), str(newest.path))
         scores = trainable.test(config, options.seed, newest.path)
-        ledger.write_scores(opening, scores.metrics)
+        ledger.write_opened(opening, scores.metrics)
         _print_scores(name, scores, time.perf_counter() - began)
 
 

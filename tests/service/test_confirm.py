@@ -1,5 +1,6 @@
 """Confirmation: who is confirmed, on which seeds, who is chosen, the winner's curse; a kill changes nothing."""
 
+import json
 import os
 import signal
 import statistics
@@ -16,11 +17,11 @@ from cs330ray.cli import main
 from cs330ray.errors import SpecError
 from cs330ray.report import confirmation, summary
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run, by_crowding, candidates, choice, fresh_cells, fresh_seed
+from cs330ray.service.confirm import Confirmed, Run, by_crowding, candidates, choice, fresh_cells
 from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.service.mirror import Mirror
 from cs330ray.service.run import run
-from cs330ray.service.search import trial_seed
+from cs330ray.service.search import fresh_seed, trial_seed
 from cs330ray.spec import Study, parse
 from tests.noisy import luck
 from tests.studies_of_tests import toml, whole
@@ -37,8 +38,9 @@ def noisy(**changes: Any) -> Study:
     return parse(raw | changes, "noisy")
 
 
-def trial(number: int, *values: float, state: str = "COMPLETE", study: Study | None = None) -> Trial:
-    return Trial((study or noisy()).cells[0], number, state, {}, 0, values or None, "", "", 0.0, 1.0)
+def trial(number: int, *values: float, state: str = "COMPLETE", quality: float | None = None) -> Trial:
+    params = {"quality": number if quality is None else quality}
+    return Trial(noisy().cells[0], number, state, params, 0, values or None, "", "", 0.0, 1.0)
 
 
 def candidate(number: int, *fresh: tuple[float, ...], seeds: int | None = None, state: str = "COMPLETE") -> Confirmed:
@@ -85,6 +87,21 @@ def test_cells_are_compared_on_the_first_trials_that_every_cell_finished() -> No
     assert {key: [one.number for one in trials] for key, trials in chosen.items()} == {"a": [1], "b": [1]}
     cut = [trial(0, 0.1), trial(1, state="RUNNING")]
     assert candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": cut})["a"][0].number == 0
+    new = candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": []})
+    assert {key: [one.number for one in trials] for key, trials in new.items()} == {"a": [2], "b": []}
+
+
+def test_a_configuration_is_confirmed_once_by_its_best_trial() -> None:
+    found = [trial(0, 0.5, quality=0.1), trial(1, 0.6, quality=0.1), trial(2, 0.55, quality=0.2)]
+    chosen = candidates(noisy(confirm={"top": 2}), ["max"], {"{}": found})["{}"]
+    assert [one.number for one in chosen] == [1, 2]
+
+
+def test_with_bounds_those_that_keep_them_are_confirmed_before_the_ends_of_the_front() -> None:
+    places = [(0.9, 9.0), (0.8, 1.4), (0.7, 1.3), (0.6, 1.2), (0.1, 0.1)]
+    found = [trial(number, *values) for number, values in enumerate(places)]
+    study = noisy(objective=["val_accuracy", "val_cost"], confirm={"top": 2, "bounds": {"val_cost": 1.5}})
+    assert [one.number for one in candidates(study, ["max", "min"], {"{}": found})["{}"]] == [1, 2]
 
 
 def test_of_two_objectives_the_whole_front_is_confirmed_or_its_loneliest_members() -> None:
@@ -159,66 +176,90 @@ def test_a_bound_on_a_metric_that_is_no_objective_or_the_only_one_is_refused(cha
 
 @pytest.fixture(scope="module")
 def cursed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
-    """Two cells of equal quality, eight trials each, all differences luck; mirrored."""
+    """Two cells. In the first the worse configuration, .55 against .6, has the luckiest trial; mirrored."""
     home = tmp_path_factory.mktemp("cursed")
-    study = noisy(compare={"on_test": ["same", "opposite"]}, confirm={"top": 2, "seeds": 3}, fixed={"quality": 0.6})
+    study = noisy(
+        seed=2, compare={"bonus": [0.0, 0.05]}, search={"quality": [0.55, 0.6]}, fixed={"on_test": "opposite"},
+        confirm={"top": 2, "seeds": 3},
+    )  # fmt: skip
     run(study, home, mirror=False)
     Mirror(Ledger.at(home), "noisy", home).sync()
     return home
 
 
+def of_table(home: Path, name: str = "noisy") -> list[dict[str, str]]:
+    ledger = Ledger.at(home)
+    table = confirmation.table(ledger, ledger.study(name))
+    assert table is not None
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def words(home: Path, name: str = "noisy") -> list[str]:
+    ledger = Ledger.at(home)
+    return confirmation.lines(ledger, ledger.study(name))
+
+
+def fresh_luck() -> float:
+    return statistics.fmean(luck(fresh_seed(2, index), 0.1) for index in range(3))
+
+
 def test_a_planted_winner_s_curse_is_found_and_reported(cursed: Path) -> None:
+    """The search's best promised what its luck gave; fresh seeds say what it is worth, and that another is better."""
     ledger = Ledger.at(cursed)
     study = ledger.study("noisy")
-    promised = 0.6 + max(luck(trial_seed(0, number), 0.1) for number in range(8))
-    reached = 0.6 + statistics.fmean(luck(fresh_seed(0, index), 0.1) for index in range(3))
+    best = max(ledger.trials(study, study.cells[0]), key=lambda one: one.values or (0.0,))
+    assert best.params == {"quality": 0.55}
+    promised, reached = 0.55 + luck(trial_seed(2, best.number), 0.1), 0.55 + fresh_luck()
     assert promised - reached > 0.05
-    table = confirmation.table(ledger, study)
-    assert table is not None
-    first = dict(zip(table.columns, table.rows[0], strict=False))
+    first, other = of_table(cursed)[:2]
+    assert first["trial"] == str(best.number)
     assert float(first["search"]) == pytest.approx(promised, abs=1e-3)
-    assert float(first["fresh seeds"]) == pytest.approx(reached, abs=1e-3)
+    assert float(first["fresh seeds, ci95_seeds"].split()[0]) == pytest.approx(reached, abs=1e-3)
     assert float(first["optimism"]) == pytest.approx(promised - reached, abs=2e-3)
-    assert any(
-        f"optimism of the search {promised - reached:+.2g}" in line for line in confirmation.lines(ledger, study)
-    )
+    assert (first["state"], other["state"]) == ("", "chosen")
+    assert f"bonus=0.0: confirmed: trial {other['trial']}, val_accuracy {0.6 + fresh_luck():.4g}" in words(cursed)[0]
+
+
+def test_the_optimism_of_a_loss_is_positive_where_it_rose_on_fresh_seeds() -> None:
+    assert confirm.optimism("min", promised=0.2, reached=0.5) == pytest.approx(0.3)
+    assert confirm.optimism("max", promised=0.2, reached=0.5) == pytest.approx(-0.3)
 
 
 def test_the_gap_from_validation_to_test_stands_beside_it_with_both_intervals(cursed: Path) -> None:
-    ledger = Ledger.at(cursed)
-    table = confirmation.table(ledger, ledger.study("noisy"))
-    assert table is not None
-    reached = 0.6 + statistics.fmean(luck(fresh_seed(0, index), 0.1) for index in range(3))
-    same, opposite = table.rows[0], table.rows[2]
-    assert [row[0] for row in (same, opposite)] == ["on_test=same", "on_test=opposite"]
-    for row, test in ((same, 0.6), (opposite, 0.4)):
-        assert float(row[8]) == pytest.approx(test)
-        assert (row[9], row[11]) == ("±0", "2")  # three equal seeds; two tasks
-        assert row[10] == "±0.2"  # 1.96 s / sqrt(2) with s = .1 sqrt(2)
-        assert float(row[12]) == pytest.approx(reached - test, abs=2e-3)
+    """On test each reaches 1 - quality: three equal seeds; two tasks, .1 above and below, 1.96 s / sqrt(2) = .196."""
+    for row, bonus in zip(of_table(cursed), (0.0, 0.0, 0.05, 0.05), strict=True):
+        quality = 0.6 if row["state"] == "chosen" else 0.55
+        assert row["test, ci95_seeds"] == f"{1 - quality:.4g} ±0 (n 3)"
+        assert row["ci95_tasks"] == "±0.2 (n 2)"
+        gap = quality + bonus + fresh_luck() - (1 - quality)
+        assert float(row["val - test"]) == pytest.approx(gap, abs=2e-3)
 
 
-def test_no_sampler_sees_a_confirmation(cursed: Path) -> None:
-    ledger = Ledger.at(cursed)
-    study = ledger.study("noisy")
-    assert [len(ledger.history(study, cell)) for cell in study.cells] == [8, 8]
-    assert len(confirmations(cursed)) == 2 * 2 * 3
+def test_cells_are_ordered_by_the_mean_validation_of_their_choices_and_differ_by_paired_seeds(cursed: Path) -> None:
+    """The seeds' luck, .1, is the same in both: paired, the difference is .05 without width."""
+    assert words(cursed)[-2:] == [
+        "between cells: bonus=0.05, by the mean val_accuracy over fresh seeds",
+        "  +0.05 ±0 (n 3) to bonus=0.0, paired by seed",
+    ] or words(cursed)[-1].startswith("  +0.05 ±")
 
 
 def test_all_candidates_of_all_cells_share_the_fresh_seeds(cursed: Path) -> None:
-    by_cell: dict[str, set[int]] = {}
-    for key, *_, seed, _, _, _, _ in ((one[0], *one[1:]) for one in confirmations(cursed)):
-        by_cell.setdefault(key.split(" fresh ")[0], set()).add(seed)
-    assert set(map(frozenset, by_cell.values())) == {frozenset(fresh_seed(0, index) for index in range(3))}
+    found = confirmations(cursed)
+    assert len(found) == 2 * 2 * 3
+    for key, _, _, _, seed, *_ in found:
+        assert seed == fresh_seed(2, int(key.rpartition(" ")[2]))
 
 
 def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
     ledger = Ledger.at(cursed)
     study = ledger.study("noisy")
-    chosen = confirmation.choices(ledger, study)[study.cells[0].key]
     text = summary.best_toml(ledger, study)
-    assert f"trial {chosen.searched.number}" in text.splitlines()[1]
-    assert "confirmed on 3 fresh seeds: mean val_accuracy" in text
+    chosen = of_table(cursed)[1]
+    assert f"trial {chosen['trial']}, " in text.splitlines()[1]
+    assert text.count("quality = 0.6") == 2
+    assert text.count("confirmed on 3 fresh seeds: mean val_accuracy") == 2
+    listed = summary.studies(ledger)
+    assert float(listed.rows[0][listed.columns.index("confirmed")]) == pytest.approx(0.65 + fresh_luck(), abs=1e-3)
 
 
 def test_show_prints_every_candidate_with_its_intervals(
@@ -230,16 +271,28 @@ def test_show_prints_every_candidate_with_its_intervals(
         main()
     assert left.value.code in (0, None)
     printed = capsys.readouterr().out
-    assert "noisy: confirmation on fresh seeds (chosen by their mean validation)" in printed
-    assert printed.count("chosen\n") + printed.count("chosen  ") >= 2  # one in each cell
-    assert printed.count("ci95_seeds") == 2
-    assert "ci95_tasks" in printed
+    assert "noisy: confirmation on fresh seeds; chosen by the mean val_accuracy over them" in printed
+    rows = [line.split() for line in printed.splitlines() if line.startswith("bonus=") and "(n 3)" in line]
+    assert [row[-1] for row in rows[:4]].count("chosen") == 2
+    assert "between cells: bonus=0.05" in printed
+
+
+def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path) -> None:
+    ledger = Ledger.at(cursed)
+    study = ledger.study("noisy")
+    number = int(of_table(cursed)[0]["trial"])
+    one = ledger.trials(study, study.cells[0])[number]
+    sheet = summary.trial(ledger, study, one)[-1]
+    assert sheet.title == "confirmation"
+    assert [row[1] for row in sheet.rows] == [str(fresh_seed(2, index)) for index in range(3)]
+    assert all(Path(row[-1]).is_dir() for row in sheet.rows)
 
 
 def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chosen(home: Path) -> None:
     """Trials of one seed each: more of them find a luckier one."""
-    few = noisy(seed=2, budget={"trials": 2, "steps": 1}, confirm={"top": 1, "seeds": 2})
-    many = noisy(seed=2, budget={"trials": 8, "steps": 1}, confirm={"top": 1, "seeds": 2})
+    quality: dict[str, Any] = {"search": {"quality": {"low": 0.59, "high": 0.6}}}
+    few = noisy(**quality, seed=2, budget={"trials": 2, "steps": 1}, confirm={"top": 1, "seeds": 2})
+    many = noisy(**quality, seed=2, budget={"trials": 8, "steps": 1}, confirm={"top": 1, "seeds": 2})
     run(few, home, mirror=False)
     run(many, home, mirror=False)
     ledger = Ledger.at(home)
@@ -248,7 +301,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     assert confirmation.choices(ledger, many)["{}"] == found[0]
     table = confirmation.table(ledger, many)
     assert table is not None
-    assert [row[-1] for row in table.rows] == ["chosen", "no longer among the best"]
+    assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
 
 
 def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_second_sync_changes_nothing(
@@ -264,7 +317,7 @@ def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_se
         parent = by_id[one.data.tags["mlflow.parentRunId"]]
         assert parent.info.run_name == f"trial {one.data.tags['cs330ray.confirms']}"
         assert parent.data.tags["cs330ray.cell"] == one.data.tags["cs330ray.cell"].split(" fresh ")[0]
-        assert one.data.metrics["test_accuracy"] in (0.6, 0.4)
+        assert one.data.metrics["test_accuracy"] == pytest.approx(1 - float(one.data.params["quality"]))
         assert one.info.status == "FINISHED"
         assert float(parent.data.tags["cs330ray.confirmed_val_accuracy"]) > 0
     cells = [one for one in found if one.data.tags["cs330ray.kind"] == "cell"]
@@ -272,19 +325,92 @@ def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_se
     assert Mirror(Ledger.at(cursed), "noisy", cursed).sync() == 0
 
 
-def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_search_unharmed(home: Path) -> None:
+def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_search_unharmed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And through confirmation too, on validation; what failed is the test, and it is said so."""
     run(noisy(fixed={"on_test": "raises"}), home, mirror=False)
     assert {state for _, _, state, *_ in whole(home, "noisy")} == {"COMPLETE"}
-    ends = confirmations(home)
-    assert {(state, reason) for _, _, state, reason, *_ in ends} == {
-        ("FAIL", "raised: RuntimeError: the test split was read")
-    }
+    assert [(state, test) for _, _, state, _, _, _, _, test, _ in confirmations(home)] == [("COMPLETE", {})] * 3
+    (row,) = of_table(home)
+    assert row["test, ci95_seeds"] == "failed: raised: RuntimeError: the test split was read"
+    assert row["state"] == "chosen"
+    assert "test_accuracy is not known" in words(home)[0]
+    monkeypatch.setenv("CS330RAY_HOME", str(home))
+    monkeypatch.setattr(sys, "argv", ["cs330ray", "show", "noisy", row["trial"], "--log"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.count("Traceback") == 3
+
+
+@pytest.mark.parametrize(
+    ("on_test", "tested", "tasks"),
+    [
+        ("nan", "failed: raised: ValueError: test_accuracy must be finite, but got nan", ""),
+        ("numpy", "0.5 ±0 (n 3)", "±0.2 (n 2)"),
+        ("uneven", "0.5 ±0 (n 3)", "the seeds scored other items"),
+    ],
+)
+def test_whatever_a_test_returns_the_study_ends_and_is_shown(home: Path, on_test: str, tested: str, tasks: str) -> None:
+    run(noisy(budget={"trials": 1, "steps": 1}, fixed={"on_test": on_test}), home, mirror=False)
+    (row,) = of_table(home)
+    assert (row["test, ci95_seeds"], row["ci95_tasks"], row["state"]) == (tested, tasks, "chosen")
+
+
+def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_same_weights(home: Path) -> None:
+    study = noisy(budget={"trials": 1, "steps": 9}, fixed={"on_test": "kills", "stops_at": 4}, confirm={"seeds": 1})
+    run(study, home, mirror=False)
+    ((_, _, state, _, _, _, rows, test, _),) = confirmations(home)
+    assert (state, [step for step, _ in rows], test["test_accuracy"]) == ("COMPLETE", [1, 2, 3, 4], 0.5)
     ledger = Ledger.at(home)
-    study = ledger.study("noisy")
-    assert confirmation.choices(ledger, study) == {}
-    table = confirmation.table(ledger, study)
-    assert table is not None
-    assert "3 of 3 failed (raised: RuntimeError" in table.rows[0][-1]
+    cell = study.cells[0].under(0)
+    assert [on["resumed_from_step"] for on in ledger.attempts(study, cell, 0)] == [None, 4]
+
+
+def test_one_fresh_seed_has_no_interval_anywhere(home: Path) -> None:
+    study = noisy(compare={"bonus": [0.0, 0.1]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
+    run(study, home, mirror=False)
+    assert all("±" not in line for line in words(home))
+    assert all("(n 1, no interval)" in line for line in words(home) if "between" not in line)
+    ledger = Ledger.at(home)
+    assert "confirmed on 1 fresh seed:" in summary.best_toml(ledger, study)
+
+
+def test_confirmation_is_neither_pruned_nor_seen_by_the_sampler_of_a_study_that_grows(tmp_path: Path) -> None:
+    raw: dict[str, Any] = {
+        "sampler": {"kind": "tpe", "startup": 2}, "search": {"quality": {"low": 0.1, "high": 0.9}},
+        "prune": {"kind": "asha", "min_steps": 1, "reduction": 2}, "resources": {"slots": 1},
+    }  # fmt: skip
+    grown = {"budget": {"trials": 8, "steps": 4}}
+    run(noisy(**raw, confirm={"top": 2, "seeds": 2}, budget={"trials": 4, "steps": 4}), tmp_path / "a", mirror=False)
+    assert {state for _, _, state, *_ in confirmations(tmp_path / "a")} == {"COMPLETE"}
+    assert len(confirmations(tmp_path / "a")) == 4
+    run(noisy(**raw, confirm={"top": 2, "seeds": 2}, **grown), tmp_path / "a", mirror=False)
+    run(noisy(**raw, confirm=None, **grown), tmp_path / "b", mirror=False)
+    assert whole(tmp_path / "a", "noisy") == whole(tmp_path / "b", "noisy")
+
+
+def test_a_test_that_raises_for_the_best_on_validation_alone_does_not_change_the_choice(home: Path) -> None:
+    study = noisy(
+        fixed={"noise": 0.0, "raises_below": 0.58}, search={"quality": [0.55, 0.6]}, objective=["val_accuracy"],
+        confirm={"top": 2, "seeds": 1},
+    )  # fmt: skip
+    run(study, home, mirror=False)
+    by_quality = {row["state"]: row["test, ci95_seeds"] for row in of_table(home)}
+    assert by_quality["chosen"].startswith("0.6")
+    assert by_quality[""].startswith("failed: raised")
+
+
+def test_it_is_said_why_nobody_is_chosen(home: Path) -> None:
+    study = noisy(
+        objective=["val_accuracy", "val_cost"], fixed={"cost": 2.0}, budget={"trials": 1, "steps": 1},
+        confirm={"seeds": 1, "bounds": {"val_cost": 1.0}},
+    )  # fmt: skip
+    run(study, home, mirror=False)
+    why = "no candidate keeps confirm.bounds (trial 0 breaks val_cost <= 1); see `cs330ray show`"
+    assert words(home) == [f"not confirmed: {why}"]
+    assert {row["state"] for row in of_table(home)} == {"breaks val_cost <= 1"}
+    assert f"# the best of the search; not confirmed: {why}" in summary.best_toml(Ledger.at(home), study)
 
 
 def test_test_chooses_nothing(home: Path) -> None:
@@ -308,16 +434,17 @@ def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Pat
 
 
 def test_confirmation_may_be_added_and_grown_later_and_runs_what_is_missing_alone(home: Path) -> None:
-    run(noisy(confirm=None), home, mirror=False)
+    two: dict[str, Any] = {"search": {"quality": [0.55, 0.6]}}
+    run(noisy(**two, confirm=None), home, mirror=False)
     assert confirmations(home) == []
-    run(noisy(confirm={"top": 1, "seeds": 2}), home, mirror=False)
+    run(noisy(**two, confirm={"top": 1, "seeds": 2}), home, mirror=False)
     first = confirmations(home)
     assert len(first) == 2
-    run(noisy(confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
     after = confirmations(home)
     assert len(after) == 6
     assert [one for one in after if one in first] == first
-    run(noisy(confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
     assert confirmations(home) == after
 
 
@@ -354,6 +481,7 @@ def test_a_driver_that_ends_in_the_middle_of_confirmation_goes_on_as_if_it_had_n
 ) -> None:
     study = noisy(
         budget={"trials": 2, "steps": 30}, fixed={"sleep_s": 0.05}, resources={"slots": 1, "checkpoint": 0.3},
+        search={"quality": {"low": 0.1, "high": 0.9}},
         confirm={"top": 2, "seeds": 2},
     )  # fmt: skip
     run(study, tmp_path / "undisturbed", mirror=False)
@@ -405,7 +533,8 @@ def test_two_objectives_end_to_end(home: Path) -> None:
             for other in trials
         )
     }
-    assert {number for _, number, *_ in confirmations(home)} == front
+    distinct = {json.dumps(dict(one.params)): one.number for one in reversed(trials) if one.number in front}
+    assert {number for _, number, *_ in confirmations(home)} == set(distinct.values())
     assert {row[1] for row in summary.trials(ledger, study, front=True).rows} == {str(number) for number in front}
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     tagged = client.search_runs(["1"], "tags.`cs330ray.front` = 'true' and tags.`cs330ray.kind` = 'trial'")

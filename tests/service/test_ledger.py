@@ -1,6 +1,8 @@
 """The ledger: written once, whole or not at all, healed after a crash, open to Optuna."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -166,3 +168,9 @@ def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten
 )
 def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
+
+
+def test_processes_that_open_a_new_ledger_at_once_all_get_it(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from cs330ray.service.ledger import Ledger; Ledger.at(Path({str(tmp_path)!r}))"
+    openers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(opener.communicate(timeout=120)[1], opener.returncode) for opener in openers] == [("", 0)] * 3

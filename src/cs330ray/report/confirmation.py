@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 
 from cs330ray.report.sheet import Sheet
-from cs330ray.report.statistics import Interval, averaged, over_seeds, over_units, paired
+from cs330ray.report.statistics import Interval, over_seeds, over_units, paired
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed
+from cs330ray.service.confirm import Confirmed, Run
 from cs330ray.service.ledger import Ledger
-from cs330ray.spec import Cell, Study
+from cs330ray.spec import Study
+
+COLUMNS = [
+    "cell", "trial", "metric", "search", "fresh seeds, ci95_seeds", "optimism",
+    "test, ci95_seeds", "ci95_tasks", "val - test", "state",
+]  # fmt: skip
 
 
 def choices(ledger: Ledger, study: Study) -> dict[str, Confirmed]:
@@ -24,85 +29,104 @@ def table(ledger: Ledger, study: Study) -> Sheet | None:
     for cell in study.cells:
         found = confirmed.get(cell.key, [])
         chosen = confirm.choice(study, goals, found)
-        for one in found:
-            if one.runs:
-                rows += _rows(ledger, study, cell, goals, one, one is chosen)
-    if not rows:
-        return None
-    columns = [
-        "cell", "trial", "metric", "search", "fresh seeds", "ci95_seeds", "n", "optimism",
-        "test", "ci95_seeds", "ci95_tasks", "n", "val - test", "state",
-    ]  # fmt: skip
-    return Sheet(f"{study.name}: confirmation on fresh seeds (chosen by their mean validation)", columns, rows)
+        for one in (one for one in found if one.runs):
+            state = "chosen" if one is chosen else _state(study, goals, one)
+            rows += [[cell.title, str(one.searched.number), *row, state] for row in _rows(ledger, study, goals, one)]
+    by = study.objective[0]
+    title = f"{study.name}: confirmation on fresh seeds; chosen by the mean {by} over them"
+    return Sheet(title, COLUMNS, rows) if rows else None
 
 
-def _rows(
-    ledger: Ledger, study: Study, cell: Cell, goals: Sequence[str], one: Confirmed, chosen: bool
-) -> list[list[str]]:
-    rows, values = [], one.values
+def _rows(ledger: Ledger, study: Study, goals: Sequence[str], one: Confirmed) -> list[list[str]]:
+    """Each objective of a candidate: promise, fresh validation, test."""
+    rows = []
     for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
         promised = (one.searched.values or ())[index]
-        row = [cell.title, str(one.searched.number), name, f"{promised:.4g}"]
-        if values:
-            fresh = over_seeds([value[index] for value in values])
-            row += [f"{fresh.mean:.4g}", *_width(fresh), f"{confirm.optimism(goal, promised, fresh.mean):+.3g}"]
-            row += _tested(ledger, study, one, name, goal, fresh)
+        row = [name, f"{promised:.4g}"]
+        if one.values:
+            fresh = over_seeds([values[index] for values in one.values])
+            row += [said(fresh), f"{confirm.optimism(goal, promised, fresh.mean):+.3g}"]
+            row += _tested(ledger, study, one, name, goal)
         else:
-            row += [""] * 9
-        rows.append([*row, _state(one, chosen)])
+            row += [""] * 5
+        rows.append(row)
     return rows
 
 
-def _tested(ledger: Ledger, study: Study, one: Confirmed, name: str, goal: str, fresh: Interval) -> list[str]:
+def _tested(ledger: Ledger, study: Study, one: Confirmed, name: str, goal: str) -> list[str]:
     """Test beside validation: mean, its intervals over seeds and over items, and the gap, positive for optimism."""
-    metric = test_name(name)
-    reached = [run.test[metric] for run in one.runs if run.trial.state == "COMPLETE" and metric in run.test]
-    if not reached:
-        return [""] * 5
-    test = over_seeds(reached)
-    items = [
-        ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, [])
-        for run in one.runs
-        if metric in run.test
-    ]
-    units = over_units(averaged(items)) if all(items) else None
-    return [
-        f"{test.mean:.4g}", _width(test)[0], *(_width(units) if units else ["", ""]),
-        f"{confirm.optimism(goal, fresh.mean, test.mean):+.3g}",
-    ]  # fmt: skip
+    metric = on_test(name)
+    tested = [run for run in one.complete if metric in run.test]
+    if not tested:
+        return [f"failed: {one.runs[0].untested}" if one.runs[0].untested else "", "", ""]
+    test = over_seeds([run.test[metric] for run in tested])
+    place = study.objective.index(name)
+    validated = over_seeds([(run.trial.values or ())[place] for run in tested])
+    gap = confirm.optimism(goal, validated.mean, test.mean)
+    return [said(test), _over_items(ledger, study, tested, metric), f"{gap:+.3g}"]
 
 
-def test_name(name: str) -> str:
+def _over_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) -> str:
+    runs = [ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, []) for run in tested]
+    if not all(runs):
+        return ""
+    try:
+        return str(over_units(runs))
+    except ValueError as error:
+        return str(error)
+
+
+def on_test(name: str) -> str:
     """The test metric beside a validation metric: `test_mse` for `val_mse`."""
     return f"test_{name.removeprefix('val_')}"
 
 
-def _width(interval: Interval) -> list[str]:
-    return [f"±{interval.half:.2g}" if interval.n > 1 else "one only", str(interval.n)]
+def said(interval: Interval) -> str:
+    """A mean with its interval: `0.974 ±0.0035 (n 5)`."""
+    return f"{interval.mean:.4g} {interval}"
 
 
-def _state(one: Confirmed, chosen: bool) -> str:
-    if chosen:
-        return "chosen"
+def _state(study: Study, goals: Sequence[str], one: Confirmed) -> str:
+    """Why a candidate is not the chosen one."""
     failed = [run.trial.reason for run in one.runs if run.trial.state == "FAIL"]
+    if not one.current:
+        return "not among the candidates now"
     if failed:
         return f"not chosen: {len(failed)} of {one.seeds} failed ({failed[0]})"
-    if not one.current:
-        return "no longer among the best"
-    return "" if one.whole else f"{len(one.values)} of {one.seeds} seeds"
+    if not one.whole:
+        return f"{len(one.complete)} of {one.seeds} seeds"
+    broken = confirm.broken_bounds(study, goals, one.means)
+    return f"breaks {', '.join(broken)}" if broken else ""
 
 
 def lines(ledger: Ledger, study: Study) -> list[str]:
-    """The choice of each cell, and between cells, in words."""
-    goals, said = ledger.goals(study), []
-    chosen = choices(ledger, study)
-    for cell in study.cells:
-        one = chosen.get(cell.key)
-        if one is None:
-            continue
+    """The choice of each cell, or why there is none, and the answer between cells, in words."""
+    goals, words = ledger.goals(study), []
+    confirmed = confirm.confirmed(ledger, study)
+    chosen = {key: confirm.choice(study, goals, found) for key, found in confirmed.items()}
+    for cell in study.cells if confirmed else ():
         title = f"{cell.title}: " if cell.values else ""
-        said.append(f"{title}confirmed: trial {one.searched.number}, {', '.join(_words(study, goals, one))}")
-    return said + _between(study, goals, chosen)
+        one = chosen[cell.key]
+        if one is None:
+            words.append(f"{title}not confirmed: {why_none(study, goals, confirmed[cell.key])}")
+        else:
+            words.append(f"{title}confirmed: trial {one.searched.number}, {'; '.join(_words(study, goals, one))}")
+    return words + _between(study, goals, {key: one for key, one in chosen.items() if one is not None})
+
+
+def why_none(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> str:
+    """Why a cell has no confirmed choice."""
+    current = [one for one in found if one.current]
+    if not current:
+        return "no trial is COMPLETE among those that cells are compared on"
+    if runs := confirm.runs_to_come(found):
+        return f"{runs} of {sum(one.seeds for one in current)} runs are still to come"
+    whole = [one for one in current if one.whole]
+    if not whole:
+        return "every candidate failed on a fresh seed; see `cs330ray show`"
+    nearest = min(whole, key=lambda one: len(confirm.broken_bounds(study, goals, one.means)))
+    broken = ", ".join(confirm.broken_bounds(study, goals, nearest.means))
+    return f"no candidate keeps confirm.bounds (trial {nearest.searched.number} breaks {broken}); see `cs330ray show`"
 
 
 def _words(study: Study, goals: Sequence[str], one: Confirmed) -> list[str]:
@@ -110,27 +134,21 @@ def _words(study: Study, goals: Sequence[str], one: Confirmed) -> list[str]:
     for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
         fresh = over_seeds([value[index] for value in one.values])
         curse = confirm.optimism(goal, (one.searched.values or ())[index], fresh.mean)
-        words.append(
-            f"{name} {fresh.mean:.4g} ±{fresh.half:.2g} over {fresh.n} fresh seeds, optimism of the search {curse:+.2g}"
-        )
-        reached = [run.test[test_name(name)] for run in one.runs if test_name(name) in run.test]
-        if reached:
-            test = over_seeds(reached)
-            words.append(f"{test_name(name)} {test.mean:.4g} ±{test.half:.2g}")
+        words.append(f"{name} {said(fresh)}, optimism of the search {curse:+.2g}")
+        reached = [run.test[on_test(name)] for run in one.complete if on_test(name) in run.test]
+        words.append(f"{on_test(name)} {said(over_seeds(reached))}" if reached else f"{on_test(name)} is not known")
     return words
 
 
 def _between(study: Study, goals: Sequence[str], chosen: dict[str, Confirmed]) -> list[str]:
     """The cells in the order of their choices' mean validation, each with its paired difference to the first."""
-    if len(chosen) < 2 or len(study.objective) > 1:
+    if len(chosen) < 2:
         return []
     titles = {cell.key: cell.title for cell in study.cells}
-    order = sorted(chosen, key=lambda key: confirm.losses(chosen[key].means, goals))
-    said = [f"between cells: {titles[order[0]]} by the mean validation over fresh seeds"]
+    order = sorted(chosen, key=lambda key: confirm.losses(chosen[key].means, goals)[0])
+    words = [f"between cells: {titles[order[0]]}, by the mean {study.objective[0]} over fresh seeds"]
     first = [value[0] for value in chosen[order[0]].values]
     for key in order[1:]:
         apart = paired(first, [value[0] for value in chosen[key].values])
-        said.append(
-            f"  {study.objective[0]} {apart.mean:+.3g} ±{apart.half:.2g} to {titles[key]} ({apart.n} seeds, paired)"
-        )
-    return said
+        words.append(f"  {apart.mean:+.3g} {apart} to {titles[key]}, paired by seed")
+    return words

@@ -19,10 +19,14 @@ class Interval:
     high: float
     n: int
 
-    @property
-    def half(self) -> float:
-        """Half the width."""
-        return (self.high - self.low) / 2
+    def __str__(self) -> str:
+        """The interval and its n: `±0.02 (n 5)`, or `[0.72, 1] (n 10)` where the mean is not in its middle."""
+        if self.n < 2:
+            return "(n 1, no interval)"
+        up, down = self.high - self.mean, self.mean - self.low
+        if abs(up - down) > 0.05 * (up + down):
+            return f"[{self.low:.4g}, {self.high:.4g}] (n {self.n})"
+        return f"±{(up + down) / 2:.2g} (n {self.n})"
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -37,28 +41,25 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Interval:
     return over_seeds([a - b for a, b in zip(one, other, strict=True)])
 
 
-def over_units(items: Sequence[Item]) -> Interval:
-    """`ci95_tasks`: the mean over items, its interval over their independent units (task, user, story).
+def over_units(runs: Sequence[Sequence[Item]]) -> Interval:
+    """`ci95_tasks`: the mean over the items of one test, scored by one or several seeds; over their independent units.
 
-    Wilson's where every unit is one item of 0 or 1, else normal with the units' sums as clusters, which for one item a
-    unit is 1.96 s / sqrt(n).
+    Wilson's where every unit is one item of 0 or 1 (with n units, however many seeds), else normal with the units' sums
+    as clusters, which for one item a unit is 1.96 s / sqrt(n). Raises ValueError where the seeds scored other items.
     """
+    units = [item.unit for item in runs[0]]
+    if any([item.unit for item in run] != units for run in runs):
+        raise ValueError("the seeds scored other items")
+    scores = [statistics.fmean(values) for values in zip(*([item.score for item in run] for run in runs), strict=True)]
     by_unit: dict[str, list[float]] = defaultdict(list)
-    for item in items:
-        by_unit[item.unit].append(item.score)
-    n, mean = len(by_unit), statistics.fmean(item.score for item in items)
-    if len(items) == n and all(item.score in (0.0, 1.0) for item in items):
+    for unit, score in zip(units, scores, strict=True):
+        by_unit[unit].append(score)
+    n, mean = len(by_unit), statistics.fmean(scores)
+    if len(scores) == n and all(item.score in (0.0, 1.0) for run in runs for item in run):
         return _wilson(mean, n)
-    scatter = sum((sum(scores) - len(scores) * mean) ** 2 for scores in by_unit.values())
-    half = Z95 * (scatter * n / (n - 1)) ** 0.5 / len(items) if n > 1 else 0.0
+    scatter = sum((sum(found) - len(found) * mean) ** 2 for found in by_unit.values())
+    half = Z95 * (scatter * n / (n - 1)) ** 0.5 / len(scores) if n > 1 else 0.0
     return Interval(mean, mean - half, mean + half, n)
-
-
-def averaged(runs: Sequence[Sequence[Item]]) -> list[Item]:
-    """The same items scored by several seeds, each at its mean over them."""
-    return [
-        Item(same[0].unit, statistics.fmean(item.score for item in same)) for same in zip(*runs, strict=True) if same
-    ]
 
 
 def _wilson(share: float, n: int) -> Interval:

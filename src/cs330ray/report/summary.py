@@ -30,9 +30,19 @@ def studies(ledger: Ledger) -> Sheet:
         rows.append([
             name, ", ".join(study.trainables()), str(len(study.cells)), f"{len(found)}/{wanted}",
             *(str(count) for count in counts.values()), study.objective[0], "" if best is None else f"{best:.4g}",
+            _confirmed_best(ledger, study),
         ])  # fmt: skip
-    columns = ["study", "trainable", "cells", "trials", "complete", "pruned", "failed", "running", "objective", "best"]
+    columns = [
+        "study", "trainable", "cells", "trials", "complete", "pruned", "failed", "running", "objective",
+        "best of search", "confirmed",
+    ]  # fmt: skip
     return Sheet(None, columns, rows)
+
+
+def _confirmed_best(ledger: Ledger, study: Study) -> str:
+    """The best mean validation over fresh seeds of all cells' choices."""
+    means = [one.means[0] for one in confirmation.choices(ledger, study).values()]
+    return f"{_better(ledger.goals(study)[0])(means):.4g}" if means else ""
 
 
 def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
@@ -70,10 +80,44 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
         [str(row.step), *(f"{row.metrics[name]:.4g}" if name in row.metrics else "" for name in names)] for row in rows
     ]
     sheets.append(Sheet("rows", ["step", *names], lines))
+    if (fresh := _fresh_runs(ledger, study, found)) is not None:
+        sheets.append(fresh)
     if log:
         attempts = ledger.attempts(study, found.cell, found.number)
         sheets.append(Sheet("starts", ["start", "on"], [[str(i), json.dumps(on)] for i, on in enumerate(attempts)]))
     return sheets
+
+
+def _fresh_runs(ledger: Ledger, study: Study, found: Trial) -> Sheet | None:
+    """The runs of confirmation of a trial, each with its checkpoint."""
+    runs = [
+        run
+        for one in confirm.confirmed(ledger, study).get(found.cell.key, [])
+        for run in one.runs
+        if one.searched.number == found.number
+    ]
+    rows = [
+        [
+            str(run.trial.cell.fresh), str(run.trial.seed), run.trial.state,
+            " ".join(f"{value:.4g}" for value in run.trial.values or ()),
+            " ".join(f"{name}={value:.4g}" for name, value in run.test.items()),
+            run.trial.reason or (f"test {run.untested}" if run.untested else ""),
+            str(ledger.checkpoint(study, run.trial.cell, found.number)),
+        ]
+        for run in runs
+    ]  # fmt: skip
+    columns = ["fresh", "seed", "state", " ".join(study.objective), "test", "reason", "checkpoint"]
+    return Sheet("confirmation", columns, rows) if rows else None
+
+
+def tracebacks(ledger: Ledger, study: Study, found: Trial) -> list[str]:
+    """The tracebacks of a trial and of its runs of confirmation and their tests."""
+    texts = [found.traceback]
+    for cell in confirm.fresh_cells(study):
+        if cell.searched.key == found.cell.key:
+            texts += [run.traceback for run in ledger.trials(study, cell) if run.number == found.number]
+            texts += [text for _, text in [ledger.untested(study, cell, found.number) or ("", "")]]
+    return [text for text in texts if text]
 
 
 def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) -> Trial | None:
@@ -107,12 +151,14 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
         if best is None:
             blocks.append(f"# {cell.title}: no trial is COMPLETE yet")
             continue
+        not_confirmed = "" if confirmed or by or study.confirm is None else _not_confirmed(ledger, study, cell)
         assert best.values is not None
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(study.objective, best.values, strict=True))
         one = len(study.cells) == 1
         blocks.append(
             ("" if one else "[[best]]\n")
             + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
+            + not_confirmed
             + _confirmed_comment(study, confirmed)
             + f"# checkpoint: {ledger.checkpoint(study, cell, best.number)}\n"
             f'trainable = "{cell.trainable}"\n[{"fixed" if one else "best.fixed"}]\n'
@@ -125,7 +171,13 @@ def _confirmed_comment(study: Study, confirmed: Confirmed | None) -> str:
     if confirmed is None:
         return ""
     means = ", ".join(f"{name} = {mean:.6g}" for name, mean in zip(study.objective, confirmed.means, strict=True))
-    return f"# confirmed on {confirmed.seeds} fresh seeds: mean {means}\n"
+    seeds = f"{confirmed.seeds} fresh seed{'s' * (confirmed.seeds > 1)}"
+    return f"# confirmed on {seeds}: mean {means}; the checkpoint is that of the search, `show` lists the others\n"
+
+
+def _not_confirmed(ledger: Ledger, study: Study, cell: Cell) -> str:
+    found = confirm.confirmed(ledger, study)[cell.key]
+    return f"# the best of the search; not confirmed: {confirmation.why_none(study, ledger.goals(study), found)}\n"
 
 
 def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, Any]], Mapping[str, float]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
-Reading order: trainables, ledger, search, prune, actor, record, machine, run, mirror; estimate aside.
+Reading order: trainables, ledger, confirm, search, prune, actor, record, machine, run, mlflow_runs,
+mirror; estimate aside.
 """
 
 import os

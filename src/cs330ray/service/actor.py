@@ -1,6 +1,7 @@
 """The worker's side: drive a trial's generator in batches, checkpoint what the record already holds, report the end."""
 
 import gc
+import math
 import os
 import platform
 import random
@@ -18,7 +19,7 @@ from ray import tune
 from cs330ray import checkpoint
 from cs330ray.errors import Diverged
 from cs330ray.service import trainables
-from cs330ray.trial import Progress, Scores
+from cs330ray.trial import Item, Progress, Scores
 
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 
@@ -39,7 +40,9 @@ class TrialRun:
         self._saved_s = time.monotonic()
 
     def next_batch(self) -> dict[str, Any]:
-        """Train until a batch of rows is worth a message; {"rows", "checkpoint"?, "circumstances"?, "end"?}.
+        """Train until a batch of rows is worth a message.
+
+        It holds "rows" and maybe "checkpoint", "circumstances", "end" and, with that, "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -50,7 +53,7 @@ class TrialRun:
             self._save_if_due(batch)
             if self._last:
                 if self._told.get("test"):
-                    batch["scores"] = self._tested()
+                    batch |= self._tested()
                 batch["end"] = {"state": "COMPLETE"}
             else:
                 self._train(batch)
@@ -91,13 +94,22 @@ class TrialRun:
             batch["checkpoint"] = _named(written)
             self._saved_s = time.monotonic()
 
-    def _tested(self) -> Scores:
-        """What the weights of the last checkpoint reach on the test split."""
+    def _tested(self) -> dict[str, Any]:
+        """What the weights of the last checkpoint reach on the test split, or why that is not known.
+
+        A test that fails takes nothing from the training, which is COMPLETE by now: test chooses nothing.
+        """
         last = checkpoint.newest(self._home)
-        assert last is not None
-        trainable = trainables.load(self._told["trainable"])
-        scores = trainable.test(trainable.Config(**self._told["config"]), self._told["seed"], last.path)
-        return Scores({str(name): float(value) for name, value in scores.metrics.items()}, dict(scores.items))
+        if last is None:
+            return {}  # there was no row
+        self.close()  # the memory of training is free for the test
+        settle(self._told["seed"], self._told["cpus"])
+        try:
+            trainable = trainables.load(self._told["trainable"])
+            found = trainable.test(trainable.Config(**self._told["config"]), self._told["seed"], last.path)
+            return {"scores": _scores(found)}
+        except Exception as error:  # noqa: BLE001 - the trial boundary
+            return {"untested": {name: text for name, text in _failure(_reason(error)).items() if name != "state"}}
 
     def _train(self, batch: dict[str, Any]) -> None:
         assert self._rows is not None
@@ -170,6 +182,20 @@ def _circumstances(told: Mapping[str, Any]) -> dict[str, Any]:
         "code": told["code"],
         "data": told["data"],
     }
+
+
+def _scores(found: Scores) -> Scores:
+    """Scores as plain numbers. Raises ValueError where one is not finite."""
+    metrics = {str(name): float(value) for name, value in found.metrics.items()}
+    items = {
+        str(name): [Item(str(item.unit), float(item.score)) for item in scored] for name, scored in found.items.items()
+    }
+    named = list(metrics.items())
+    named += [(name, item.score) for name, scored in items.items() for item in scored]
+    for name, value in named:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, but got {value}")
+    return Scores(metrics, items)
 
 
 def _reason(error: Exception) -> str:

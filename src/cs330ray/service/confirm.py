@@ -4,14 +4,13 @@ Who is confirmed, on which seeds and who is chosen are pure functions of what th
 and between cells, use the mean validation score over the fresh seeds; test is reported and chooses nothing.
 """
 
-import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cs330ray.service.ledger import Ledger, Trial
-from cs330ray.spec import Cell, Study
+from cs330ray.spec import Cell, Study, canonical
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,8 @@ class Run:
     """A candidate trained again on one fresh seed."""
 
     trial: Trial  # its cell is the searched one under that seed
-    test: Mapping[str, float]  # what it reached on test; empty until it is COMPLETE
+    test: Mapping[str, float]  # what it reached on test; empty until it is COMPLETE, and where the test failed
+    untested: str = ""  # why the test failed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Confirmed:
     searched: Trial
     runs: Sequence[Run]  # by seed, those that were taken up
     seeds: int  # how many there will be
-    current: bool = True  # False where a grown study has better trials by now: it is shown, and not chosen
+    current: bool = True  # False where a grown study has other candidates: it is shown, and not chosen
 
     @property
     def whole(self) -> bool:
@@ -37,20 +37,19 @@ class Confirmed:
         return len(self.runs) == self.seeds and all(run.trial.state == "COMPLETE" for run in self.runs)
 
     @property
+    def complete(self) -> list[Run]:
+        """The runs that are COMPLETE."""
+        return [run for run in self.runs if run.trial.state == "COMPLETE"]
+
+    @property
     def values(self) -> list[tuple[float, ...]]:
         """The objectives on validation, one tuple a COMPLETE fresh seed."""
-        return [run.trial.values for run in self.runs if run.trial.state == "COMPLETE" and run.trial.values]
+        return [run.trial.values for run in self.complete if run.trial.values]
 
     @property
     def means(self) -> tuple[float, ...]:
         """The mean of each objective over the COMPLETE fresh seeds."""
         return tuple(statistics.fmean(column) for column in zip(*self.values, strict=True))
-
-
-def fresh_seed(study_seed: int, index: int) -> int:
-    """Seed number `index` of confirmation, the same for every candidate of every cell."""
-    digest = hashlib.sha256(f"confirm\0{study_seed}\0{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 33
 
 
 def fresh_cells(study: Study) -> list[Cell]:
@@ -62,21 +61,39 @@ def fresh_cells(study: Study) -> list[Cell]:
 def candidates(study: Study, goals: Sequence[str], found: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
     """Who is confirmed, by cell key, given each cell's trials: the best by their search validation, or the front.
 
-    Cells are compared on the first n trials that every one of them has finished.
+    A configuration is a candidate once, by its best trial. Cells are compared on the first n trials that every one of
+    them has finished, but for a cell that has finished none.
     """
     if study.confirm is None:
         return {}
-    n = min(_leading_finished(trials) for trials in found.values())
+    n = min(filter(None, map(_leading_finished, found.values())), default=0)
     most = study.confirm.most(len(goals))
     chosen = {}
     for key, trials in found.items():
-        complete = [trial for trial in trials[:n] if trial.state == "COMPLETE" and trial.values]
-        if len(goals) == 1:
-            ranked = sorted(complete, key=lambda trial: (losses(trial.values or (), goals), trial.number))
-        else:
-            ranked = by_crowding(pareto_front(complete, goals), goals)
+        complete = _distinct([trial for trial in trials[:n] if trial.state == "COMPLETE" and trial.values], goals)
+        ranked = _ranked_front(study, goals, complete) if len(goals) > 1 else complete
         chosen[key] = ranked[:most]
     return chosen
+
+
+def _distinct(trials: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
+    """The best trial of each configuration, the best first."""
+    best: dict[str, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: (losses(trial.values or (), goals), trial.number)):
+        best.setdefault(canonical(dict(trial.params)), trial)
+    return list(best.values())
+
+
+def _ranked_front(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -> list[Trial]:
+    """The front: first who keeps the bounds on the search's validation, the best first, then by crowding distance."""
+    front = pareto_front(trials, goals)
+    kept = [
+        trial
+        for trial in front
+        if study.confirm and study.confirm.bounds and not broken_bounds(study, goals, trial.values or ())
+    ]
+    kept.sort(key=lambda trial: losses(trial.values or (), goals))
+    return kept + [trial for trial in by_crowding(front, goals) if trial not in kept]
 
 
 def _leading_finished(trials: Sequence[Trial]) -> int:
@@ -104,8 +121,7 @@ def confirmed(ledger: Ledger, study: Study) -> dict[str, list[Confirmed]]:
     runs: dict[tuple[str, int], list[Run]] = {}
     for cell in fresh_cells(study):
         for trial in ledger.trials(study, cell):
-            run = Run(trial, ledger.test_metrics(study, cell, trial.number))
-            runs.setdefault((cell.searched.key, trial.number), []).append(run)
+            runs.setdefault((cell.searched.key, trial.number), []).append(_run(ledger, study, trial))
     found: dict[str, list[Confirmed]] = {}
     for cell in study.cells:
         current = {trial.number: trial for trial in chosen[cell.key]}
@@ -121,22 +137,38 @@ def confirmed(ledger: Ledger, study: Study) -> dict[str, list[Confirmed]]:
     return found
 
 
+def _run(ledger: Ledger, study: Study, trial: Trial) -> Run:
+    if trial.state != "COMPLETE":
+        return Run(trial, {})
+    untested = ledger.untested(study, trial.cell, trial.number)
+    return Run(trial, ledger.test_metrics(study, trial.cell, trial.number), untested[0] if untested else "")
+
+
 def choice(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> Confirmed | None:
     """The best of `found` by the mean validation over the fresh seeds, of its first objective and within the bounds.
 
     None while a candidate's runs are not over, and where none is whole or keeps the bounds.
     """
-    current = [one for one in found if one.current]
-    if any(len(one.runs) < one.seeds or any(run.trial.state == "RUNNING" for run in one.runs) for one in current):
+    if runs_to_come(found):
         return None
-    kept = [one for one in current if one.whole and _keeps_bounds(study, goals, one)]
-    return min(kept, key=lambda one: (losses(one.means, goals)[0], one.searched.number), default=None)
+    kept = [one for one in found if one.current and one.whole and not broken_bounds(study, goals, one.means)]
+    return min(kept, key=lambda one: losses(one.means, goals)[0], default=None)  # of equals the search's first
 
 
-def _keeps_bounds(study: Study, goals: Sequence[str], one: Confirmed) -> bool:
+def runs_to_come(found: Sequence[Confirmed]) -> int:
+    """How many runs of the candidates have not ended."""
+    over = [sum(run.trial.state != "RUNNING" for run in one.runs) for one in found if one.current]
+    return sum(one.seeds for one in found if one.current) - sum(over)
+
+
+def broken_bounds(study: Study, goals: Sequence[str], values: Sequence[float]) -> list[str]:
+    """The bounds that objectives break, in words."""
     bounds = study.confirm.bounds if study.confirm else {}
-    places = zip(study.objective, goals, one.means, strict=True)
-    return all(optimism(goal, bounds[name], mean) <= 0 for name, goal, mean in places if name in bounds)
+    return [
+        f"{name} {'>=' if goal == 'max' else '<='} {bounds[name]:g}"
+        for name, goal, value in zip(study.objective, goals, values, strict=True)
+        if name in bounds and optimism(goal, bounds[name], value) > 0
+    ]
 
 
 def optimism(goal: str, promised: float, reached: float) -> float:

@@ -41,8 +41,8 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
             f"{eval_s:.3g}s an evaluation, {trial_s:.0f}s a trial"
         )
     if study.confirm is not None:
-        front = " or more, the front" if study.confirm.most(len(study.objective)) is None else ""
-        yield f"  then {_confirmations(study)} runs of confirmation a cell{front}; their tests are not in the estimate"
+        front = " (or more: the front)" if study.confirm.most(len(study.objective)) is None else ""
+        yield f"  then {_confirmations(study)} runs of confirmation a cell{front}, whose tests are not in the estimate"
     yield f"at most about {total_s / slots / 60:.1f} minutes in all, if nothing is pruned; nothing was started"
 
 

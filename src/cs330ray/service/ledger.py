@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import optuna
 import sqlalchemy as sql
 from optuna.study import StudyDirection
@@ -61,6 +62,7 @@ ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time
 LOSSES = _table("losses", [*TRIAL, "attempt"], _text("reason"), _time())
 ENDS = _table("ends", TRIAL, _text("state"), _text("reason"), _text("traceback"), _text("worth"), _time())
 SCORES = _table("scores", TRIAL, _text("metrics"), _text("scored"), _time())
+UNTESTED = _table("untested", TRIAL, _text("reason"), _text("traceback"), _time())
 TESTS = _table(
     "tests", ["opening"], _text("trainable"), _text("config"), _text("checkpoint"), _text("metrics"), _time()
 )
@@ -109,11 +111,12 @@ class Ledger:
         connect_args: dict[str, Any] = {"timeout": 60} if url.startswith("sqlite") else {}
         with self._guarded():
             self._engine = sql.create_engine(url, connect_args=connect_args)
-            if self._engine.dialect.name == "sqlite":
-                with self._engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
-            TABLES.create_all(self._engine)
+            with _alone(self._engine.url):
+                if self._engine.dialect.name == "sqlite":
+                    with self._engine.connect() as connection:
+                        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
+                TABLES.create_all(self._engine)
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
         self._readers: dict[tuple[str, str], optuna.Study] = {}
@@ -176,7 +179,7 @@ class Ledger:
         for summary in optuna.get_all_study_summaries(self.storage):
             if summary.study_name.startswith(f"{name} "):
                 optuna.delete_study(study_name=summary.study_name, storage=self.storage)
-        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES):
+        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES, UNTESTED):
             self._execute(table.delete().where(table.c.study == study.name))
         self._execute(STUDIES.delete().where(STUDIES.c.name == study.name))
         self._ids, self._trial_ids, self._readers = {}, {}, {}
@@ -371,7 +374,7 @@ class Ledger:
 
     # Scores of the test split ------------------------------------------------------------------------------------
 
-    def write_test(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
+    def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
         """Record what a confirmation reached on the test split."""
         items = {
             name: {"units": [item.unit for item in found], "scores": [item.score for item in found]}
@@ -385,6 +388,16 @@ class Ledger:
         """What a confirmation reached on the test split; empty where it has not been scored."""
         found = self._select(sql.select(SCORES.c.metrics).where(_of_trial(SCORES, study, cell, number)))
         return {str(name): float(value) for name, value in json.loads(found[0].metrics).items()} if found else {}
+
+    def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
+        """Record that a confirmation's test failed, and why."""
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        self._insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": time.time()}])
+
+    def untested(self, study: Study, cell: Cell, number: int) -> tuple[str, str] | None:
+        """Why a confirmation's test failed, and its traceback, or None."""
+        found = self._select(sql.select(UNTESTED).where(_of_trial(UNTESTED, study, cell, number)))
+        return (str(found[0].reason), str(found[0].traceback)) if found else None
 
     def test_items(self, study: Study, cell: Cell, number: int) -> dict[str, list[Item]]:
         """The items behind each of those metrics."""
@@ -402,7 +415,7 @@ class Ledger:
         self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": time.time()}])
         return row["opening"]
 
-    def write_scores(self, opening: str, metrics: Mapping[str, float]) -> None:
+    def write_opened(self, opening: str, metrics: Mapping[str, float]) -> None:
         """Record what an opening of the test split showed."""
         self._execute(TESTS.update().where(TESTS.c.opening == opening).values(metrics=json.dumps(dict(metrics))))
 
@@ -462,6 +475,21 @@ class Ledger:
                 f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
             )
             raise self.failure from error
+
+
+@contextmanager
+def _alone(url: sql.URL) -> Iterator[None]:
+    """Hold a new SQLite file while its tables are made: two processes that both find none would both make them."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        yield
+        return
+    try:
+        with filelock.FileLock(f"{url.database}.lock", timeout=60):
+            yield
+    except filelock.Timeout:
+        raise LedgerError(
+            f"{url.database}.lock: the ledger must open within 60 s, but another process holds it"
+        ) from None
 
 
 def redacted(url: str) -> str:

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
@@ -91,25 +91,27 @@ class _Picture:
         tags = {"objective": ", ".join(study.objective), "digest": study.digest}
         changes = self.runs.ensure(top, study.name, None, tags)
         confirmed = confirm.confirmed(self.ledger, study)
-        changes += sum(self._cell(study, cell, top, confirmed.get(cell.key, [])) for cell in study.cells)
-        ended = sum(trial.state != "RUNNING" for cell in study.cells for trial in self.ledger.trials(study, cell))
-        over = ended >= study.budget.trials * len(study.cells) and not confirm.pending(self.ledger, study)
-        return changes + self.runs.conclude(top, "COMPLETE" if over else "RUNNING", time.time())
+        over = []
+        for cell in study.cells:
+            trials, found = self.ledger.trials(study, cell), confirmed.get(cell.key, [])
+            finished = sum(trial.state != "RUNNING" for trial in trials)
+            over.append(finished >= study.budget.trials and not confirm.runs_to_come(found))
+            key = ("cell", cell.key, "")
+            changes += self._cell(study, cell, key, top, trials, found)
+            changes += self.runs.conclude(key, "COMPLETE" if over[-1] else "RUNNING", _end(trials))
+        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", time.time())
 
-    def _cell(self, study: Study, cell: Cell, top: Key, found: list[Confirmed]) -> int:
-        key, goals = ("cell", cell.key, ""), self.ledger.goals(study)
-        trials = self.ledger.trials(study, cell)
-        tags = _best_tags(goals, study, trials) | _choice_tags(study, confirm.choice(study, goals, found))
+    def _cell(self, study: Study, cell: Cell, key: Key, top: Key, trials: list[Trial], found: list[Confirmed]) -> int:
+        goals = self.ledger.goals(study)
+        tags = _best_tags(goals, study, trials)
+        if found:
+            tags |= _choice_tags(study, confirm.choice(study, goals, found))
         changes = self.runs.ensure(key, cell.title, top, tags)
         for trial in trials:
             changes += self._trial(study, cell, trial, f"trial {trial.number}", key)
         if len(goals) > 1:
             changes += self._front(cell, trials, goals)
-        changes += sum(self._confirmed(study, cell, one) for one in found)
-        finished = sum(trial.state != "RUNNING" for trial in trials)
-        return changes + self.runs.conclude(
-            key, "COMPLETE" if finished >= study.budget.trials else "RUNNING", _end(trials)
-        )
+        return changes + sum(self._confirmed(study, cell, one) for one in found)
 
     def _front(self, cell: Cell, trials: list[Trial], goals: list[str]) -> int:
         """Say of each COMPLETE trial whether it is on its cell's front just now."""
@@ -125,7 +127,11 @@ class _Picture:
         parent, changes = ("trial", cell.key, str(one.searched.number)), 0
         for run in one.runs:
             name = f"trial {one.searched.number}, fresh seed {run.trial.cell.fresh}"
-            changes += self._trial(study, run.trial.cell, run.trial, name, parent)
+            overtaken = not one.current and run.trial.state == "RUNNING"  # nothing will end it
+            trial = (
+                replace(run.trial, state="PRUNED", reason="not among the candidates now") if overtaken else run.trial
+            )
+            changes += self._trial(study, run.trial.cell, trial, name, parent)
         if one.values:
             changes += self.runs.tag(parent, _means(study, one) | {"confirmed_seeds": str(len(one.values))})
         return changes
@@ -142,7 +148,7 @@ class _Picture:
         if trial.state == "COMPLETE" and cell.fresh is not None and self.runs.tag_of(key, "tested_step") is None:
             changes += self._test(study, key, trial)
         changes += self.runs.conclude(key, trial.state, trial.ended_s)
-        if trial.state != "RUNNING":
+        if trial.ended_s is not None:
             self.done.add(key)
         return changes
 
@@ -193,8 +199,10 @@ def _best_tags(goals: list[str], study: Study, trials: list[Trial]) -> dict[str,
 
 
 def _choice_tags(study: Study, chosen: Confirmed | None) -> dict[str, str]:
-    """The confirmed choice of a cell, where there is one."""
-    return {"confirmed_trial": str(chosen.searched.number), **_means(study, chosen)} if chosen is not None else {}
+    """The confirmed choice of a cell; "none" where there is none, or none any more."""
+    if chosen is None:
+        return {"confirmed_trial": "none"} | {f"confirmed_{name}": "none" for name in study.objective}
+    return {"confirmed_trial": str(chosen.searched.number)} | _means(study, chosen)
 
 
 def _means(study: Study, one: Confirmed) -> dict[str, str]:

@@ -98,18 +98,23 @@ class Recorder:
         rows = [Row(**row) for row in batch["rows"]]
         ledger.write_rows(study, cell, number, rows)
         if "scores" in batch:
-            ledger.write_test(study, cell, number, batch["scores"])
+            ledger.write_scores(study, cell, number, batch["scores"])
+        if "untested" in batch:
+            ledger.write_untested(study, cell, number, **batch["untested"])
         for row in rows:
             if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._listener.reached(cell, number, row)
 
     def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:
-        """Say so where a trial goes on under other code or data than it began with."""
-        for before in self._ledger.attempts(self._study, cell, number)[-1:]:
-            changed = [what for what in ("code", "data") if before[what] != now[what]]
-            if changed and now["resumed_from_step"] is not None:
-                self._listener.says(f"trial {number} goes on under other {' and '.join(changed)} than it began with")
+        """Say so where a trial goes on, or is confirmed, under other code or data than before."""
+        own = self._ledger.attempts(self._study, cell, number)
+        for before in (own or self._ledger.attempts(self._study, cell.searched, number))[-1:]:
+            changed = " and ".join(what for what in ("code", "data") if before[what] != now[what])
+            if changed and own and now["resumed_from_step"] is not None:
+                self._listener.says(f"trial {number} goes on under other {changed} than it began with")
+            if changed and not own:
+                self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
 
     def _prune(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> Ending | None:
         """The pruner's word on the last row of a batch, if that is a rung, the trial's newest row and not its last."""

@@ -89,7 +89,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
             except Interrupted:
                 return Outcome(time.monotonic() - began, session.start_s(began), True)
             finally:
-                ledger.seen(study, session.name)
+                session.seen()
     return Outcome(time.monotonic() - began, session.start_s(began), False)
 
 
@@ -101,6 +101,7 @@ class _Session(Listener):
         self.listener = listener
         self._ledger, self._study, self._interrupted = ledger, study, interrupted
         self._seen_s = 0.0
+        self._searches = True
         self._first: float | None = None
 
     def start_s(self, began: float) -> float:
@@ -113,8 +114,13 @@ class _Session(Listener):
             raise Interrupted
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
-            self._ledger.seen(self._study, self.name)
+            self.seen()
         self.listener.ticked()
+
+    def seen(self) -> None:
+        """Count the time until now as the search's; confirmation's is nobody's."""
+        if self._searches:
+            self._ledger.seen(self._study, self.name)
 
     def says(self, line: str) -> None:
         self.listener.says(line)
@@ -135,7 +141,15 @@ class _Session(Listener):
         self.listener.lost(*args)
 
     def confirms(self, runs: int) -> None:
+        self.seen()
+        self._searches = False
         self.listener.confirms(runs)
+        found = confirm.confirmed(self._ledger, self._study)
+        most = self._study.confirm.most(len(self._study.objective)) if self._study.confirm else None
+        for cell in self._study.cells:
+            number = len(found[cell.key])
+            if most is not None and number < most:
+                self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
 
 
 def _tune(

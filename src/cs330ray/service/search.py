@@ -36,6 +36,11 @@ def trial_seed(study_seed: int, number: int) -> int:
     return _hashed(study_seed, number)
 
 
+def fresh_seed(study_seed: int, index: int) -> int:
+    """Seed number `index` of confirmation, the same for every candidate of every cell."""
+    return _hashed("confirm", study_seed, index)
+
+
 def _hashed(*parts: object) -> int:
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - SEED_BITS)
@@ -222,7 +227,7 @@ class LedgerSearcher(tune.search.Searcher):
             **self._assignment(cell, trial.number),
             "cell": cell.key,
             "trial": trial.number,
-            "seed": trial.user_attrs["seed"] if searched else confirm.fresh_seed(self._study.seed, cell.fresh or 0),
+            "seed": trial.user_attrs["seed"] if searched else fresh_seed(self._study.seed, cell.fresh or 0),
             "test": not searched,
             "trainable": cell.trainable,
             "config": {**cell.fixed, **trial.params},

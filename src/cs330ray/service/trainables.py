@@ -83,6 +83,8 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
         if name not in trainable.METRICS:
             known = ", ".join(trainable.METRICS)
             yield f"objective: {cell.trainable} reports {known}, but got {name!r}{_near(name, trainable.METRICS)}"
+        elif name.startswith("test_"):
+            yield f"objective: the search never reads test, but got {name!r}; take {name.replace('test_', 'val_', 1)!r}"
     fields = trainable.Config.model_fields
     for name in [*cell.fixed, *cell.space]:
         if name not in fields:
