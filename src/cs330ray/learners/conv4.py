@@ -75,6 +75,45 @@ def features(body: Body, params_T: Params, images_TBCHW: Tensor, *, norm_B: int 
     return x_BCHW.reshape(batch, tasks, -1).transpose(0, 1)
 
 
+def group_features(params: Params, images_GBCHW: Tensor, *, norm_B: int | None = None) -> Tensor:
+    """Embed groups of images under the same parameters by the `pooled` body: (G, B, D).
+
+    All images of a group are one batch-norm group; or its first `norm_B` images are, and the others are normalised with
+    their statistics. No group is cut, and no two are merged: that would be another model. Differentiable once.
+    """
+    groups = len(images_GBCHW)
+    x_BCHW = images_GBCHW.flatten(0, 1).clone(memory_format=torch.channels_last)  # even where C is 1
+    for block in range(1, BLOCKS + 1):
+        weight_CCHW, scale_C, shift_C = _of_block(block, params)
+        weight_CCHW, scale_C = _positive_scale(weight_CCHW, scale_C)
+        if block == 1:
+            statistics = _patch_statistics(images_GBCHW[:, :norm_B], weight_CCHW[None])
+            mean_GC, var_GC = (statistic.view(groups, -1) for statistic in statistics)
+            y_BCHW = _conv_pool(x_BCHW, weight_CCHW)
+        else:
+            y_BCHW = F.conv2d(x_BCHW, weight_CCHW, padding=1)
+            mean_GC, var_GC = _apply(_GroupStatistics, _grouped(y_BCHW, groups)[:, :norm_B])
+            y_BCHW = F.max_pool2d(y_BCHW, 2)
+        a_GC = scale_C * (var_GC + EPSILON).rsqrt()
+        b_GC = shift_C - mean_GC * a_GC
+        x_BCHW = torch.addcmul(_wide(b_GC), _grouped(y_BCHW, groups), _wide(a_GC)).relu_().flatten(0, 1)
+    return x_BCHW.reshape(*images_GBCHW.shape[:2], -1)
+
+
+def _conv_pool(x_BCHW: Tensor, weight_CCHW: Tensor) -> Tensor:
+    """Convolve and pool; on a CPU few images at a time, so that what is only pooled never leaves its caches."""
+    parts = torch.split(x_BCHW, 16 if x_BCHW.is_cpu else len(x_BCHW))
+    return torch.cat([F.max_pool2d(F.conv2d(part_BCHW, weight_CCHW, padding=1), 2) for part_BCHW in parts])
+
+
+def _grouped(y_BCHW: Tensor, groups: int) -> Tensor:
+    return y_BCHW.view(groups, -1, *y_BCHW.shape[1:])
+
+
+def _wide(of_GC: Tensor) -> Tensor:
+    return of_GC[:, None, :, None, None]
+
+
 def _of_block(block: int, params_T: Params) -> tuple[Tensor, Tensor, Tensor]:
     return params_T[f"conv{block}.weight"], params_T[f"norm{block}.scale"], params_T[f"norm{block}.shift"]
 
@@ -123,6 +162,27 @@ class _Statistics(torch.autograd.Function):
         pixels = y_BCHW.numel() // y_BCHW.shape[1]
         slope_C = d_var_C * (2 / pixels)
         return torch.addcmul((d_mean_C / pixels - mean_C * slope_C)[:, None, None], y_BCHW, slope_C[:, None, None])
+
+
+class _GroupStatistics(torch.autograd.Function):
+    """Mean and (biased) variance of each channel in each group, (G, C), with a backward pass that is one pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, y_GBCHW: Tensor) -> tuple[Tensor, Tensor]:
+        if y_GBCHW.is_cpu:
+            found = [torch.batch_norm_update_stats(y_BCHW, None, None, 0.0) for y_BCHW in y_GBCHW]
+            mean_GC, var_GC = (torch.stack(rows) for rows in zip(*found, strict=True))
+        else:
+            var_GC, mean_GC = torch.var_mean(y_GBCHW, dim=(1, 3, 4), correction=0)
+        ctx.save_for_backward(y_GBCHW, mean_GC)
+        return mean_GC, var_GC
+
+    @staticmethod
+    def backward(ctx: Any, d_mean_GC: Tensor, d_var_GC: Tensor) -> Tensor:
+        y_GBCHW, mean_GC = ctx.saved_tensors
+        pixels = y_GBCHW[0, :, 0].numel()
+        slope_GC = d_var_GC * (2 / pixels)
+        return torch.addcmul(_wide(d_mean_GC / pixels - mean_GC * slope_GC), y_GBCHW, _wide(slope_GC))
 
 
 # The form <conv(x, w), g> is linear in each of its three arguments, so its partial derivatives are closed under
