@@ -95,3 +95,54 @@ def test_a_batch_is_plain_data(tmp_path: Path) -> None:
     batch = TrialRun(told(tmp_path)).next_batch()
     assert json.loads(json.dumps(batch)) == batch
     assert {"host", "pid", "device", "threads", "versions", "code", "data"} <= set(batch["circumstances"])
+
+
+def noisy(home: Path, **config: Any) -> dict[str, Any]:
+    return told(home, trainable="tests.noisy", test=True) | {"config": config, "steps": 3}
+
+
+def test_a_trial_of_the_search_never_reads_test(tmp_path: Path) -> None:
+    run = TrialRun(noisy(tmp_path, on_test="raises") | {"test": False})
+    run.next_batch()
+    assert set(run.next_batch()) == {"rows", "checkpoint", "end"}
+
+
+def test_scores_come_with_the_end_after_the_last_checkpoint_as_plain_numbers(tmp_path: Path) -> None:
+    run = TrialRun(noisy(tmp_path, on_test="numpy"))
+    assert "scores" not in run.next_batch()
+    last = run.next_batch()
+    assert (last["checkpoint"]["step"], last["end"]) == (3, {"state": "COMPLETE"})
+    items = last["scores"].items["test_accuracy"]
+    assert {type(item.score) for item in items} | {type(last["scores"].metrics["test_accuracy"])} == {float}
+    assert last["scores"].metrics["test_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("on_test", "reason"),
+    [
+        ("raises", "raised: RuntimeError: the test split was read"),
+        ("nan", "raised: ValueError: test_accuracy must be finite, but got nan"),
+    ],
+)
+def test_a_test_that_fails_leaves_the_training_complete_and_says_why(tmp_path: Path, on_test: str, reason: str) -> None:
+    run = TrialRun(noisy(tmp_path, on_test=on_test))
+    run.next_batch()
+    last = run.next_batch()
+    assert last["end"] == {"state": "COMPLETE"}
+    assert "scores" not in last
+    assert last["untested"]["reason"] == reason
+    assert "Traceback" in last["untested"]["traceback"]
+
+
+def test_a_trial_cut_before_its_test_is_tested_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run = TrialRun(noisy(tmp_path) | {"test": False})
+    run.next_batch(), run.next_batch()
+    again = TrialRun(noisy(tmp_path))
+    again.next_batch()
+    assert again.next_batch()["scores"].metrics["test_accuracy"] == 0.5
+
+
+def test_a_trial_that_reaches_no_row_is_not_tested(tmp_path: Path) -> None:
+    run = TrialRun(noisy(tmp_path, stops_at=1) | {"steps": 0})
+    run.next_batch()
+    assert set(run.next_batch()) == {"rows", "end"}

@@ -22,7 +22,8 @@ from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.service.mirror import Mirror
 from cs330ray.service.run import run
 from cs330ray.service.search import fresh_seed, trial_seed
-from cs330ray.spec import Study, parse
+from cs330ray.spec import Budget, Study, parse
+from tests import noisy as noisy_trainable
 from tests.noisy import luck
 from tests.studies_of_tests import toml, whole
 
@@ -302,6 +303,25 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     table = confirmation.table(ledger, many)
     assert table is not None
     assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
+
+
+def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
+    few = noisy(search={"quality": [0.55, 0.6]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
+    run(few, home, mirror=False)
+    ledger = Ledger.at(home)
+    Mirror(ledger, "noisy", home).sync()
+    grown = few.model_copy(update={"budget": Budget(trials=8, steps=1)})
+    ledger.open(grown, {"tests.noisy": noisy_trainable.METRICS})
+    Mirror(ledger, "noisy", home).sync()
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    (cell,) = client.search_runs(["1"], "tags.`cs330ray.kind` = 'cell'")
+    assert (cell.info.status, cell.data.tags["cs330ray.confirmed_trial"]) == ("RUNNING", "0")
+    run(grown, home, mirror=False)
+    Mirror(ledger, "noisy", home).sync()
+    (cell,) = client.search_runs(["1"], "tags.`cs330ray.kind` = 'cell'")
+    chosen = confirmation.choices(ledger, grown)["{}"]
+    assert (cell.info.status, cell.data.tags["cs330ray.confirmed_trial"]) == ("FINISHED", str(chosen.searched.number))
+    assert Mirror(ledger, "noisy", home).sync() == 0
 
 
 def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_second_sync_changes_nothing(
