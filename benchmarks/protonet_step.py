@@ -262,9 +262,8 @@ def main(reader: str) -> None:
                 print(f"{shots:>5} {part:8}{plain_s:>9.4f}{ours_s:>9.4f}{row[f'{part}_ratio']:>8.2f}")
             print(f"      floor {row['floor_s']:.3f} s, our step {row['of_floor']:.2f} times that; ", end="")
             print(f"results differ by {apart[torch.float64]:.0e} (64), {apart[torch.float32]:.0e} (32)")
-            print(
-                "      our step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares(images, shots).items())
-            )
+            into = shares(images, shots, row["step_ours_s"])
+            print("      our step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in into.items()), flush=True)
     first = next(iter(found.values()))
     cases = {case: {name: round(value, 4) for name, value in row.items()} for case, row in found.items()}
     report = {
