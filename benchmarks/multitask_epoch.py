@@ -157,9 +157,8 @@ def check_agreement(sharing: str) -> dict[torch.dtype, float]:
         pair = Pair(sharing, dtype)
         pair.our_epoch()
         generator = torch.Generator().manual_seed(0)
-        plain_epoch(
-            pair.net, pair.plain_optimizer, multitask.batches(pair.train, items=ITEMS, batch=BATCH, generator=generator)
-        )
+        drawn = multitask.batches(pair.train, items=ITEMS, batch=BATCH, generator=generator)
+        plain_epoch(pair.net, pair.plain_optimizer, ((part, items_B1.squeeze(1)) for part, items_B1 in drawn))
         plain = torch.cat([param.detach().flatten() for param in plain_net(pair.weights.params, sharing).parameters()])
         ours = torch.cat([param.detach().flatten() for param in pair.net.parameters()])
         found[dtype] = ((plain - ours).norm() / plain.norm()).item()

@@ -189,16 +189,17 @@ def test_one_batch_overfits_to_zero_loss():
     assert all(loss.item() < 1e-3 for loss in found)
 
 
-@pytest.mark.parametrize("sharing", ["shared", "separate"])
-def test_an_epoch_is_that_of_autograd_and_adam_over_the_same_batches(sharing):
-    told, (ratings, _) = Multitask("sigmoid", 0.7, 0.4), drawn_batch()
+@pytest.mark.parametrize(("sharing", "candidates"), [("shared", 1), ("separate", 1), ("separate", 4)])
+def test_an_epoch_is_that_of_autograd_and_adam_over_the_same_batches(sharing, candidates):
+    told, (ratings, _) = Multitask("sigmoid", 0.7, 0.4, candidates=candidates), drawn_batch()
     drawn = drawn_params(sharing)
     plain = {name: param.clone().requires_grad_() for name, param in drawn.items()}
     plain_optimizer = torch.optim.Adam(plain.values(), lr=0.01, weight_decay=0.1)
     losses = []
-    for batch, negatives_B in multitask.batches(
-        ratings, items=ITEMS, batch=8, generator=torch.Generator().manual_seed(2)
+    for batch, candidates_BJ in multitask.batches(
+        ratings, items=ITEMS, batch=8, candidates=candidates, generator=torch.Generator().manual_seed(2)
     ):
+        negatives_B = torch.tensor(literal_hardest(plain, batch, candidates_BJ, ratings))
         plain_optimizer.zero_grad()
         joint_loss(told, plain, batch, negatives_B).backward()
         losses.append([loss.item() * len(batch) for loss in multitask.loss(told, plain, batch, negatives_B)])
@@ -211,6 +212,32 @@ def test_an_epoch_is_that_of_autograd_and_adam_over_the_same_batches(sharing):
     assert found == pytest.approx(np.sum(losses, axis=0) / BATCH)
     for name, param in plain.items():
         torch.testing.assert_close(weights.params[name], param.detach(), rtol=1e-9, atol=1e-9)
+
+
+def literal_hardest(params: dict[str, Tensor], batch: Ratings, candidates_BJ: Tensor, ratings: Ratings) -> list[int]:
+    """Of each row the item with the highest score, pair by pair; a rated one only where none is left."""
+    rated = set(zip(ratings.users_B.tolist(), ratings.items_B.tolist(), strict=True))
+    chosen = []
+    for user, candidates in zip(batch.users_B.tolist(), candidates_BJ.tolist(), strict=True):
+        left = [item for item in candidates if (user, item) not in rated] or candidates[:1]
+        score = {item: multitask.scores(params, torch.tensor([user]), torch.tensor([item])).item() for item in left}
+        chosen.append(candidates[0] if len(candidates) == 1 else max(left, key=score.__getitem__))
+    return chosen
+
+
+def test_the_hardest_candidate_is_the_best_scored_that_the_user_has_not_rated():
+    params = drawn_params()
+    ratings = Ratings(
+        *(torch.arange(USERS).repeat_interleave(4), torch.arange(USERS * 4) % ITEMS, torch.ones(USERS * 4))
+    )
+    rated_UI = torch.zeros(USERS, ITEMS, dtype=torch.bool)
+    rated_UI[ratings.users_B, ratings.items_B] = True
+    candidates_BJ = torch.randint(ITEMS, (len(ratings), 3), generator=torch.Generator().manual_seed(0))
+    candidates_BJ[0] = ratings.items_B[0]  # nothing but what this user has rated
+    found = multitask.hardest(params, ratings, candidates_BJ, rated_UI)
+    assert found.tolist() == literal_hardest(params, ratings, candidates_BJ, ratings)
+    assert found[0] == ratings.items_B[0]
+    assert torch.equal(multitask.hardest(params, ratings, candidates_BJ[:, :1], rated_UI), candidates_BJ[:, 0])
 
 
 def test_the_batches_of_an_epoch_hold_every_rating_once_in_another_order_each_time():
@@ -231,8 +258,8 @@ def test_the_batches_of_an_epoch_hold_every_rating_once_in_another_order_each_ti
 
 def test_items_are_drawn_uniformly_over_all():
     ratings = Ratings(*(torch.zeros(9000, dtype=torch.int64) for _ in range(3)))
-    ((_, negatives_B),) = multitask.batches(ratings, items=9, batch=9000, generator=torch.Generator().manual_seed(0))
-    counts = torch.bincount(negatives_B, minlength=9)
+    ((_, drawn_B1),) = multitask.batches(ratings, items=9, batch=9000, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn_B1.squeeze(1), minlength=9)
     assert len(counts) == 9
     assert (counts - 1000).abs().max() < 4 * math.sqrt(1000)  # four standard deviations
 

@@ -44,13 +44,16 @@ class Ratings:
 class Multitask:
     """What the algorithm is told: the pairwise loss, the weight of each head's loss (lambda_F, lambda_R), and dropout.
 
-    `dropout` is the share of the regression head's hidden values that training drops.
+    `dropout` is the share of the regression head's hidden values that training drops. Of `candidates` drawn items the
+    one with the highest score that the user has not rated stands against a rated one (Zhang et al. 2013); 1: whichever
+    is drawn, the course's way.
     """
 
     pairwise: Pairwise
     factorization_weight: float
     regression_weight: float
     dropout: float = 0.0
+    candidates: int = 1
 
 
 @dataclass(frozen=True)
@@ -251,10 +254,12 @@ def train_epoch(
     generator: torch.Generator,
 ) -> tuple[float, float]:
     """Descend the joint loss over all ratings once; the means of L_F and of L_R."""
-    items, grad = len(weights.params["item"]), weights.flat.grad
+    rated_UI, grad = _rated(weights.params, ratings), weights.flat.grad
     assert grad is not None
     totals = torch.zeros(2, device=grad.device)
-    for part, negatives_B in batches(ratings, items=items, batch=batch, generator=generator):
+    drawn = batches(ratings, items=rated_UI.shape[1], batch=batch, candidates=multitask.candidates, generator=generator)
+    for part, candidates_BJ in drawn:
+        negatives_B = hardest(weights.params, part, candidates_BJ, rated_UI)
         masks = dropout_masks(multitask, weights.params, len(part), generator)
         grad.zero_()
         found = backward(multitask, weights.params, weights.grads, part, negatives_B, masks)
@@ -265,18 +270,34 @@ def train_epoch(
 
 
 def batches(
-    ratings: Ratings, *, items: int, batch: int, generator: torch.Generator
+    ratings: Ratings, *, items: int, batch: int, candidates: int = 1, generator: torch.Generator
 ) -> Iterator[tuple[Ratings, Tensor]]:
-    """Shuffle an epoch's ratings and draw an item against each, uniformly over all; batches of both.
+    """Shuffle an epoch's ratings and draw `candidates` items against each, uniformly over all; batches of both (B, J).
 
     The draw takes place on the CPU's `generator`, so that every device sees the same epoch.
     """
     device = ratings.stars_B.device
     shuffled = ratings[torch.randperm(len(ratings), generator=generator).to(device)]
-    negatives_B = torch.randint(items, (len(ratings),), generator=generator).to(device)
+    candidates_BJ = torch.randint(items, (len(ratings), candidates), generator=generator).to(device)
     for first in range(0, len(ratings), batch):
         chosen = slice(first, first + batch)
-        yield shuffled[chosen], negatives_B[chosen]
+        yield shuffled[chosen], candidates_BJ[chosen]
+
+
+@torch.no_grad()
+def hardest(params: Params, batch: Ratings, candidates_BJ: Tensor, rated_UI: Tensor) -> Tensor:
+    """Choose from each row the candidate with the highest score that the user has not rated: (B,).
+
+    A row of one candidate is no choice: it is that, rated or not. So is the first of a row that is rated throughout.
+    """
+    rows, drawn = candidates_BJ.shape
+    if drawn == 1:
+        return candidates_BJ[:, 0]
+    users_B = batch.users_B
+    q_BJD = _rows(params["item"], candidates_BJ.flatten()).view(rows, drawn, -1)
+    p_BJ = torch.bmm(q_BJD, _rows(params["user"], users_B)[:, :, None]).squeeze(2) + params["item_bias"][candidates_BJ]
+    p_BJ.masked_fill_(rated_UI[users_B[:, None], candidates_BJ], -torch.inf)
+    return candidates_BJ.gather(1, p_BJ.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def dropout_masks(multitask: Multitask, params: Params, batch: int, generator: torch.Generator) -> list[Tensor]:
@@ -319,6 +340,14 @@ def ranks(scores_UI: Tensor, held_out: Ratings, known: Ratings) -> Tensor:
         own_B = scores_UI[pairs.users_B, pairs.items_B]
         balances.append(_rows(scores_UI, pairs.users_B).sub_(own_B[:, None]).sign_().sum(dim=1))
     return (1 + scores_UI.shape[1] + torch.cat(balances)) / 2
+
+
+def _rated(params: Params, ratings: Ratings) -> Tensor:
+    """Which items a user has rated: (U, I), booleans."""
+    shape = len(params["user"]), len(params["item"])
+    rated_UI = torch.zeros(shape, dtype=torch.bool, device=ratings.stars_B.device)
+    rated_UI[ratings.users_B, ratings.items_B] = True
+    return rated_UI
 
 
 def _regression_tables(params: Params) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,9 @@ class Config(BaseModel):
     pairwise: multitask.Pairwise = Field(
         "sigmoid", description="the factorization head's loss: the course's, or Rendle's -log sigmoid"
     )
+    candidates: int = Field(
+        1, ge=1, le=256, description="items drawn against a rated one, of which the hardest that is not rated counts"
+    )
     factorization_weight: float = Field(0.99, ge=0, le=1, description="of the pairwise loss (the course's lambda_F)")
     regression_weight: float | None = Field(
         None, ge=0, le=1, description="of the squared error (the course's lambda_R); 1 - factorization_weight"
@@ -75,7 +78,7 @@ class Config(BaseModel):
     def algorithm(self) -> Multitask:
         """The algorithm as it trains."""
         weight = 1 - self.factorization_weight if self.regression_weight is None else self.regression_weight
-        return Multitask(self.pairwise, self.factorization_weight, weight, self.dropout)
+        return Multitask(self.pairwise, self.factorization_weight, weight, self.dropout, self.candidates)
 
     @property
     def widths(self) -> list[int]:
