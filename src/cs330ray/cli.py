@@ -278,12 +278,18 @@ def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = 
         for archive in store.archives():
             typer.echo(f"{archive.file}: {store.fetch(archive)}")
     elif action == "verify":
-        from cs330ray.data import movielens, omniglot
+        from cs330ray.data import movielens, omniglot, text
 
         omniglot.verify()
         typer.echo("omniglot: 1,623 characters of 50 alphabets, pixel for pixel the published ones")
         movielens.verify()
         typer.echo("movielens: 100,000 ratings of 1,682 films by 943 users, divided by each of u1-u5 as published")
+        text.verify("babi")
+        typer.echo("babi: 20 tasks with 1,000 questions to train and 1,000 to test, in as many stories as published")
+        text.verify("amazon")
+        typer.echo("amazon: 10,261 reviews, of each number of stars as many as published")
+        text.verify("xsum")
+        typer.echo("xsum: each pair has a document, a summary and an id of its own")
     else:
         from cs330ray.report.sheet import Sheet
 

@@ -8,12 +8,14 @@
 $CS330RAY_OFFLINE=1 forbids downloads. A file or directory stands under its name only when it is whole.
 """
 
+import gzip
 import hashlib
 import http.client
 import json
 import os
 import shutil
 import sys
+import tarfile
 import urllib.error
 import urllib.request
 import uuid
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Protocol, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -47,12 +49,19 @@ class Archive:
     licence: str
     instead: str  # the dataset of the same kind that needs no archive
     max_bytes: int = 1 << 26  # of the file, and of its content unpacked
+    also: str | None = None  # the name of what stands at `url`, where that is another; taken as well
 
     @property
     def found(self) -> Path | None:
         """Where the archive lies, in $CS330RAY_DATA or in the cache, or None."""
-        places = [place / self.file for place in (_given(), cache()) if place is not None]
-        return next((path for path in places if path.is_file()), None)
+        places = [place for place in (_given(), cache()) if place is not None]
+        paths = [place / name for place in places for name in (self.file, self.also) if name is not None]
+        return next((path for path in paths if path.is_file()), None)
+
+    @property
+    def downloaded(self) -> str:
+        """The name that a download has."""
+        return self.also or self.file
 
     @property
     def remedy(self) -> str:
@@ -62,6 +71,9 @@ class Archive:
 
 _OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+_BABI = "https://s3.amazonaws.com/text-datasets/babi_tasks_1-20_v1-2.tar.gz"  # Keras' copy
+_XSUM = "https://huggingface.co/datasets/EdinburghNLP/xsum/resolve/refs%2Fconvert%2Fparquet/default/validation"
+_AMAZON = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/reviews_Musical_Instruments_5.json.gz"
 
 ARCHIVES = {
     archive.file: archive
@@ -69,6 +81,16 @@ ARCHIVES = {
         Archive("omniglot", "images_background.zip", f"{_OMNIGLOT}/images_background.zip", "MIT", "glyphs"),
         Archive("omniglot", "images_evaluation.zip", f"{_OMNIGLOT}/images_evaluation.zip", "MIT", "glyphs"),
         Archive("movielens", "ml-100k.zip", f"{_GROUPLENS}/ml-100k.zip", "research use, no redistribution", "planted"),
+        Archive("babi", "tasks_1-20_v1-2.tar.gz", _BABI, "CC BY 3.0", "rooms", max_bytes=1 << 28),
+        Archive("xsum", "xsum.jsonl", f"{_XSUM}/0000.parquet", "research use", "rooms", also="xsum.parquet"),
+        Archive(
+            "amazon",
+            "Musical_Instruments_5.json.gz",
+            _AMAZON,
+            "research use, cite",
+            "rooms",
+            also="reviews_Musical_Instruments_5.json.gz",
+        ),
     ]
 }
 
@@ -83,15 +105,20 @@ def cache() -> Path:
     return Path(os.environ.get("CS330RAY_CACHE") or "~/.cache/cs330ray").expanduser()
 
 
+def offline() -> bool:
+    """Whether CS330RAY_OFFLINE forbids downloads."""
+    return os.environ.get("CS330RAY_OFFLINE", "0") not in ("", "0")
+
+
 def fetch(archive: Archive) -> Path:
     """Find the archive, or download it into the cache; its path. Raises DataError where neither can be done."""
     if (found := archive.found) is not None:
         return found
-    if os.environ.get("CS330RAY_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise DataError(_missing(archive, "CS330RAY_OFFLINE forbids downloads"))
-    with _alone(cache(), archive.file):
+    with alone(cache(), archive.file):
         if (found := archive.found) is None:  # unless another process fetched it meanwhile
-            found = cache() / archive.file
+            found = cache() / archive.downloaded
             _download(archive, found)
     return found
 
@@ -104,7 +131,8 @@ def _given() -> Path | None:
 def _missing(archive: Archive, reason: object) -> str:
     return (
         f"{archive.file}: {archive.name} needs it, but it is neither in $CS330RAY_DATA ({_given() or 'unset'}) "
-        f"nor in {cache()}, and {reason}; fetch {archive.url} and put it into one of them, "
+        f"nor in {cache()}, and {reason}; fetch {archive.url} and put it into one of them "
+        f"as {archive.downloaded}, "
         f"or use the dataset `{archive.instead}`, which needs no archive"
     )
 
@@ -157,14 +185,14 @@ def read_zip(archive: Archive, path: Path, member_bytes: int) -> dict[str, bytes
     """
     try:
         with zipfile.ZipFile(path) as zipped:
-            members = sorted(_members(zipped, archive.max_bytes, member_bytes), key=lambda member: member.filename)
-            return {member.filename: _unpack(zipped, member) for member in members}
+            found = sorted(members(zipped, archive.max_bytes, member_bytes), key=lambda member: member.filename)
+            return {member.filename: _unpack(zipped, member) for member in found}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{path}: must be a whole and plain zip archive, but {error}; {archive.remedy}") from None
 
 
-def _members(zipped: zipfile.ZipFile, total_bytes: int, member_bytes: int) -> Iterator[zipfile.ZipInfo]:
-    """The files worth reading; raises ValueError at one that must not be read."""
+def members(zipped: zipfile.ZipFile, total_bytes: int, member_bytes: int) -> Iterator[zipfile.ZipInfo]:
+    """List the files of a zip that are worth reading; raises ValueError at one that must not be read."""
     seen: set[str] = set()
     for member in zipped.infolist():
         name = PurePosixPath(member.filename)
@@ -193,6 +221,80 @@ def _unpack(zipped: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     return content
 
 
+def read_tar(archive: Archive, path: Path, member_bytes: int, folder: str) -> dict[str, bytes]:
+    """Read the files right in a `folder` of the gzipped tar at `path` into memory, extracting none to disk; by name.
+
+    Each may have `member_bytes` at most; all that the archive holds, in other folders too, `archive.max_bytes`. Hidden
+    files are left out. Raises DataError where the archive is torn, names a place outside itself, holds anything but
+    plain files and folders, or is larger than that.
+    """
+    try:
+        with gzip.open(path) as unzipped:
+            stream = _Bounded(unzipped, archive.max_bytes)
+            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as tar:
+                files = dict(_tar_members(tar, member_bytes, folder))
+            while stream.read(CHUNK_BYTES):  # to its end, where the checksum is
+                pass
+    except (tarfile.TarError, zlib.error, EOFError, OSError, OverflowError, ValueError) as error:
+        raise DataError(f"{path}: must be a whole and plain tar.gz archive, but {error}; {archive.remedy}") from None
+    return dict(sorted(files.items()))
+
+
+def read_gz(archive: Archive, path: Path) -> bytes:
+    """Unpack the gzip file at `path` in memory; raises DataError where it is torn or larger than it may be."""
+    try:
+        with gzip.open(path) as unzipped:
+            stream = _Bounded(unzipped, archive.max_bytes)
+            content = b"".join(iter(lambda: stream.read(CHUNK_BYTES), b""))
+        if not content:
+            raise ValueError("it is empty")
+    except (zlib.error, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{path}: must be a whole gzip file, but {error}; {archive.remedy}") from None
+    return content
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Bounded:
+    """A stream that raises ValueError where it goes on beyond a number of bytes."""
+
+    def __init__(self, stream: _Readable, limit: int) -> None:
+        self._stream, self._limit, self._left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes, or what is left; a size that a header lies about takes no memory."""
+        chunk = self._stream.read(min(size, self._left + 1))
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise ValueError(f"it unpacks beyond the bound of {self._limit} bytes")
+        return chunk
+
+
+def _tar_members(tar: tarfile.TarFile, member_bytes: int, folder: str) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of the files right in `folder`; raises ValueError at a member that must not be."""
+    seen: set[str] = set()
+    for member in tar:
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+            raise ValueError(f"{member.name!r} names a place outside it")
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse():
+            raise ValueError(f"{member.name!r} is a link, a device or has holes")
+        if member.name in seen:
+            raise ValueError(f"{member.name!r} stands in it twice")
+        seen.add(member.name)
+        if name.parent.name != folder or name.name.startswith("."):
+            continue
+        if member.size > member_bytes:
+            raise ValueError(f"{member.name!r} ({member.size} bytes) is beyond the bound")
+        file = tar.extractfile(member)
+        assert file is not None  # it is a plain file
+        yield member.name, file.read()
+
+
 @dataclass(frozen=True)
 class Packed:
     """Packed content: its arrays, mapped into memory, and the sha256 over them. Writing into one changes no file."""
@@ -218,9 +320,10 @@ def pack(name: str, build: Callable[[], Mapping[str, NDArray[Any]]]) -> Packed:
     final = cache() / "packed" / name
     if (packed := _open(final)) is not None:
         return packed
-    with _alone(final.parent, name):
+    with alone(final.parent, name):
         if (packed := _open(final)) is None:  # unless another process packed it meanwhile
-            _write(final, build())
+            arrays = build()
+            keep(final, lambda directory: _save(arrays, directory))
             packed = _open(final)
     if packed is None:
         raise DataError(f"{final}: what was just packed must be readable, but is not; check the disk")
@@ -228,38 +331,21 @@ def pack(name: str, build: Callable[[], Mapping[str, NDArray[Any]]]) -> Packed:
 
 
 def _open(path: Path) -> Packed | None:
+    if (kept := whole(path)) is None:
+        return None
+    digest, files = kept
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        sizes, digest = dict(manifest["bytes"]), str(manifest["digest"])
-        if any((path / file).stat().st_size != size for file, size in sizes.items()):
-            return None
-        arrays = {Path(file).stem: np.load(path / file, mmap_mode="c", allow_pickle=False) for file in sizes}
-    except (OSError, ValueError, KeyError, TypeError):
+        arrays = {Path(file).stem: np.load(path / file, mmap_mode="c", allow_pickle=False) for file in files}
+    except (OSError, ValueError):
         return None
     return Packed(path, arrays, digest)
 
 
-def _write(final: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the arrays and their manifest under a temporary name, then rename; for the holder of the lock alone."""
-    for torn in [final, *final.parent.glob(f".partial-{final.name}-*")]:
-        shutil.rmtree(torn, ignore_errors=True)
-    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir()
-        for key, array in arrays.items():
-            np.save(partial / f"{key}.npy", array, allow_pickle=False)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({"digest": _digest(arrays), "bytes": sizes}))
-        for path in [*partial.iterdir(), partial]:
-            _fsync(path)
-        partial.rename(final)
-        _fsync(final.parent)
-    except OSError as error:
-        raise DataError(
-            f"{final}: packed arrays must fit on the disk, but {error}; free space or set CS330RAY_CACHE"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _save(arrays: Mapping[str, NDArray[Any]], directory: Path) -> str:
+    """Write the arrays into an empty directory; their digest."""
+    for key, array in arrays.items():
+        np.save(directory / f"{key}.npy", array, allow_pickle=False)
+    return _digest(arrays)
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -272,8 +358,45 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
+def whole(path: Path) -> tuple[str, list[str]] | None:
+    """Read what the directory at `path` was kept with: its digest and its files; None unless each has its size."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        sizes, digest = dict(manifest["bytes"]), str(manifest["digest"])
+        if any((path / file).stat().st_size != size for file, size in sizes.items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest, list(sizes)
+
+
+def keep(final: Path, fill: Callable[[Path], str]) -> None:
+    """Have `fill` write into an empty directory, put it into its place whole; for the holder of the lock alone.
+
+    `fill` returns the digest of what it wrote. Raises DataError where the disk fails.
+    """
+    for torn in [final, *final.parent.glob(f".partial-{final.name}-*")]:
+        shutil.rmtree(torn, ignore_errors=True)
+    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir()
+        digest = fill(partial)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"digest": digest, "bytes": sizes}))
+        for path in [*partial.iterdir(), partial]:
+            _fsync(path)
+        partial.rename(final)
+        _fsync(final.parent)
+    except OSError as error:
+        raise DataError(
+            f"{final}: what is kept must fit on the disk, but {error}; free space or set CS330RAY_CACHE"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextmanager
-def _alone(directory: Path, name: str) -> Iterator[None]:
+def alone(directory: Path, name: str) -> Iterator[None]:
     """Hold the lock on `name` in `directory`, making the directory; raises DataError where that cannot be done."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
