@@ -265,7 +265,8 @@ def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch
 CHANGES = {
     "dim": 5, "embedding_std": 0.5, "layers": "8-4", "dropout": 0.2, "regression_bias": True, "sharing": "separate",
     "pairwise": "bpr", "factorization_weight": 0.5, "regression_weight": 0.5, "lr": 0.01, "weight_decay": 0.1,
-    "candidates": 3, "batch": 16, "keep_best_by": "val_mrr", "patience": 1, "eval_every_steps": 1, "data_seed": 1, "split": "u1",
+    "candidates": 3, "batch": 16, "keep_best_by": "val_mrr", "patience": 1, "eval_every_steps": 1, "data_seed": 1,
+    "split": "u1",
 }  # fmt: skip
 
 
