@@ -1,8 +1,10 @@
 """Confirmation: who is confirmed, on which seeds, who is chosen, the winner's curse; a kill changes nothing."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -524,13 +526,20 @@ def test_a_driver_that_ends_in_the_middle_of_confirmation_goes_on_as_if_it_had_n
 
 
 def _wait_for(home: Path, rows: int) -> None:
-    """Until a confirmation has so many rows."""
+    """Until a confirmation that runs has so many rows; looks often, so that it does not end meanwhile."""
+    running = """
+        SELECT 1 FROM cs330ray_rows AS row LEFT JOIN cs330ray_ends AS done USING (study, cell, trial)
+        WHERE row.cell LIKE '%fresh%' AND done.state IS NULL GROUP BY row.cell, row.trial HAVING count(*) >= ?
+    """
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        there = (home / "ledger.db").exists() and Ledger.at(home).find("noisy") is not None
-        if there and any(len(one[6]) >= rows for one in confirmations(home)):
-            return
-        time.sleep(0.2)
+        with (
+            contextlib.suppress(sqlite3.OperationalError),  # not there yet
+            contextlib.closing(sqlite3.connect(f"file:{home}/ledger.db?mode=ro", uri=True)) as ledger,
+        ):
+            if ledger.execute(running, [rows]).fetchone():
+                return
+        time.sleep(0.05)
     raise AssertionError("no confirmation got so far")
 
 
