@@ -30,6 +30,15 @@ TINY_MULTITASK = {
 TINY_MANN = {
     "dataset": "glyphs", "ways": 3, "tasks": 2, "hidden": 8, "val_tasks": 2, "eval_every_steps": 2, "test_tasks": 4,
 }  # fmt: skip
+TINY_FINETUNE = {
+    "dataset": "rooms", "model": "tiny", "method": "lora", "rank": 2, "lr": 0.01, "lora_dropout": 0.1, "dropout": 0.1,
+    "shots": 4, "batch": 3, "micro_batch": 2, "early_stop": False, "eval_every_steps": 2, "eval_examples": 4,
+}  # fmt: skip
+TINY_CLASSIFIER = TINY_FINETUNE | {"model": "tiny-encoder", "answers": "classes", "shots": 1}
+TINY_ICL = {
+    "dataset": "rooms", "model": "tiny", "shots": 2, "ordering": "localE", "orderings": 2, "probes": 1,
+    "eval_every_steps": 2, "eval_batch": 2,
+}  # fmt: skip
 TINY_PROTONET = {
     "dataset": "glyphs", "filters": 4, "ways": 4, "shots": 2, "queries": 2, "tasks": 2, "eval_ways": 3,
     "eval_queries": 2, "val_tasks": 2, "eval_every_steps": 2, "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
@@ -41,6 +50,7 @@ class Case:
     name: str
     config: dict[str, Any]
     steps: int = 6
+    label: str = ""  # where a name has several cases
 
     def rows(
         self, train: Callable[..., Any], steps: int | None = None, **arguments: Any
@@ -50,6 +60,9 @@ class Case:
 
 
 CASES = [
+    Case("finetune", TINY_FINETUNE),
+    Case("finetune", TINY_CLASSIFIER, label="finetune of classes"),
+    Case("icl", TINY_ICL),
     Case("maml", TINY_MAML),
     Case("mann", TINY_MANN),
     Case("multitask", TINY_MULTITASK),
@@ -57,7 +70,7 @@ CASES = [
     Case("tests.toy", {"eval_every_steps": 2}),
     Case("benchmarks.sleeper", {"sleep_s": 0.0}),
 ]
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label or case.name)
 
 
 def test_every_trainable_of_the_package_is_in_this_suite() -> None:

@@ -17,6 +17,11 @@ from cs330ray.spec import Study, applies
 FILES = sorted(shipped().glob("*.toml"))
 EMBEDDED = {"multitask": "planted"}  # else glyphs
 SHRUNK: dict[str, Any] = {"filters": 4, "tasks": 2, "val_tasks": 2, "eval_every_steps": 1}
+LANGUAGE = ("finetune", "icl")
+SHRUNK_LANGUAGE: dict[str, Any] = {
+    "dataset": "rooms", "model": "tiny", "shots": 1, "batch": 2, "eval_examples": 2, "max_new_tokens": 2,
+}  # fmt: skip
+SHRUNK_CLASSES: dict[str, Any] = {"model": "tiny-encoder", "answers": "classes", "layers": 1}
 each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -68,6 +73,9 @@ def test_a_shipped_study_trains_two_steps_in_every_cell(file: Path) -> None:
     for cell in study.cells:
         trainable = trainables.load(cell.trainable)
         small = SHRUNK | {"dataset": EMBEDDED.get(cell.trainable, "glyphs")}
+        if cell.trainable in LANGUAGE:
+            small |= SHRUNK_LANGUAGE
+            small |= SHRUNK_CLASSES if cell.trainable == "finetune" and cell.fixed["dataset"] == "amazon" else {}
         shrunk = {name: value for name, value in small.items() if name in trainable.Config.model_fields}
         config = trainables.configuration(trainable, cell, {**first_values(cell), **shrunk})
         rows = list(trainable.train(config, 0, 2))

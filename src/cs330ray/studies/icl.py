@@ -1,0 +1,278 @@
+"""In-context learning of a language model from examples in its prompt, CS330 homework 3. A step is a question."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cs330ray import runtime
+from cs330ray.data import text, weights
+from cs330ray.data.text import Example
+from cs330ray.errors import CheckpointError, SpecError
+from cs330ray.learners import answers, incontext
+from cs330ray.learners.decoding import Decoder
+from cs330ray.learners.incontext import Asking, Ordering
+from cs330ray.learners.prompts import PromptStyle
+from cs330ray.trial import Item, Metric, Progress, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30, "amazon": 6}
+AMAZON_TEMPLATE = "{text} Stars, from 1 to 5:"
+STARS = re.compile(r"\b[1-5]\b")
+
+
+class Config(BaseModel):
+    """Every hyperparameter of an in-context trial, with its bounds, default and unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Literal["babi", "xsum", "amazon", "rooms"] = Field("babi", description="text to learn from")
+    task: int = Field(1, ge=1, le=20, description="bAbI's task")
+    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split")
+    max_words: int | None = Field(None, ge=1, description="xsum: words of document and summary together; 350")
+    model: str = Field("smollm2-135m", min_length=1, description="weights by name, Hugging Face id or folder")
+    prompt: PromptStyle | None = Field(
+        None,
+        description="what stands between a text and its answer; qa, or for amazon custom with a template of its own",
+    )
+    template: str | None = Field(None, description="of prompt = custom, with {text} in it")
+    shots: int = Field(16, ge=0, le=10_000, description="examples in the prompt; amazon: of each class")
+    draw_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="seed of their draw; the trial's, which orders them in any case"
+    )
+    ordering: Ordering = Field(
+        "seed", description="of the examples: as the trial's seed has it, or by an entropy of Lu et al. 2022"
+    )
+    orderings: int = Field(8, ge=2, le=1024, description="orderings that an entropy chooses among")
+    probes: int = Field(4, ge=1, le=1024, description="texts that each of them writes, to be judged by")
+    overflow: Literal["refuse", "drop"] = Field(
+        "refuse", description="a prompt beyond the model's window: an error, or without the examples drawn last"
+    )
+    eval_every_steps: int = Field(25, ge=1, description="questions from one row to the next")
+    eval_examples: int = Field(125, ge=1, le=125, description="questions of validation, and of test")
+    eval_batch: int = Field(8, ge=1, le=4096, description="questions at once")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=10_000, description="tokens of an answer at most; xsum 30, else 6"
+    )
+
+    @model_validator(mode="after")
+    def _custom_has_a_template(self) -> Self:
+        if self.asking.style == "custom" and "{text}" not in (self.asking.template or ""):
+            raise ValueError(f"template: prompt = custom needs one with {{text}} in it, but got {self.template!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _entropy_is_over_few_answers(self) -> Self:
+        if self.dataset == "xsum" and self.ordering != "seed":
+            raise ValueError(f"ordering: xsum has no set of answers to be uncertain of: seed, but got {self.ordering}")
+        return self
+
+    @property
+    def asking(self) -> Asking:
+        """How questions are put."""
+        if self.dataset == "amazon" and self.prompt in (None, "custom"):
+            return Asking("custom", self.template or AMAZON_TEMPLATE)
+        return Asking(self.prompt or "qa", self.template)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens of an answer at most."""
+        return self.max_new_tokens or NEW_TOKENS[self.dataset]
+
+
+_SHARE = Metric("max", 0.0, 1.0)
+METRICS: Mapping[str, Metric] = {
+    "val_accuracy": _SHARE,  # exact match, of the questions answered so far
+    "val_rouge1": _SHARE,  # F; amazon has none
+    "shots_used": Metric("max", 0.0, unit="examples"),
+    "prompt_tokens": Metric("min", 0.0, unit="tokens"),  # of the questions answered so far, their examples included
+    "ordering_entropy": Metric("max", 0.0, unit="nats"),  # that spoke for the ordering, where one did
+    "test_accuracy": _SHARE,
+    "test_rouge1": _SHARE,
+    "test_shots_used": Metric("max", 0.0, unit="examples"),
+}
+
+
+def prepare(config: Config) -> str:
+    """Find, verify and pack the text and the weights; the digest of both. Raises DataError or SpecError."""
+    runtime.device()
+    digest = text.digest(config.dataset)
+    _draw(config, seed=0)
+    return sha256(f"{digest} {weights.digest(config.model)}".encode()).hexdigest()
+
+
+def chance(config: Config) -> Mapping[str, float]:
+    """What guessing reaches: one of the answers that occur in training; of summaries it cannot be said."""
+    if config.dataset == "xsum":
+        return {}
+    return {"val_accuracy": 1 / len({example.answer for example in _part(config, "train")})}
+
+
+def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+    """Answer up to `steps` validation questions, at most `eval_examples`; a Progress every `eval_every_steps`.
+
+    They are answered in blocks of `eval_every_steps`, whole ones even where `steps` ends within: what is answered
+    together hangs on neither `steps` nor where a trial was cut.
+    """
+    asked = _part(config, "val")[: config.eval_examples]
+    state = _State.load(resume) if resume else _State()
+    if state.step >= min(steps, len(asked)):
+        return
+    reader = _Reader.of(config, seed, asked, runtime.device())
+    if state.order is None:
+        state.order, state.entropy = _ordered(config, seed, reader)
+    if len(state.order) != len(reader.shots):
+        raise CheckpointError(
+            f"{resume}: an order of {len(reader.shots)} examples is needed, but it holds one of {len(state.order)}; "
+            "start the trial anew"
+        )
+    decoder = reader.behind(state.order)
+    while state.step < min(steps, len(asked)):
+        end = (state.step // config.eval_every_steps + 1) * config.eval_every_steps
+        if len(state.answers) < min(end, len(asked)):
+            block = asked[len(state.answers) : end]
+            state.answers += reader.answer(decoder, block)
+            state.tokens += decoder.tokens([config.asking.prompt(example.text) for example in block])
+        state.step = min(end, steps, len(asked))
+        yield Progress(state.step, state.row(config, asked), state.save)
+
+
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:
+    """Ask the test questions behind the examples of the checkpoint, in its order."""
+    state = _State.load(checkpoint)
+    asked = _part(config, "test")[: config.eval_examples]
+    reader = _Reader.of(config, seed, asked, runtime.device())
+    order = [at for at in state.order or [] if at < len(reader.shots)]
+    scores = _scores(config, asked, reader.answer(reader.behind(order), asked))
+    items = {
+        f"test_{name}": [Item(example.unit, score) for example, score in zip(asked, values, strict=True)]
+        for name, values in scores.items()
+    }
+    metrics = {f"test_{name}": sum(values) / len(values) for name, values in scores.items()}
+    return Scores(metrics | {"test_shots_used": float(len(order))}, items)
+
+
+@dataclass
+class _State:
+    """All that a trial is at one moment: what was answered, and behind which order of examples."""
+
+    step: int = 0
+    order: list[int] | None = None  # of the examples as drawn
+    entropy: float | None = None
+    answers: list[str] = field(default_factory=list)  # of whole blocks, and so of more than `step` questions
+    tokens: list[int] = field(default_factory=list)  # of their prompts
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        try:
+            return cls(**json.loads((checkpoint / "answers.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            raise CheckpointError(
+                f"{checkpoint}: the answers of an in-context trial are needed, but it holds none; start the trial anew"
+            ) from None
+
+    def save(self, directory: Path) -> None:
+        (directory / "answers.json").write_text(json.dumps(vars(self)))
+
+    def row(self, config: Config, asked: Sequence[Example]) -> dict[str, float]:
+        """The metrics over the questions answered so far."""
+        scores = _scores(config, asked[: self.step], self.answers[: self.step])
+        row = {f"val_{name}": sum(values) / self.step for name, values in scores.items()}
+        row |= {"shots_used": float(len(self.order or [])), "prompt_tokens": sum(self.tokens[: self.step]) / self.step}
+        return row | ({} if self.entropy is None else {"ordering_entropy": self.entropy})
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model, and the examples as drawn that fit its window together with the longest question."""
+
+    config: Config
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    window: int
+    shots: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, config: Config, seed: int, asked: Sequence[Example], device: torch.device) -> Self:
+        """Load the model and draw the examples; raises SpecError where a prompt does not fit its window."""
+        model, tokenizer = weights.causal(config.model, device=device)
+        drawn = [(example.text, example.answer) for example in _draw(config, seed)]
+        reader = cls(config, model, tokenizer, weights.window(model), drawn)
+        alone = reader.decoder("")
+        longest = max((config.asking.prompt(example.text) for example in asked), key=lambda one: alone.tokens([one]))
+        while True:
+            try:
+                reader.behind(range(len(reader.shots))).check([longest], max_new_tokens=config.new_tokens)
+            except SpecError:
+                if config.overflow == "refuse" or not reader.shots:
+                    raise
+                reader.shots.pop()  # the last drawn: what is left is the draw of fewer
+            else:
+                return reader
+
+    def behind(self, order: Sequence[int]) -> Decoder:
+        """The model behind the examples in this order."""
+        return self.decoder(self.config.asking.prefix([self.shots[at] for at in order]))
+
+    def decoder(self, prefix: str) -> Decoder:
+        """The model behind a prefix."""
+        return Decoder(self.model, self.tokenizer, window=self.window, prefix=prefix)
+
+    def answer(self, decoder: Decoder, asked: Sequence[Example]) -> list[str]:
+        """What the model answers to each question."""
+        questions = [self.config.asking.prompt(example.text) for example in asked]
+        given = decoder.greedy(questions, max_new_tokens=self.config.new_tokens, batch=self.config.eval_batch)
+        return [_stars(answer) for answer in given] if self.config.dataset == "amazon" else given
+
+
+def _ordered(config: Config, seed: int, reader: _Reader) -> tuple[list[int], float | None]:
+    """The order of the examples, and the entropy that spoke for it where one did."""
+    generator = runtime.generator("order", seed)
+    if config.ordering == "seed" or len(reader.shots) < 2:
+        return torch.randperm(len(reader.shots), generator=generator).tolist(), None
+    choice = incontext.choose(
+        config.ordering,
+        incontext.orders(len(reader.shots), config.orderings, generator),
+        reader.shots,
+        config.asking,
+        reader.decoder,
+        probes=config.probes,
+        batch=config.eval_batch,
+        generator=runtime.generator("probes", seed),
+    )
+    return choice.order, choice.entropy
+
+
+def _part(config: Config, part: str) -> list[Example]:
+    return text.examples(config.dataset, part, config.data_seed, task=config.task, max_words=config.max_words)
+
+
+def _draw(config: Config, seed: int) -> list[Example]:
+    draw_seed = seed if config.draw_seed is None else config.draw_seed
+    return text.draw(_part(config, "train"), config.shots, draw_seed, classes=config.dataset == "amazon")
+
+
+def _stars(answer: str) -> str:
+    """The first number from 1 to 5 that an answer holds."""
+    found = STARS.search(answer)
+    return found.group() if found else answer
+
+
+def _scores(config: Config, asked: Sequence[Example], given: Sequence[str]) -> dict[str, list[float]]:
+    pairs = list(zip(given, (example.answer for example in asked), strict=True))
+    scores = {"accuracy": [float(answers.exact_match(*pair)) for pair in pairs]}
+    return scores if config.dataset == "amazon" else scores | {"rouge1": [answers.rouge1(*pair) for pair in pairs]}
+
+
+if __name__ == "__main__":  # pragma: no cover
+    from cs330ray.cli import study_main
+
+    study_main("icl")
