@@ -366,6 +366,13 @@ def test_what_cannot_be_meant_is_refused(changes, message):
         config(**changes)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "style"), [("babi", "qa"), ("rooms", "qa"), ("xsum", "tldr"), ("amazon", "custom")]
+)
+def test_each_dataset_has_a_prompt_of_its_own(dataset, style):
+    assert icl.Config(dataset=dataset).asking.style == style
+
+
 @pytest.mark.parametrize(("dataset", "tokens"), [("babi", 6), ("rooms", 6), ("xsum", 30)])
 def test_answers_are_as_long_as_the_course_has_them(dataset, tokens):
     assert config(dataset=dataset).new_tokens == tokens

@@ -41,7 +41,7 @@ class Config(BaseModel):
     model: str = Field("smollm2-135m", min_length=1, description="weights by name, Hugging Face id or folder")
     prompt: PromptStyle | None = Field(
         None,
-        description="what stands between a text and its answer; qa, or for amazon custom with a template of its own",
+        description="what stands between a text and its answer; babi and rooms qa, xsum tldr, amazon its own template",
     )
     template: str | None = Field(None, description="of prompt = custom, with {text} in it")
     shots: int = Field(16, ge=0, le=10_000, description="examples in the prompt; amazon: of each class")
@@ -80,7 +80,7 @@ class Config(BaseModel):
         """How questions are put."""
         if self.dataset == "amazon" and self.prompt in (None, "custom"):
             return Asking("custom", self.template or AMAZON_TEMPLATE)
-        return Asking(self.prompt or "qa", self.template)
+        return Asking(self.prompt or ("tldr" if self.dataset == "xsum" else "qa"), self.template)
 
     @property
     def new_tokens(self) -> int:
