@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+import re
 import shutil
 import socket
 import sys
@@ -239,6 +240,32 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
         with pytest.raises(DataError, match=r"model\*\.safetensors are needed.*save_pretrained"):
             load()
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_under_another_name_are_refused_for_no_digest_is_over_them(folder):
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    for load in (lambda: weights.digest(str(folder)), lambda: weights.causal(str(folder), device=CPU)):
+        with pytest.raises(DataError, match=r"it names 'other\.safetensors'"):
+            load()
+
+
+@pytest.mark.parametrize("shard", ["other.safetensors", "model-00002-of-00002.safetensors", "../model.safetensors"])
+def test_an_index_of_what_is_not_there_or_no_weights_is_refused(folder, shard):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": shard}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(DataError, match=re.escape(f"it names {shard!r}")):
+        weights.digest(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_a_config_or_index_that_is_torn_is_refused(folder, file):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / file).write_text('{"weight_map": ')
+    with pytest.raises(DataError, match=r"config\.json and index must be whole"):
+        weights.digest(str(folder))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

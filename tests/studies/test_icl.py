@@ -206,6 +206,18 @@ def test_whole_examples_are_dropped_when_asked_for_the_last_drawn_first(tmp_path
     assert {progress.metrics["shots_used"] for progress in history} == {1}
 
 
+@pytest.mark.parametrize("window", range(700, 1000, 100))
+def test_an_entropy_has_room_for_the_texts_it_asks_for_wherever_examples_are_dropped(monkeypatch, window):
+    """Texts of 300 tokens, longer than any question."""
+    monkeypatch.setattr(icl.weights, "window", lambda _: window)
+    monkeypatch.setattr(icl.incontext, "PROBE_TOKENS", 300)
+    monkeypatch.setattr(icl.incontext, "PROBE_ROOM", 600)
+    settings = config(shots=8, overflow="drop", ordering="globalE", orderings=2, probes=2)
+    used = {progress.metrics["shots_used"] for progress in icl.train(settings, 0, 3)}
+    assert len(used) == 1
+    assert max(used) < 8
+
+
 def test_a_question_that_alone_is_beyond_the_window_is_refused_even_then(monkeypatch):
     monkeypatch.setattr(icl.weights, "window", lambda _: 20)
     with pytest.raises(SpecError, match="at most 20 tokens fit"):

@@ -12,6 +12,7 @@ Loading never runs code from outside: no pickles, no remote code, no import of w
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+SINGLE = "model.safetensors"
 HUB_TIMEOUT_S = 10  # to connect, and between two answers
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -295,12 +297,29 @@ def _checked(folder: Path) -> Path:
         raise DataError(f"{folder}: a folder with a model's config.json is needed, but it has none")
     if (folder / "adapter_config.json").is_file():
         raise DataError(f"{folder}: a whole model is needed, but it holds an adapter; merge it into its model")
-    if not any(folder.glob("model*.safetensors")):
+    if missing := [name for name in _weight_files(folder) if not _is_weights(name) or not (folder / name).is_file()]:
         raise DataError(
             f"{folder}: weights as model*.safetensors are needed, since nothing else is loaded (a pickle can run "
-            "code), but it has none; convert it with `save_pretrained`"
+            f"code), but it names {missing[0]!r}, which is not there or no such file; convert it with `save_pretrained`"
         )
     return folder
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """The files that transformers would load the weights from. Raises DataError where that cannot be told."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        if (named := config.get("transformers_weights")) is not None:
+            return [str(named)]
+        if (index := folder / "model.safetensors.index.json").is_file() and not (folder / SINGLE).is_file():
+            return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: a model's config.json and index must be whole, but {error!r}") from None
+    return [SINGLE]
+
+
+def _is_weights(name: str) -> bool:
+    return re.fullmatch(r"model[\w.-]*\.safetensors", name) is not None
 
 
 @cache  # so that a process keeps to what it found first, and does not wait for a silent hub again

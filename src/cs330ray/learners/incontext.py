@@ -25,6 +25,7 @@ from cs330ray.learners.prompts import PromptStyle
 Ordering = Literal["seed", "globalE", "localE"]
 
 PROBE_TOKENS = 64  # that a candidate's own text may have
+PROBE_ROOM = 2 * PROBE_TOKENS  # behind the examples: read again it may have more, and an answer follows
 
 
 @dataclass(frozen=True)

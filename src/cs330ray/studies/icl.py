@@ -210,7 +210,10 @@ class _Reader:
         longest = max((config.asking.prompt(example.text) for example in asked), key=lambda one: alone.tokens([one]))
         while True:
             try:
-                reader.behind(range(len(reader.shots))).check([longest], max_new_tokens=config.new_tokens)
+                decoder = reader.behind(range(len(reader.shots)))
+                decoder.check([longest], max_new_tokens=config.new_tokens)
+                if config.ordering != "seed":
+                    decoder.check([""], max_new_tokens=incontext.PROBE_ROOM)
             except SpecError:
                 if config.overflow == "refuse" or not reader.shots:
                     raise
