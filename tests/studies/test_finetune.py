@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cs330ray.studies import finetune
 from cs330ray.trial import Progress
 
 pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
 
 ROOMS = ("attic", "cellar", "garage")
 UNITS = {"train": 8, "val": 3, "test": 3}
@@ -27,6 +29,8 @@ SMALL = {
     "eval_every_steps": 2, "eval_examples": 4, "max_new_tokens": 9, "early_stop": False,
 }  # fmt: skip
 CLASSES = {"dataset": "amazon", "model": "tiny-encoder", "shots": 2}
+STATE = {"state.safetensors", "state.json"}
+ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 
 
 def config(**changes: object) -> finetune.Config:
@@ -99,32 +103,32 @@ def fresh(settings: finetune.Config, seed: int = 0) -> finetune._State:
 )
 def test_a_resumed_trial_ends_exactly_where_an_unbroken_one_does(changes, tmp_path):
     settings = config(**changes)
-    whole = run(settings, 0, 6, tmp_path / "whole")
-    half = run(settings, 0, 2, tmp_path / "half")
-    rest = run(settings, 0, 6, tmp_path / "rest", resume=tmp_path / "half")
+    whole = run(settings, 7, 6, tmp_path / "whole")
+    half = run(settings, 7, 2, tmp_path / "half")
+    rest = run(settings, 7, 6, tmp_path / "rest", resume=tmp_path / "half")
     assert rows(half) + rows(rest) == rows(whole)
     assert [step for step, _ in rows(whole)] == [2, 4, 6]
     assert same_state(tmp_path / "rest", tmp_path / "whole")
 
 
 def test_a_longer_budget_continues_a_shorter_one(tmp_path):
-    short = run(config(), 0, 3, tmp_path / "short")
-    long = run(config(), 0, 5, tmp_path / "long")
-    rest = run(config(), 0, 5, tmp_path / "rest", resume=tmp_path / "short")
+    short = run(config(), 7, 3, tmp_path / "short")
+    long = run(config(), 7, 5, tmp_path / "long")
+    rest = run(config(), 7, 5, tmp_path / "rest", resume=tmp_path / "short")
     assert rows(short)[0] == rows(long)[0]
     assert rows(rest) == rows(long)[1:]
     assert same_state(tmp_path / "rest", tmp_path / "long")
 
 
 def test_a_finished_trial_has_nothing_left_to_do(tmp_path):
-    run(config(), 0, 2, tmp_path / "done")
-    assert list(finetune.train(config(), 0, 2, tmp_path / "done")) == []
+    run(config(), 7, 2, tmp_path / "done")
+    assert list(finetune.train(config(), 7, 2, tmp_path / "done")) == []
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
-    run(config(method="first", blocks=1), 0, 1, tmp_path / "home")
+    run(config(method="first", blocks=1), 7, 1, tmp_path / "home")
     with pytest.raises(CheckpointError, match="those of another"):
-        list(finetune.train(config(), 0, 2, tmp_path / "home"))
+        list(finetune.train(config(), 7, 2, tmp_path / "home"))
 
 
 def test_dropout_draws_from_the_seed_and_the_step_alone(monkeypatch):
@@ -144,10 +148,21 @@ def test_dropout_draws_from_the_seed_and_the_step_alone(monkeypatch):
 # Checkpoints
 
 
-@pytest.mark.parametrize(("changes", "bound"), [({}, 20), (CLASSES, 20), ({"method": "last", "blocks": 1}, 2)])
-def test_a_checkpoint_holds_what_trains_and_no_frozen_weight(changes, bound, tmp_path):
+CHECKPOINTS = [
+    # three numbers of 4 bytes for each that trains, an adapter's fourth for peft, and names; the models: 149 and 369 kB
+    ({}, STATE | ADAPTER, 60_000),
+    (CLASSES, STATE | ADAPTER, 75_000),
+    ({"method": "last", "blocks": 1}, STATE, 140_000),
+]
+
+
+@pytest.mark.parametrize(("changes", "files", "bound"), CHECKPOINTS)
+def test_a_checkpoint_holds_what_trains_and_no_frozen_weight(changes, files, bound, tmp_path):
     settings = config(**changes)
     run(settings, 0, 2, tmp_path / "home")
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "home").iterdir()}
+    assert sizes.keys() == files
+    assert sum(sizes.values()) < bound
     held = load_file(tmp_path / "home" / "state.safetensors")
     params = fresh(settings).params
     assert {name.removeprefix("tensor/param/") for name in held if name.startswith("tensor/")} == set(params)
@@ -189,22 +204,20 @@ def test_every_row_holds_the_promised_metrics_within_their_range(changes, tmp_pa
             assert finetune.METRICS[name].low <= value <= finetune.METRICS[name].high
 
 
+BLOCK = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32  # of `tiny`: matrices of attention, of the MLP, and two norms
+
+
 @pytest.mark.parametrize(
     ("changes", "by_hand"),
     [
-        ({"method": "lora", "rank": 3, "targets": "attention"}, None),
-        ({"method": "all"}, None),
+        ({"method": "lora", "rank": 3, "targets": "attention"}, 2 * 4 * 3 * (32 + 32)),  # blocks, matrices, A and B
+        ({"method": "last", "blocks": 1}, BLOCK),
+        ({"method": "all"}, 2 * BLOCK + 2 * 258 * 32 + 32),  # two embeddings of 258 tokens, and the last norm
     ],
 )
 def test_the_number_of_trained_parameters_is_that_of_the_matrices(changes, by_hand, tmp_path):
     (row,) = run(config(**changes), 0, 1, tmp_path / "home")
-    model = fresh(config(method="all")).model
-    if changes["method"] == "all":
-        expected = sum(parameter.numel() for parameter in model.parameters())
-    else:  # A and B of each: rank times its inputs and outputs
-        matrices = [m for name, m in model.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))]
-        expected = sum(3 * (matrix.in_features + matrix.out_features) for matrix in matrices)
-    assert row.metrics["trained_parameters"] == expected
+    assert row.metrics["trained_parameters"] == by_hand
 
 
 def test_the_train_loss_of_a_row_is_of_its_step_s_own_batch_before_the_update(monkeypatch):
@@ -225,7 +238,8 @@ def test_the_loss_of_validation_is_of_a_token_and_its_accuracy_that_of_greedy_an
     monkeypatch.setattr(decoding, "greedy", lambda model, tokenizer, prompts, **named: ["the Attic", "", "attic", "x"])
     state = fresh(config())
     examples = [Example("u", "Where?", answer) for answer in ("attic", "attic", "attic", "attic")]
-    loss, found = finetune._evaluate(config(), state, examples)
+    questions = finetune._Questions(examples, [state.encode(example) for example in examples])
+    loss, found = finetune._evaluate(config(), state, questions)
     assert found["accuracy"] == [1.0, 0.0, 1.0, 0.0]
     assert found["rouge1"] == [pytest.approx(2 / 3), 0.0, 1.0, 0.0]
     assert math.isfinite(loss)
@@ -324,9 +338,9 @@ def test_a_trial_ends_at_the_first_due_row_whose_training_accuracy_suffices(monk
 def test_a_row_that_is_there_for_the_end_of_the_budget_alone_ends_nothing(monkeypatch, tmp_path):
     settings = config(early_stop=True, stop_at=0.5)
     monkeypatch.setattr(finetune.runtime, "mean", lambda _: 1.0)
-    assert [step for step, _ in rows(run(settings, 0, 1, tmp_path / "one"))] == [1]
-    assert [step for step, _ in rows(run(settings, 0, 9, tmp_path / "on", resume=tmp_path / "one"))] == [2]
-    assert list(finetune.train(settings, 0, 9, tmp_path / "on")) == []
+    assert [step for step, _ in rows(run(settings, 7, 1, tmp_path / "one"))] == [1]
+    assert [step for step, _ in rows(run(settings, 7, 9, tmp_path / "on", resume=tmp_path / "one"))] == [2]
+    assert list(finetune.train(settings, 7, 9, tmp_path / "on")) == []
 
 
 def test_a_dry_run_estimates_a_study_whose_trials_end_at_their_first_row(monkeypatch):
@@ -356,13 +370,14 @@ def test_what_suffices_is_the_course_s_unless_told():
 @pytest.mark.parametrize("changes", [{}, {"method": "all"}, CLASSES])
 def test_without_examples_the_one_row_is_what_the_model_knows_by_itself(changes, tmp_path):
     settings = config(**(changes | {"shots": 0}))
-    ((step, metrics),) = rows(run(settings, 0, 7, tmp_path / "home"))
+    ((step, metrics),) = rows(run(settings, 7, 9, tmp_path / "home"))
     assert step == 1
-    loss, found = finetune._evaluate(settings, fresh(settings), finetune._part(settings, "val"))
+    state = fresh(settings, 7)
+    loss, found = finetune._evaluate(settings, state, finetune._Questions.of(settings, "val", state))
     assert metrics["val_loss"] == loss
     assert metrics["val_accuracy"] == sum(found["accuracy"]) / 4
     assert not {"train_loss", "train_accuracy"} & metrics.keys()
-    assert list(finetune.train(settings, 0, 9, tmp_path / "home")) == []
+    assert list(finetune.train(settings, 7, 9, tmp_path / "home")) == []
 
 
 # Text
@@ -396,10 +411,75 @@ def test_of_classes_as_many_examples_are_drawn_of_each():
     assert sorted(example.answer for example in drawn) == [str(stars) for stars in range(1, 6) for _ in range(2)]
 
 
+def prepending(*, ends: bool) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of letters that puts a blank before every text, as that of Llama 2; or one that ends every text."""
+    from tokenizers import Tokenizer, models, normalizers, processors
+
+    marks = ["</s>", "\u2581"]
+    letters = {letter: place for place, letter in enumerate([*marks, *string.ascii_letters, *string.digits, *".?"])}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(marks[1]), normalizers.Replace(" ", marks[1])])
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 0)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+
+
+def test_an_answer_has_the_tokens_that_it_has_behind_its_question():
+    """Alone it has another blank before it, which the tokenizer puts before every text."""
+    state = fresh(config())
+    state.tokenizer = prepending(ends=False)
+    encoded = state.encode(Example("u", "Where is Al?", "attic"))
+    assert state.tokenizer.convert_ids_to_tokens(encoded.ids[-encoded.answer :]) == ["\u2581", *"attic."]
+    assert list(encoded.ids) == state.tokenizer("Where is Al? In the attic.")["input_ids"]
+    assert state.tokenizer.convert_ids_to_tokens(state.tokenizer(" attic.")["input_ids"])[:2] == ["\u2581", "\u2581"]
+
+
+def test_a_question_that_has_other_tokens_with_an_answer_behind_it_is_refused():
+    """Decoding would read the end of the text before it writes the answer."""
+    state = fresh(config())
+    state.tokenizer = prepending(ends=True)
+    with pytest.raises(DataError, match=r"rooms u: .* but tiny changes the last 1 of 21; take another model or prompt"):
+        state.encode(Example("u", "Where is Al?", "attic"))
+
+
 def test_what_does_not_fit_the_window_is_refused_with_the_numbers(monkeypatch):
     monkeypatch.setattr(finetune.weights, "window", lambda _: 20)
-    with pytest.raises(DataError, match=r"the 20 tokens of tiny, but have \d+ \+ \d+"):
+    with pytest.raises(DataError, match=r"the 20 tokens of tiny, but have \d+ \+ \d+; lower max_words or take"):
         list(finetune.train(config(), 0, 2))
+
+
+def test_a_training_example_needs_room_for_its_own_answer_alone(monkeypatch):
+    monkeypatch.setattr(finetune.weights, "window", lambda _: 26)  # bytes of "Where is Al? In the attic."
+    example = Example("u", "Where is Al?", "attic")
+    assert len(fresh(config()).encode(example).ids) == 26
+    with pytest.raises(DataError, match=r"the 26 tokens of tiny, but have 19 \+ 8; lower max_new_tokens or take"):
+        fresh(config()).encode(example, new_tokens=8)
+
+
+def test_validation_that_leaves_no_room_for_new_tokens_is_refused_before_any_update(monkeypatch):
+    monkeypatch.setattr(finetune, "_update", lambda *_: pytest.fail("an update"))
+    with pytest.raises(
+        DataError, match=r"rooms val-0: .* the 2048 tokens of tiny, but have \d+ \+ 2040; lower max_new"
+    ):
+        list(finetune.train(config(max_new_tokens=2040), 0, 2))
+
+
+def test_a_test_that_leaves_no_room_for_new_tokens_is_refused_before_any_question(monkeypatch, tmp_path):
+    run(config(), 0, 1, tmp_path / "home")
+    monkeypatch.setattr(finetune, "_score", lambda *_: pytest.fail("a question"))
+    with pytest.raises(DataError, match=r"rooms test-0: .* \+ 2040; lower max_new_tokens"):
+        finetune.test(config(max_new_tokens=2040), 0, tmp_path / "home")
+
+
+def test_the_questions_of_validation_are_encoded_once(monkeypatch):
+    encode, units = finetune._State.encode, []
+    monkeypatch.setattr(
+        finetune._State,
+        "encode",
+        lambda state, example, **named: units.append(example.unit) or encode(state, example, **named),
+    )
+    assert len(list(finetune.train(config(eval_every_steps=1), 0, 3))) == 3
+    assert [unit for unit in units if unit.startswith("val")] == ["val-0", "val-0", "val-1", "val-1"]
 
 
 def test_a_review_is_cut_at_max_tokens():
@@ -474,6 +554,11 @@ def rows_of(**changes: object) -> list[tuple[int, dict[str, float]]]:
         ({"task": 21}, "less than or equal to 20"),
         ({"method": "bitfit"}, "should match pattern"),
         ({"method": "lora-0"}, "should match pattern"),
+        ({"method": "lora-1025"}, "rank of lora is at most 1024"),
+        ({"layers": 1}, "layers: answers must be classes for it to count, but got 1; leave it out"),
+        ({"max_tokens": 64}, "max_tokens: answers must be classes"),
+        (CLASSES | {"prompt": "qa"}, "prompt: answers must be words for it to count, but got 'qa'"),
+        (CLASSES | {"template": "{text} Tell:"}, "template: answers must be words"),
         ({"lora_dropout": 1.0}, "less than 1"),
         ({"inner_lr": 0.1}, "inner_lr"),
     ],
@@ -481,6 +566,10 @@ def rows_of(**changes: object) -> list[tuple[int, dict[str, float]]]:
 def test_what_cannot_be_meant_is_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         config(**changes)
+
+
+def test_a_template_may_stand_ready_for_the_trials_whose_prompt_is_custom():
+    assert config(prompt="tldr", template="{text} Tell:").style == "tldr"
 
 
 def test_more_blocks_than_the_model_has_are_refused_when_it_is_read():
@@ -511,6 +600,7 @@ def test_an_adapter_counts_once_unless_alpha_says_otherwise():
 def test_the_method_may_say_its_rank_so_that_a_study_can_compare_ranks_with_blocks():
     told = finetune.Config(method="lora-4", rank=16).tuning
     assert (told.method, told.rank, told.alpha) == ("lora", 4, 4.0)
+    assert finetune.Config(method="lora-1024").tuning.rank == 1024
 
 
 def test_the_prompt_is_that_of_the_dataset_unless_told():

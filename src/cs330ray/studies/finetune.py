@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CLASSES = {"amazon": text.STARS, "rooms": text.ROOMS.places}  # in which order a classifier has them
 NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30}
 STOP_AT = {"babi": 0.9, "rooms": 0.9, "xsum": 0.55, "amazon": 0.75}  # training accuracy; the course's, and rooms'
+MOST_RANK = 1024
+OF_WORDS, OF_CLASSES = ("prompt", "template"), ("layers", "max_tokens")  # fields that mean nothing to the other answers
 
 
 class Config(BaseModel):
@@ -55,7 +57,7 @@ class Config(BaseModel):
         "lora", description="which parameters train: all, blocks, or lora (lora-4: of rank 4); a new head always does"
     )
     blocks: int = Field(2, ge=1, le=1000, description="first, middle, last: how many blocks train")
-    rank: int = Field(16, ge=1, le=1024, description="lora: columns of B, unless `method` says it")
+    rank: int = Field(16, ge=1, le=MOST_RANK, description="lora: columns of B, unless `method` says it")
     alpha: float | None = Field(None, gt=0, le=10_000, description="lora: B A counts alpha/rank times; the rank: once")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="lora: share dropped of what goes into A")
     targets: lora.Targets = Field("both", description="lora: the matrices of each block that get an adapter")
@@ -76,6 +78,13 @@ class Config(BaseModel):
         None, ge=1, le=10_000, description="tokens of an answer at most; babi and rooms 6, xsum 30"
     )
 
+    @field_validator("method")
+    @classmethod
+    def _rank_is_bounded(cls, method: str) -> str:
+        if int(method.partition("-")[2] or 1) > MOST_RANK:
+            raise ValueError(f"the rank of lora is at most {MOST_RANK}")
+        return method
+
     @model_validator(mode="after")
     def _answers_are_of_the_dataset(self) -> Self:
         if (self.classifies and self.dataset not in CLASSES) or (not self.classifies and self.dataset == "amazon"):
@@ -88,6 +97,14 @@ class Config(BaseModel):
             raise ValueError(f"template: prompt = custom needs one with {{text}} in it, but got {self.template!r}")
         return self
 
+    @model_validator(mode="after")
+    def _every_field_means_something(self) -> Self:
+        for name in OF_WORDS if self.classifies else OF_CLASSES:
+            if (told := getattr(self, name)) != type(self).model_fields[name].default:
+                kind = "words" if self.classifies else "classes"
+                raise ValueError(f"{name}: answers must be {kind} for it to count, but got {told!r}; leave it out")
+        return self
+
     @property
     def classifies(self) -> bool:
         """Whether an encoder tells classes; else a causal model answers in words."""
@@ -97,6 +114,11 @@ class Config(BaseModel):
     def style(self) -> PromptStyle:
         """What stands between a text and its answer."""
         return ("tldr" if self.dataset == "xsum" else "qa") if self.prompt is None else self.prompt
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens an answer in words may have."""
+        return NEW_TOKENS[self.dataset] if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def tuning(self) -> Tuning:
@@ -157,7 +179,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     device = runtime.device()
     state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, device)
     drawn = [state.encode(example) for example in _draw(config, seed)]
-    val = _part(config, "val")
+    val = _Questions.of(config, "val", state)
     while state.step < steps and not state.ended:
         state.step += 1
         loss = finite(_update(config, state, drawn, seed), state.step) if drawn else None
@@ -178,9 +200,9 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - nothing is drawn
     """Score the checkpoint on the test examples."""
     state = _State.load(checkpoint, config, runtime.device())
-    examples = _part(config, "test")
-    scores = _evaluate(config, state, examples)
-    units = [example.unit for example in examples]
+    questions = _Questions.of(config, "test", state)
+    scores = _evaluate(config, state, questions)
+    units = [example.unit for example in questions.examples]
     items = {
         f"test_{name}": [Item(unit, score) for unit, score in zip(units, values, strict=True)]
         for name, values in scores[1].items()
@@ -268,23 +290,53 @@ class _State:
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
-    def encode(self, example: Example) -> Encoded:
-        """Turn an example into tokens. Raises DataError where it is longer than the model's window."""
+    def encode(self, example: Example, *, new_tokens: int = 0) -> Encoded:
+        """Turn an example into tokens: the question's, as decoding reads it, and those that follow in the whole.
+
+        Raises DataError where the question's tokens change with the answer behind it, and where it is longer than the
+        model's window with its answer or with `new_tokens`.
+        """
         config = self.config
         if config.classifies:
             limit = min(config.max_tokens, weights.window(self.model))
             ids = self.tokenizer(example.text, truncation=True, max_length=limit)["input_ids"]
             return Encoded(tuple(ids), label=CLASSES[config.dataset].index(example.answer))
-        question, answer = _question(config, example), _answer(config, example)
-        asked = self.tokenizer(question)["input_ids"]
-        told = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        window = weights.window(self.model)
-        if len(asked) + len(told) > window:
+        question = _question(config, example)
+        asked, whole = (self._ids(words) for words in (question, question + _answer(config, example)))
+        kept = next((place for place, token in enumerate(asked) if whole[place : place + 1] != [token]), len(asked))
+        if kept < len(asked):
+            raise DataError(
+                f"{config.dataset} {example.unit}: a question must have the same tokens with an answer behind it, but "
+                f"{config.model} changes the last {len(asked) - kept} of {len(asked)}; take another model or prompt"
+            )
+        answer, window = len(whole) - len(asked), weights.window(self.model)
+        most = max(answer, new_tokens)
+        if len(asked) + most > window:
+            lower = "max_new_tokens" if len(asked) + answer <= window else "max_words"
             raise DataError(
                 f"{config.dataset} {example.unit}: prompt and answer must fit into the {window} tokens of "
-                f"{config.model}, but have {len(asked)} + {len(told)}; lower max_words or take another model"
+                f"{config.model}, but have {len(asked)} + {most}; lower {lower} or take another model"
             )
-        return Encoded((*asked, *told), answer=len(told))
+        return Encoded(tuple(whole), answer=answer)
+
+    def _ids(self, words: str) -> list[int]:
+        ids: list[int] = self.tokenizer(words, verbose=False)["input_ids"]  # the window is checked here, in words
+        return ids
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """The examples of a part that are evaluated, and their tokens."""
+
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+
+    @classmethod
+    def of(cls, config: Config, part: Literal["val", "test"], state: _State) -> Self:
+        """Read and encode a part. Raises DataError where a question and what may be generated do not fit the window."""
+        examples = _examples(config, part)[: config.eval_examples]
+        new_tokens = 0 if config.classifies else config.new_tokens
+        return cls(examples, [state.encode(example, new_tokens=new_tokens) for example in examples])
 
 
 def _question(config: Config, example: Example) -> str:
@@ -295,10 +347,6 @@ def _answer(config: Config, example: Example) -> str:
     """What is to be generated after the question: a blank, the answer, a period."""
     whole = prompts.shot(config.style, example.text, example.answer, config.template)
     return whole.removeprefix(_question(config, example))
-
-
-def _part(config: Config, part: Literal["val", "test"]) -> Sequence[Example]:
-    return _examples(config, part)[: config.eval_examples]
 
 
 def _draw(config: Config, seed: int) -> Sequence[Example]:
@@ -341,15 +389,14 @@ def _score(config: Config, state: _State, examples: Sequence[Encoded]) -> Scored
     return lora.evaluate(state.model, examples, config.eval_batch, pad=state.pad, device=state.device)
 
 
-def _evaluate(config: Config, state: _State, examples: Sequence[Example]) -> tuple[float, dict[str, list[float]]]:
-    """Score examples: the loss of a label, and by name what each example reached."""
-    encoded = [state.encode(example) for example in examples]
-    found = _score(config, state, encoded)
+def _evaluate(config: Config, state: _State, questions: _Questions) -> tuple[float, dict[str, list[float]]]:
+    """Score questions: the loss of a label, and by name what each example reached."""
+    found = _score(config, state, questions.encoded)
     loss = (found.loss_B.double().sum() / found.labels_B.sum()).item()
     if config.classifies:
         return loss, {"accuracy": found.accuracy_B.tolist()}
-    predicted = _answers(config, state, examples, found)
-    pairs = [(told, example.answer) for told, example in zip(predicted, examples, strict=True)]
+    predicted = _answers(config, state, questions.examples, found)
+    pairs = [(told, example.answer) for told, example in zip(predicted, questions.examples, strict=True)]
     return loss, {
         "accuracy": [float(answers.exact_match(*pair)) for pair in pairs],
         "rouge1": [answers.rouge1(*pair) for pair in pairs],
@@ -362,18 +409,17 @@ def _answers(config: Config, state: _State, examples: Sequence[Example], found: 
     Where each token of the true answer is the likeliest after those before it, greedy decoding tells that answer, up to
     its period: it need not be run.
     """
-    most = config.max_new_tokens or NEW_TOKENS[config.dataset]
     told: dict[int, str] = {}
     for place, example in enumerate(examples):
         answer, period, _ = _answer(config, example).partition(".")
-        if period and found.right_B[place] == found.labels_B[place] <= most:
+        if period and found.right_B[place] == found.labels_B[place] <= config.new_tokens:
             told[place] = answer.strip()
     rest = [place for place in range(len(examples)) if place not in told]
     decoded = decoding.greedy(
         state.model,
         state.tokenizer,
         [_question(config, examples[place]) for place in rest],
-        max_new_tokens=most,
+        max_new_tokens=config.new_tokens,
         batch=config.eval_batch,
         window=weights.window(state.model),
     )
