@@ -271,7 +271,7 @@ def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothi
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
 ) -> None:
     driver = Driver(home, ray_here)
-    driver.until_rows(8)
+    driver.until_checkpoint_of_a_running_trial_after(ended=0)
     ledger = Ledger.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
