@@ -155,10 +155,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
     trials = sum(len(ledger.history(found, cell)) for cell in found.cells)
     if not yes and not typer.confirm(f"delete {study} with {trials} trials, their checkpoints and MLflow runs?"):
         raise SystemExit(1)
+    from cs330ray.service.lease import held
     from cs330ray.service.mirror import MirrorError, forget
-    from cs330ray.service.run import alone
 
-    with alone(found, home()):
+    with held(ledger, study):
         try:
             forget(study, ledger.uid(study), home())
         except MirrorError as error:

@@ -1,7 +1,7 @@
 """Tables and lines of what the ledger holds: studies, trials, one trial, the best."""
 
 import json
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -205,7 +205,7 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
 
 def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
     order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state)
-    return order, confirm.losses(trial.values, goals)[0] if trial.values else time.time(), trial.number
+    return order, confirm.losses(trial.values, goals)[0] if trial.values else math.inf, trial.number
 
 
 def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from ray import tune
 
 from cs330ray import checkpoint
+from cs330ray.clock import wall_s
 from cs330ray.errors import Diverged
 from cs330ray.service import trainables
 from cs330ray.trial import Item, Progress, Scores
@@ -75,7 +76,7 @@ class TrialRun:
             torch.cuda.empty_cache()
 
     def _start(self, batch: dict[str, Any]) -> None:
-        began_s = time.time()
+        began_s = wall_s()
         trainable = trainables.load(self._told["trainable"])
         settle(self._told["seed"], self._told["cpus"])
         config = trainable.Config(**self._told["config"])
@@ -121,7 +122,7 @@ class TrialRun:
                 return
             self._latest = progress
             metrics = {str(name): float(value) for name, value in progress.metrics.items()}
-            row = {"step": int(progress.step), "metrics": metrics, "wall_s": time.time()}
+            row = {"step": int(progress.step), "metrics": metrics, "wall_s": wall_s()}
             batch["rows"].append(row)
             if progress.step >= self._told["steps"]:
                 self._last = True

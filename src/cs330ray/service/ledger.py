@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cs330ray import growth
+from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
@@ -56,6 +56,7 @@ TRIAL = ("study", "cell", "trial")
 STUDIES = _table("studies", ["name"], _text("uid"), _text("digest"), _text("spec"), _time())
 METRICS = _table("metrics", ["study", "trainable", "metric"], _text("description"))
 SESSIONS = _table("sessions", ["study", "session"], _time("started_s"), _time("seen_s"))
+LEASES = _table("leases", ["study"], _text("owner"), _text("holder"), sql.Column("beats", sql.Integer, nullable=False))
 ROWS = _table("rows", [*TRIAL, "step"], _text("metrics"), _time())
 CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("digest"), _time())
 ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
@@ -146,7 +147,7 @@ class Ledger:
         spec = study.model_dump_json()
         if old is None:
             row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
-            self._insert(STUDIES, [{**row, "wall_s": time.time()}])
+            self._insert(STUDIES, [{**row, "wall_s": wall_s()}])
         else:
             self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
         return grown
@@ -205,18 +206,41 @@ class Ledger:
 
     # Sessions --------------------------------------------------------------------------------------------------
 
-    def seen(self, study: Study, session: str) -> None:
-        """Note that a session works on a study now."""
-        now = time.time()
-        row = {"study": study.name, "session": session, "started_s": now, "seen_s": now}
-        self._insert(SESSIONS, [row])
+    def seen(self, study: Study, session: str, worked_s: float) -> None:
+        """Note that a session has worked on a study for so many seconds by now."""
+        now = wall_s()
+        self._insert(SESSIONS, [{"study": study.name, "session": session, "started_s": now, "seen_s": now}])
         where = (SESSIONS.c.study == study.name) & (SESSIONS.c.session == session)
-        self._execute(SESSIONS.update().where(where).values(seen_s=now))
+        self._execute(SESSIONS.update().where(where).values(seen_s=SESSIONS.c.started_s + worked_s))
 
     def worked_s(self, study: Study) -> float:
         """Seconds that all sessions have worked on a study."""
         total = sql.func.sum(SESSIONS.c.seen_s - SESSIONS.c.started_s).label("total")
         return float(self._select(sql.select(total).where(SESSIONS.c.study == study.name))[0].total or 0.0)
+
+    # Leases: who runs a study; the rule is in `lease` -----------------------------------------------------------
+
+    def take(self, study: str, owner: str, holder: str, instead_of: tuple[str, int] | None) -> bool:
+        """Take a study that nobody holds, or from `instead_of` = (owner, beats) if that is still so; whether it was."""
+        if instead_of is None:
+            row = {"study": study, "owner": owner, "holder": holder, "beats": 0}
+            return self._insert(LEASES, [row]) == 1
+        where = (LEASES.c.study == study) & (LEASES.c.owner == instead_of[0]) & (LEASES.c.beats == instead_of[1])
+        return self._execute(LEASES.update().where(where).values(owner=owner, holder=holder, beats=0)) == 1
+
+    def beat(self, study: str, owner: str) -> bool:
+        """Say that the owner of a lease lives; whether it is the owner still."""
+        where = (LEASES.c.study == study) & (LEASES.c.owner == owner)
+        return self._execute(LEASES.update().where(where).values(beats=LEASES.c.beats + 1)) == 1
+
+    def holder(self, study: str) -> Any:
+        """The lease of a study with `owner`, `holder` and `beats`, or None."""
+        found = self._select(sql.select(LEASES).where(LEASES.c.study == study))
+        return found[0] if found else None
+
+    def free(self, study: str, owner: str) -> None:
+        """Let a lease go."""
+        self._execute(LEASES.delete().where((LEASES.c.study == study) & (LEASES.c.owner == owner)))
 
     # Trials ----------------------------------------------------------------------------------------------------
 
@@ -300,7 +324,7 @@ class Ledger:
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
         place = {"study": study.name, "cell": cell.key, "trial": number, "step": step}
-        self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": time.time()}])
+        self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": wall_s()}])
 
     def checkpoint(self, study: Study, cell: Cell, number: int) -> Path | None:
         """The directory of a trial's newest recorded checkpoint, or None."""
@@ -316,7 +340,7 @@ class Ledger:
             "trial": number,
             "attempt": len(self.attempts(study, cell, number)),
         }
-        self._insert(ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": time.time()}])
+        self._insert(ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}])
 
     def attempts(self, study: Study, cell: Cell, number: int) -> list[dict[str, Any]]:
         """On what a trial ran, one dictionary a start."""
@@ -329,7 +353,7 @@ class Ledger:
         where = _of_trial(LOSSES, study, cell, number)
         so_far = len(self._select(sql.select(LOSSES.c.attempt).where(where)))
         place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
-        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": time.time()}])
+        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
         return so_far + 1
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
@@ -340,7 +364,7 @@ class Ledger:
         elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
             ending = Ending("FAIL", f"{', '.join(study.objective)} must be finite, but got {values}")
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": time.time()}
+        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
         self._insert(ENDS, [row])
         if cell.fresh is None:  # no sampler sees a confirmation
             self._tell(study, cell, number)
@@ -381,7 +405,7 @@ class Ledger:
             for name, found in scores.items.items()
         }
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": time.time()}
+        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": wall_s()}
         self._insert(SCORES, [row])
 
     def test_metrics(self, study: Study, cell: Cell, number: int) -> dict[str, float]:
@@ -392,7 +416,7 @@ class Ledger:
     def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
         """Record that a confirmation's test failed, and why."""
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        self._insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": time.time()}])
+        self._insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": wall_s()}])
 
     def untested(self, study: Study, cell: Cell, number: int) -> tuple[str, str] | None:
         """Why a confirmation's test failed, and its traceback, or None."""
@@ -412,7 +436,7 @@ class Ledger:
     def write_opening(self, trainable: str, config: str, checkpoint: str) -> str:
         """Record that a lone trial is about to be scored on the test split; the opening's name."""
         row = {"opening": uuid.uuid4().hex, "trainable": trainable, "config": config, "checkpoint": checkpoint}
-        self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": time.time()}])
+        self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": wall_s()}])
         return row["opening"]
 
     def write_opened(self, opening: str, metrics: Mapping[str, float]) -> None:
@@ -451,14 +475,14 @@ class Ledger:
             )
         return self._trial_ids[key]
 
-    def _insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> int:
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        if rows:
-            self._execute(insert(table).on_conflict_do_nothing(), rows)
+        return self._execute(insert(table).on_conflict_do_nothing(), rows) if rows else 0
 
-    def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """Execute a statement in a transaction of its own; how many rows it touched."""
         with self._guarded(), self._engine.begin() as connection:
-            connection.execute(statement, rows)
+            return int(connection.execute(statement, rows).rowcount)
 
     def _select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
         with self._guarded(), self._engine.connect() as connection:

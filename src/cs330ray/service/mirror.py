@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
@@ -99,7 +99,7 @@ class _Picture:
             key = ("cell", cell.key, "")
             changes += self._cell(study, cell, key, top, trials, found)
             changes += self.runs.conclude(key, "COMPLETE" if over[-1] else "RUNNING", _end(trials))
-        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", time.time())
+        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", wall_s())
 
     def _cell(self, study: Study, cell: Cell, key: Key, top: Key, trials: list[Trial], found: list[Confirmed]) -> int:
         goals = self.ledger.goals(study)
@@ -182,7 +182,7 @@ class _Picture:
         """Send what a confirmation reached on test, at its last step."""
         step = self.ledger.last_step(study, trial.cell, trial.number)
         reached = self.ledger.test_metrics(study, trial.cell, trial.number)
-        at_ms = int((trial.ended_s or time.time()) * 1000)
+        at_ms = int((trial.ended_s or wall_s()) * 1000)
         self.runs.log(key, metrics=[Metric(spoken(name), value, at_ms, step) for name, value in reached.items()])
         self.runs.tag(key, {"tested_step": str(step)})
         return len(reached)
@@ -210,7 +210,7 @@ def _means(study: Study, one: Confirmed) -> dict[str, str]:
 
 
 def _end(trials: list[Trial]) -> float:
-    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or time.time()
+    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or wall_s()
 
 
 def forget(study: str, uid: str, home: Path) -> int:

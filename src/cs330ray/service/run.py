@@ -22,14 +22,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import filelock
 import ray
 from ray import tune
 
+from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
 from cs330ray.service import confirm, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.estimate import first_values
+from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.machine import Machine
 from cs330ray.service.prune import ForwardingScheduler
@@ -77,13 +78,14 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     machine = _join(study)
     slots = machine.slots(study)
     data = prepare(study)
-    with alone(study, home):
-        ledger = Ledger.at(home)
+    ledger = Ledger.at(home)
+    _folder(study, home)
+    with held(ledger, study.name, listener.says) as lease:
         for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
             listener.says(f"grown: {line}")
         _announce(study, machine, slots, listener)
         with _mirrored(study, home, listener, mirror), _interruptible() as interrupted:
-            session = _Session(ledger, study, listener, interrupted)
+            session = _Session(ledger, study, lease, listener, interrupted)
             try:
                 _tune(study, home, ledger, session, machine, slots, data)
             except Interrupted:
@@ -96,10 +98,14 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
 class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
-    def __init__(self, ledger: Ledger, study: Study, listener: Listener, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self, ledger: Ledger, study: Study, lease: Lease, listener: Listener, interrupted: Callable[[], bool]
+    ) -> None:
         self.name = uuid.uuid4().hex
         self.listener = listener
+        self.lease = lease
         self._ledger, self._study, self._interrupted = ledger, study, interrupted
+        self._began_s = time.monotonic()
         self._seen_s = 0.0
         self._searches = True
         self._first: float | None = None
@@ -109,9 +115,10 @@ class _Session(Listener):
         return (self._first or time.monotonic()) - began
 
     def tick(self) -> None:
-        """Note the time now and then. Raises Interrupted after a signal."""
+        """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
         if self._interrupted():
             raise Interrupted
+        self.lease.check()
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
@@ -120,15 +127,15 @@ class _Session(Listener):
     def seen(self) -> None:
         """Count the time until now as the search's; confirmation's is nobody's."""
         if self._searches:
-            self._ledger.seen(self._study, self.name)
+            self._ledger.seen(self._study, self.name, time.monotonic() - self._began_s)
 
     def says(self, line: str) -> None:
         self.listener.says(line)
 
     def took_up(self, cell: Cell, number: int, *rest: Any) -> None:
         if self._first is None:  # its first rows may have taken a while
-            ago_s = time.time() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
-            self._first = time.monotonic() - ago_s
+            ago_s = wall_s() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
+            self._first = time.monotonic() - min(max(ago_s, 0.0), time.monotonic() - self._began_s)
         self.listener.took_up(cell, number, *rest)
 
     def reached(self, *args: Any) -> None:
@@ -160,7 +167,9 @@ def _tune(
     if spent and not interrupted and not confirm.pending(ledger, study):
         return
     recorder = Recorder(ledger, study, session)
-    searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted, session.confirms)
+    searcher = LedgerSearcher(
+        ledger, study, _assignment(study, home, data), interrupted, session.confirms, session.lease.fence
+    )
     own_ray = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
@@ -279,25 +288,13 @@ def _who(study: Study) -> str:
     return "the front" if most is None else f"{most} of the front"
 
 
-@contextlib.contextmanager
-def alone(study: Study, home: Path) -> Iterator[None]:
-    """Hold the study against a second driver. Raises SpecError where one runs it."""
+def _folder(study: Study, home: Path) -> None:
     folder = home / study.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(
             f"{folder}: a directory for the study is needed, but {error.strerror}; set CS330RAY_HOME"
-        ) from None
-    lock = filelock.FileLock(folder / "driver.lock", timeout=0)
-    try:
-        with lock:
-            (folder / "driver.pid").write_text(str(os.getpid()))
-            yield
-    except filelock.Timeout:
-        pid = (folder / "driver.pid").read_text() if (folder / "driver.pid").exists() else "another"
-        raise SpecError(
-            f"{study.name}: a study runs once at a time, but process {pid} runs it; wait, or stop that one"
         ) from None
 
 

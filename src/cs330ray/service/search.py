@@ -166,6 +166,7 @@ class LedgerSearcher(tune.search.Searcher):
         assignment: Callable[[Cell, int], Mapping[str, Any]],
         interrupted: Sequence[tuple[Cell, int]],
         confirms: Callable[[int], None] = lambda _: None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -176,6 +177,7 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
+        self._fence = fence  # raises where another driver has the study by now
         self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
         self._searches = True
 
@@ -203,6 +205,7 @@ class LedgerSearcher(tune.search.Searcher):
         cell = min(open_cells, key=lambda candidate: entered[candidate.key])
         history = self._ledger.history(self._study, cell)
         asked = ask(self._study, cell, self._goals, history)
+        self._fence()
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
         return self._told(cell, self._ledger.history(self._study, cell)[number])
 
