@@ -80,8 +80,8 @@ def run(
 def run_study(study: "Study", source: str, command: str) -> None:
     """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
     from cs330ray.console import StudyConsole, duration
+    from cs330ray.service import confirm, trainables
     from cs330ray.service import run as service
-    from cs330ray.service import trainables
     from cs330ray.service.ledger import Ledger
 
     trainables.check(study, source)
@@ -93,8 +93,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
             finished = {
                 (cell.key, trial.number): (trial.state, trial.values[0] if trial.values else None)
                 for cell in study.cells
-                for trial in ledger.trials(study, cell)
-                if trial.state != "RUNNING"
+                for trial in confirm.finished(study, ledger.trials(study, cell))
             }
     with StudyConsole(study, [metrics[name].goal for name in study.objective], finished) as console:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
@@ -141,8 +140,49 @@ def _dry_run(study: "Study", source: str) -> None:
     machine = Machine.here()
     slots = machine.slots(study)
     console = Console(highlight=False)
-    for line in plan(study, slots, machine.gpus_per_trial(study)):
+    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_trial(study))]:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _grown(study: "Study") -> list[str]:
+    """What a study would add to the one of its name that is in the ledger."""
+    from cs330ray import growth
+    from cs330ray.service import grow
+    from cs330ray.service.ledger import Ledger
+
+    if not (home() / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
+        return []
+    ledger = Ledger.at(home())
+    old = ledger.find(study.name)
+    lines = [] if old is None else [*growth.growth(old, study), *grow.announced(ledger, study)]
+    return [f"{study.name}: grown: {line}" for line in lines]
+
+
+@app.command()
+def restore(
+    backup: Annotated[
+        Path | None, typer.Argument(metavar="[BACKUP]", help="by default the newest that is whole")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Put a backup in the place of the ledger; the old one is moved aside, and the same commands then go on."""
+    from cs330ray.service import backup as backups
+    from cs330ray.service.ledger import Ledger
+    from cs330ray.service.mirror import MirrorError, forget
+
+    ledger = backups.file_of(home())
+    whole = ledger is not None and ledger.exists() and backups.damage(ledger) is None
+    if whole and not yes and not typer.confirm(f"{ledger} is whole; replace it by an older backup?"):
+        raise SystemExit(1)
+    chosen, aside, uids = backups.restore(home(), backup)
+    for name, uid in uids.items():
+        try:
+            forget(name, uid, home())
+        except MirrorError as error:
+            sys.stderr.write(f"{error}\n")
+    studies = ", ".join(Ledger.at(home()).names()) or "none"
+    typer.echo(f"restored {chosen}" + (f"; what was there lies in {aside}" if aside else ""))
+    typer.echo(f"studies: {studies}. The same commands go on; what was recorded after the backup is made again")
 
 
 @app.command()

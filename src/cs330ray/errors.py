@@ -24,5 +24,9 @@ class CheckpointError(Cs330rayError):
     """A checkpoint is not whole; it is never loaded."""
 
 
+class StudyError(Cs330rayError):
+    """The study cannot go on; it stopped, and what was recorded stays."""
+
+
 class Diverged(Exception):  # noqa: N818 - the field's word
     """A loss stopped being finite; the trial is recorded as failed and not tried again."""

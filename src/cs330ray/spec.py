@@ -165,6 +165,12 @@ class Budget(Strict):
     trials: int = Field(ge=1, description="per cell; failed ones count")
     steps: int = Field(ge=1, description="outer steps per trial")
     time: Seconds | None = Field(None, description="whole study; no trial starts after it")
+    fail_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="the study stops when this share of its trials has ended and all failed; may change",
+    )
 
 
 class Resources(Strict):
@@ -175,6 +181,8 @@ class Resources(Strict):
     workers: int = Field(1, ge=1, description="processes per trial, data parallel")
     require_gpu: bool = False
     slots: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
+    memory: float | None = Field(None, gt=0, description="GiB; a trial that holds more fails as out of memory")
+    keep: int = Field(5, ge=0, description="the best COMPLETE trials of each cell whose last checkpoint is kept")
     checkpoint: Seconds = Field(30.0, description="seconds of training between two checkpoints of a trial")
 
 

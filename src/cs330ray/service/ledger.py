@@ -10,7 +10,7 @@ import os
 import re
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
+from cs330ray.service import backup
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
 
@@ -101,6 +102,9 @@ class Trial:
     traceback: str
     started_s: float
     ended_s: float | None
+    steps: int  # the budget that it had, or has
+    continues: int | None = None  # the trial of fewer steps that it goes on from
+    continued_as: int | None = None  # the trial that supersedes it
 
 
 class Ledger:
@@ -142,6 +146,8 @@ class Ledger:
         """
         old = self.find(study.name)
         grown = growth.growth(old, study) if old else []
+        if old is not None and study.budget.steps > old.budget.steps:
+            self._refuse_trials_of_unknown_steps(old)
         for trainable, described in metrics.items():
             self._describe_metrics(study, trainable, described)
         spec = study.model_dump_json()
@@ -151,6 +157,14 @@ class Ledger:
         else:
             self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
         return grown
+
+    def _refuse_trials_of_unknown_steps(self, old: Study) -> None:
+        for cell in old.cells:
+            if any("steps" not in trial.user_attrs for trial in self.history(old, cell)):
+                raise SpecError(
+                    f"{old.name}: budget.steps: trials must say how many steps they had, but these are of an earlier "
+                    f"version; keep {old.budget.steps}, or `--fork NAME`"
+                )
 
     def find(self, name: str) -> Study | None:
         """The study `name`, or None."""
@@ -197,7 +211,7 @@ class Ledger:
         """What the metrics of a trainable mean, as recorded."""
         where = (METRICS.c.study == study.name) & (METRICS.c.trainable == trainable)
         found = self._select(sql.select(METRICS).where(where))
-        return {row.metric: Metric(**json.loads(row.description)) for row in found}
+        return {row.metric: Metric(**_json(row.description)) for row in found}
 
     def goals(self, study: Study) -> list[str]:
         """Which way is better, `max` or `min`, for each objective."""
@@ -244,13 +258,14 @@ class Ledger:
 
     # Trials ----------------------------------------------------------------------------------------------------
 
-    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int) -> int:
-        """Enter a trial whole, in one transaction; its number."""
+    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int, *, continues: int | None = None) -> int:
+        """Enter a trial whole, in one transaction; its number. It `continues` a trial of fewer steps, or none."""
+        of_another = {} if continues is None else {"continues": continues}
         whole = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"seed": seed},
+            user_attrs={"seed": seed, "steps": study.budget.steps, **of_another},
             system_attrs=trial.system_attrs,
         )
         with self._guarded():
@@ -269,20 +284,57 @@ class Ledger:
                 self._readers[key] = optuna.load_study(study_name=" ".join(key), storage=self.storage)
             return self._readers[key].get_trials(deepcopy=False)
 
-    def trials(self, study: Study, cell: Cell) -> list[Trial]:
-        """A cell's trials, by number; of a cell under a fresh seed, those that were taken up."""
-        ends = {row.trial: row for row in self._of_cell(ENDS, study, cell)}
+    def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
+        """A cell's trials, by number; of a cell under a fresh seed, those that were taken up.
+
+        With `some`, of a search, only those numbers and who continues them.
+        """
         if cell.fresh is None:
+            history = self.history(study, cell)
+            successors = {continues(frozen): frozen.number for frozen in history}
+            if some is not None:
+                some = {*some, *(successors[number] for number in some if number in successors)}
+                history = [frozen for frozen in history if frozen.number in some]
+            ends = {row.trial: row for row in self._ends(study, cell, some)}
             return [
-                _trial(cell, frozen, int(frozen.user_attrs["seed"]), _started_s(frozen), ends.get(frozen.number))
-                for frozen in self.history(study, cell)
+                _trial(
+                    study,
+                    cell,
+                    frozen,
+                    int(frozen.user_attrs["seed"]),
+                    _started_s(frozen),
+                    ends.get(frozen.number),
+                    successors.get(frozen.number),
+                )
+                for frozen in history
             ]
+        ends = {row.trial: row for row in self._ends(study, cell)}
         starts = {row.trial: row for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
         searched = self.history(study, cell.searched) if starts else []
         return [
-            _trial(cell, searched[number], json.loads(start.circumstances)["seed"], start.wall_s, ends.get(number))
+            _trial(
+                study, cell, searched[number], _json(start.circumstances)["seed"], start.wall_s, ends.get(number), None
+            )
             for number, start in sorted(starts.items())
         ]
+
+    def _ends(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> Sequence[sql.Row[Any]]:
+        where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key)
+        return self._select(sql.select(ENDS).where(where if some is None else where & ENDS.c.trial.in_(some)))
+
+    def lineage(self, study: Study, cell: Cell, number: int) -> list[int]:
+        """A trial and those that it continues, oldest first; a run of confirmation continues none."""
+        found = [number]
+        if cell.fresh is None:
+            history = self.history(study, cell)
+            while (before := continues(history[found[0]])) is not None:
+                found.insert(0, before)
+        return found
+
+    def retarget(self, study: Study, cell: Cell, number: int) -> None:
+        """Give an interrupted trial the steps that the study has by now."""
+        with self._guarded():
+            self.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -301,7 +353,7 @@ class Ledger:
         """The rows of a trial beyond step `after`, in order."""
         where = _of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
         found = self._select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
-        return [Row(row.step, json.loads(row.metrics), row.wall_s) for row in found]
+        return [Row(row.step, _json(row.metrics), row.wall_s) for row in found]
 
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
         """The step of a trial's last row, 0 where it has none."""
@@ -311,14 +363,15 @@ class Ledger:
     def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
         """What the trials of a cell had reached at `step`, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)
-        found = [(row.trial, json.loads(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
+        found = [(row.trial, _json(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
         return {number: float(metrics[metric]) for number, metrics in found if metric in metrics}
 
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
-        """A trial's objectives in the last row that holds them, or None."""
-        for row in reversed(self.rows(study, cell, number)):
-            if all(name in row.metrics for name in study.objective):
-                return tuple(row.metrics[name] for name in study.objective)
+        """A trial's objectives in the last row that holds them, its own or of those that it continues, or None."""
+        for each in reversed(self.lineage(study, cell, number)):
+            for row in reversed(self.rows(study, cell, each)):
+                if all(name in row.metrics for name in study.objective):
+                    return tuple(row.metrics[name] for name in study.objective)
         return None
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
@@ -331,6 +384,15 @@ class Ledger:
         where = _of_trial(CHECKPOINTS, study, cell, number)
         found = self._select(sql.select(CHECKPOINTS.c.path).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
         return Path(found[0].path) if found else None
+
+    def checkpoints(self, study: Study, cell: Cell) -> dict[int, Path]:
+        """The directory of the newest checkpoint of each trial of a cell that has one."""
+        found = sorted(self._of_cell(CHECKPOINTS, study, cell), key=lambda row: (row.trial, row.step))
+        return {int(row.trial): Path(row.path) for row in found}
+
+    def forget_checkpoints(self, study: Study, cell: Cell, number: int) -> None:
+        """Note that a trial's checkpoints are there no more."""
+        self._execute(CHECKPOINTS.delete().where(_of_trial(CHECKPOINTS, study, cell, number)))
 
     def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
         """Record on what a trial was started or taken up again: host, device, code, data, versions."""
@@ -346,7 +408,7 @@ class Ledger:
         """On what a trial ran, one dictionary a start."""
         where = _of_trial(ATTEMPTS, study, cell, number)
         found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
-        return [json.loads(row.circumstances) for row in found]
+        return [_json(row.circumstances) for row in found]
 
     def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
         """Record that a trial's worker was lost; how often by now."""
@@ -392,7 +454,7 @@ class Ledger:
         with self._guarded():
             if not self.storage.get_trial(trial_id).state.is_finished():
                 self.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
-                values = None if found[0].state == "FAIL" else json.loads(found[0].worth)
+                values = None if found[0].state == "FAIL" else _json(found[0].worth)
                 self.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
         return True
 
@@ -411,7 +473,7 @@ class Ledger:
     def test_metrics(self, study: Study, cell: Cell, number: int) -> dict[str, float]:
         """What a confirmation reached on the test split; empty where it has not been scored."""
         found = self._select(sql.select(SCORES.c.metrics).where(_of_trial(SCORES, study, cell, number)))
-        return {str(name): float(value) for name, value in json.loads(found[0].metrics).items()} if found else {}
+        return {str(name): float(value) for name, value in _json(found[0].metrics).items()} if found else {}
 
     def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
         """Record that a confirmation's test failed, and why."""
@@ -428,7 +490,7 @@ class Ledger:
         found = self._select(sql.select(SCORES.c.scored).where(_of_trial(SCORES, study, cell, number)))
         return {
             name: [Item(unit, score) for unit, score in zip(held["units"], held["scores"], strict=True)]
-            for name, held in (json.loads(found[0].scored) if found else {}).items()
+            for name, held in (_json(found[0].scored) if found else {}).items()
         }
 
     # Openings of the test split ----------------------------------------------------------------------------------
@@ -495,9 +557,14 @@ class Ledger:
         except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             reason = redacted(traceback.format_exception_only(cause)[-1].strip().splitlines()[0])
-            self.failure = LedgerError(
-                f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
-            )
+            file = self._engine.url.database if self.url.startswith("sqlite:") else None
+            if file and ("malformed" in reason or "not a database" in reason):
+                self.failure = LedgerError(backup.damaged(Path(file), reason))
+            else:
+                self.failure = LedgerError(
+                    f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was "
+                    "overwritten"
+                )
             raise self.failure from error
 
 
@@ -531,8 +598,34 @@ def _of_trial(table: sql.Table, study: Study, cell: Cell, number: int) -> sql.Co
     return (table.c.study == study.name) & (table.c.cell == cell.key) & (table.c.trial == number)
 
 
+def continues(trial: FrozenTrial) -> int | None:
+    """The trial that one continues, or None."""
+    found = trial.user_attrs.get("continues")
+    return None if found is None else int(found)
+
+
+def standing(history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials of a history that none continues, each in the place of the first that it goes back to."""
+    last: dict[int, FrozenTrial] = {}  # by the first of each line
+    first: dict[int, int] = {}
+    for trial in history:
+        before = continues(trial)
+        first[trial.number] = trial.number if before is None else first[before]
+        last[first[trial.number]] = trial
+    return list(last.values())
+
+
 def _study(text: str) -> Study:
-    return parse(json.loads(text), "ledger")
+    return parse(_json(text), "ledger")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise LedgerError(
+            f"ledger: each text must be JSON, but {text[:40]!r} is not ({error}); see `cs330ray restore --help`"
+        ) from None
 
 
 def _started_s(frozen: FrozenTrial) -> float:
@@ -540,8 +633,10 @@ def _started_s(frozen: FrozenTrial) -> float:
     return frozen.datetime_start.timestamp()
 
 
-def _trial(cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any) -> Trial:
-    worth = json.loads(end.worth) if end is not None else None
+def _trial(
+    study: Study, cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any, continued_as: int | None
+) -> Trial:
+    worth = _json(end.worth) if end is not None else None
     finite = worth is not None and all(math.isfinite(value) for value in worth)
     return Trial(
         cell=cell,
@@ -554,4 +649,7 @@ def _trial(cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: An
         traceback=end.traceback if end is not None else "",
         started_s=started_s,
         ended_s=end.wall_s if end is not None else None,
+        steps=int(frozen.user_attrs.get("steps", study.budget.steps)),
+        continues=continues(frozen),
+        continued_as=continued_as,
     )
