@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger, Trial
     from cs330ray.spec import Study
 
+LOG_END_BYTES = 20_000
 PIPED_WIDTH = 1000  # a pipe has no edge to fold at
 
 app = typer.Typer(
@@ -221,7 +222,9 @@ def show(
     study: Name,
     trial: Annotated[int | None, typer.Argument(help="one trial, with its rows")] = None,
     cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
-    log: Annotated[bool, typer.Option("--log", help="with TRIAL: attempts, reason and traceback")] = False,
+    log: Annotated[
+        bool, typer.Option("--log", help="with TRIAL: attempts, reason, traceback and what it wrote")
+    ] = False,
     diff: Annotated[Path | None, typer.Option(help="what a study file changes against the study")] = None,
     front: Annotated[bool, typer.Option("--front", help="only the Pareto front")] = False,
 ) -> None:
@@ -247,6 +250,19 @@ def show(
             _print_table(table)
         if log:
             typer.echo("\n".join(summary.tracebacks(ledger, found, one)), nl=False)
+            _print_log(found, one)
+
+
+def _print_log(study: "Study", trial: "Trial") -> None:
+    """Print the end of what a trial wrote."""
+    from cs330ray.service.places import log_of
+
+    file = log_of(home(), study.name, trial.cell, trial.number)
+    if file.exists():
+        with file.open("rb") as log:
+            log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
+            text = log.read().decode(errors="replace")
+        typer.echo(f"{file}:\n{text}" if text else f"{file}: nothing was written")
 
 
 @app.command()

@@ -424,6 +424,20 @@ def test_the_mirror_of_a_killed_driver_leaves_by_itself_when_it_has_caught_up(ho
     assert Mirror(Ledger.at(home), "toy", home).sync() == 0
 
 
+def test_a_killed_mirror_is_started_again_and_mlflow_agrees_at_the_end(home: Path, ray_here: str) -> None:
+    driver = Driver(home, ray_here)
+    driver.until_rows(4)
+    until = time.monotonic() + 60
+    while not mirrors_of(home) and time.monotonic() < until:
+        time.sleep(0.1)
+    (mirror,) = mirrors_of(home)
+    os.kill(mirror, signal.SIGKILL)
+    assert driver.end() == 0, driver.text
+    assert "MLflow is behind" not in driver.text
+    assert Mirror(Ledger.at(home), "toy", home).sync() == 0
+    assert len(runs_of(home)) == 1 + 1 + 4
+
+
 def mirrors_of(home: Path) -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline"]):

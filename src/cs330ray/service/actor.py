@@ -22,9 +22,9 @@ from cs330ray import checkpoint
 from cs330ray.clock import wall_s
 from cs330ray.errors import CheckpointError, Diverged
 from cs330ray.service import memory, trainables
+from cs330ray.service.places import LOG
 from cs330ray.trial import Item, Progress, Scores
 
-LOG = "log.txt"  # beside a trial's checkpoints
 SAVE_AGAIN_S = 1.0
 PROBE_BYTES = 1024**2
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")

@@ -192,10 +192,11 @@ class Recorder:
 
 
 def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
-    """Why a study stops: a share of its trials has ended, there are more to come, and all of them failed; or None."""
+    """Why a study stops: a share of its trials, of every cell one, has ended, more are to come, and all failed."""
     total = study.budget.trials * len(study.cells)
-    ended = [trial for cell in study.cells for trial in confirm.finished(study, ledger.trials(study, cell))]
-    if not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
+    by_cell = [confirm.finished(study, ledger.trials(study, cell)) for cell in study.cells]
+    ended = [trial for trials in by_cell for trial in trials]
+    if not all(by_cell) or not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
         return None
     if any(trial.state != "FAIL" for trial in ended):
         return None

@@ -5,7 +5,6 @@ The same call runs, resumes and extends a study.
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import shutil
@@ -34,6 +33,7 @@ from cs330ray.service.estimate import first_values
 from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
+from cs330ray.service.places import checkpoints_of
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
@@ -55,12 +55,6 @@ class Outcome:
     seconds: float
     start_s: float  # until the first trial was under way
     interrupted: bool
-
-
-def checkpoints_of(home: Path, study: str, cell: Cell, number: int) -> Path:
-    """Where a trial's checkpoints lie."""
-    slug = hashlib.sha256(cell.key.encode()).hexdigest()[:12]
-    return home.resolve() / study / "checkpoints" / slug / f"trial-{number:05d}"
 
 
 def prepare(study: Study) -> dict[str, str]:
