@@ -4,12 +4,14 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 controller of a study writes; anyone may read.
 """
 
+import importlib.util
 import json
 import math
 import os
 import re
 import traceback
 import uuid
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
 LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
+
+OPEN_S = 60
+LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
+ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is made anew
+    "sqlite": {"connect_args": {"timeout": 60}},
+    "postgresql": {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True},
+}
 
 TABLES = sql.MetaData()
 
@@ -111,16 +120,19 @@ class Ledger:
     """A connection to the ledger at `url`, for example `sqlite:////home/me/runs/ledger.db`."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        address = _address(url)
+        self.url = address.render_as_string(hide_password=False)
         self.failure: LedgerError | None = None  # the first, for those whom Tune wraps it from
-        connect_args: dict[str, Any] = {"timeout": 60} if url.startswith("sqlite") else {}
+        settings = ENGINE[address.get_backend_name()]
         with self._guarded():
-            self._engine = sql.create_engine(url, connect_args=connect_args)
-            with _alone(self._engine.url):
+            self._engine = sql.create_engine(address, **settings)
+            weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
+            with _alone(self._engine):
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
+                self.storage = optuna.storages.RDBStorage(self.url, engine_kwargs=dict(settings))
+                weakref.finalize(self, self.storage.engine.dispose)
                 TABLES.create_all(self._engine)
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
@@ -568,24 +580,48 @@ class Ledger:
             raise self.failure from error
 
 
-@contextmanager
-def _alone(url: sql.URL) -> Iterator[None]:
-    """Hold a new SQLite file while its tables are made: two processes that both find none would both make them."""
-    if url.get_backend_name() != "sqlite" or not url.database:
-        yield
-        return
+def _address(url: str) -> sql.URL:
+    """The address of a ledger, its driver named. Raises LedgerError where no such ledger can be."""
+    said = f"{redacted(url)}: the ledger must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
-        with filelock.FileLock(f"{url.database}.lock", timeout=60):
+        address = sql.make_url(url)
+    except (sql.exc.ArgumentError, ValueError):
+        raise LedgerError(f"{said}, but that is neither; set CS330RAY_LEDGER") from None
+    if address.get_backend_name() not in ENGINE:
+        raise LedgerError(f"{said}, but got {address.drivername}; set CS330RAY_LEDGER")
+    if "@" in (address.host or ""):
+        raise LedgerError(f"{said}, where an @ of the password is written %40; set CS330RAY_LEDGER")
+    if address.drivername != "postgresql":
+        return address
+    if importlib.util.find_spec("psycopg") is None:
+        raise LedgerError(f"{redacted(url)}: PostgreSQL needs its driver; pip install 'cs330ray[postgres]'")
+    return address.set(drivername="postgresql+psycopg")
+
+
+@contextmanager
+def _alone(engine: sql.Engine) -> Iterator[None]:
+    """Hold a new ledger while its tables are made: two processes that both find none would both make them."""
+    place = engine.url.database
+    try:
+        if engine.dialect.name == "postgresql":
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{OPEN_S}s'")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+                yield
+        elif place:
+            with filelock.FileLock(f"{place}.lock", timeout=OPEN_S):
+                yield
+        else:
             yield
     except filelock.Timeout:
         raise LedgerError(
-            f"{url.database}.lock: the ledger must open within 60 s, but another process holds it"
+            f"{place}.lock: the ledger must open within {OPEN_S} s, but another process holds it"
         ) from None
 
 
 def redacted(url: str) -> str:
     """An address without the name and password in it, for messages."""
-    hidden = re.sub(r"//[^@\s]*@", "//***@", url)
+    hidden = re.sub(r"//\S*@", "//***@", url)
     return re.sub(r"(password|passwd|token|secret)=[^&\s]*", r"\1=***", hidden)
 
 
