@@ -22,7 +22,8 @@ from cs330ray.service.ledger import Ledger
 
 BEAT_S = 5.0
 SILENCE_S = 60.0  # a driver on another machine that has not beaten for so long is dead
-LOOK_S = 1.0
+LOOK_S = 0.5
+DYING_S = 1.0  # a process that was killed may take so long to go
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Holder:
         return cls(socket.gethostname(), _place(), os.getpid(), birth_of(os.getpid()) or "")
 
     @property
-    def here_and_dead(self) -> bool:
-        """Whether it was a process of this machine and is gone."""
-        return self.place == _place() and birth_of(self.pid) != self.birth
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        return self.place == _place()
 
     @property
-    def here_and_alive(self) -> bool:
+    def lives_here(self) -> bool:
         """Whether it is a living process of this machine."""
-        return self.place == _place() and birth_of(self.pid) == self.birth
+        return self.is_here and birth_of(self.pid) == self.birth
 
 
 class Lease:
@@ -106,32 +107,30 @@ def held(ledger: Ledger, study: str, says: Callable[[str], None] = lambda _: Non
 
 def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None]) -> None:
     me = json.dumps(vars(Holder.here()))
-    waited_since, seen = time.monotonic(), None
+    began, seen = time.monotonic(), None
     while not ledger.take(study, owner, me, instead_of=None):
         found = ledger.holder(study)
         if found is None:
             continue  # it has just left
-        holder = Holder(**json.loads(found.holder))
-        if holder.here_and_alive:
-            raise SpecError(
-                f"{study}: a study runs once at a time, but process {holder.pid} runs it; wait, or stop that one"
-            )
-        now = (found.owner, found.beats)
-        if seen is None and not holder.here_and_dead:
-            says(
-                f"{study}: process {holder.pid} on {holder.host} runs it; taken over when it is silent for "
-                f"{SILENCE_S:.0f}s"
-            )
-        if seen not in (None, now):
-            raise SpecError(
-                f"{study}: a study runs once at a time, but process {holder.pid} on {holder.host} runs it; wait, or "
-                "stop that one"
-            )
-        silent = time.monotonic() - waited_since > SILENCE_S
-        if (holder.here_and_dead or silent) and ledger.take(study, owner, me, instead_of=now):
+        holder, now = Holder(**json.loads(found.holder)), (found.owner, found.beats)
+        waited_s = time.monotonic() - began
+        if holder.is_here:
+            if not holder.lives_here and ledger.take(study, owner, me, instead_of=now):
+                return
+            if holder.lives_here and waited_s > DYING_S:
+                raise _refused(study, f"process {holder.pid}")
+        elif seen not in (None, now):
+            raise _refused(study, f"process {holder.pid} on {holder.host}")
+        elif seen is None:
+            says(f"{study}: process {holder.pid} on {holder.host} holds it; succeeded when silent for {SILENCE_S:.0f}s")
+        elif waited_s > SILENCE_S and ledger.take(study, owner, me, instead_of=now):
             return
         seen = now
         time.sleep(LOOK_S)
+
+
+def _refused(study: str, who: str) -> SpecError:
+    return SpecError(f"{study}: a study runs once at a time, but {who} runs it; wait, or stop that one")
 
 
 def _place() -> str:

@@ -249,8 +249,9 @@ class Ledger:
     def take(self, study: str, owner: str, holder: str, instead_of: tuple[str, int] | None) -> bool:
         """Take a study that nobody holds, or from `instead_of` = (owner, beats) if that is still so; whether it was."""
         if instead_of is None:
-            row = {"study": study, "owner": owner, "holder": holder, "beats": 0}
-            return self._insert(LEASES, [row]) == 1
+            self._insert(LEASES, [{"study": study, "owner": owner, "holder": holder, "beats": 0}])
+            found = self.holder(study)
+            return found is not None and found.owner == owner
         where = (LEASES.c.study == study) & (LEASES.c.owner == instead_of[0]) & (LEASES.c.beats == instead_of[1])
         return self._execute(LEASES.update().where(where).values(owner=owner, holder=holder, beats=0)) == 1
 
@@ -549,9 +550,10 @@ class Ledger:
             )
         return self._trial_ids[key]
 
-    def _insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    def _insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        return self._execute(insert(table).on_conflict_do_nothing(), rows) if rows else 0
+        if rows:
+            self._execute(insert(table).on_conflict_do_nothing(), rows)
 
     def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Execute a statement in a transaction of its own; how many rows it touched."""
