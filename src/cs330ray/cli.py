@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cs330ray.spec import Study
 
 LOG_END_BYTES = 20_000
-PIPED_WIDTH = 1000  # a pipe has no edge to fold at
 
 app = typer.Typer(
     help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
@@ -403,7 +402,9 @@ def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "T
 def _print_table(sheet: Any) -> None:
     from rich.console import Console
 
-    from cs330ray.console import table_of
+    from cs330ray.console import plain_table, table_of
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
-    Console(highlight=False, width=width).print(table_of(sheet.title, sheet.columns, sheet.rows))
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        Console(highlight=False).print(table_of(sheet.title, sheet.columns, sheet.rows))
+    else:  # a pipe has no edge to fold at
+        typer.echo(plain_table(sheet.title, sheet.columns, sheet.rows))

@@ -49,12 +49,12 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
     """The trials of every cell, the best first; `front` keeps those that no other trial of the cell dominates."""
     goals, rows = ledger.goals(study), []
     for cell in study.cells:
-        found = ledger.trials(study, cell)
+        found, steps = ledger.trials(study, cell), ledger.last_steps(study, cell)
         chosen = confirm.pareto_front(found, goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{trial.ended_s - trial.started_s:.0f}s"
-            last = str(ledger.last_step(study, cell, trial.number))
+            last = str(steps.get(trial.number, 0))
             line = "" if trial.continues is None else f"continues {trial.continues}"
             line = line if trial.continued_as is None else f"continued as {trial.continued_as}"
             said = "; ".join(filter(None, [trial.reason, line]))

@@ -373,6 +373,13 @@ class Ledger:
         last = sql.func.max(ROWS.c.step).label("last")
         return int(self._select(sql.select(last).where(_of_trial(ROWS, study, cell, number)))[0].last or 0)
 
+    def last_steps(self, study: Study, cell: Cell) -> dict[int, int]:
+        """The step of the last row of each trial of a cell that has one, by trial number."""
+        last = sql.func.max(ROWS.c.step).label("last")
+        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
+        found = self._select(sql.select(ROWS.c.trial, last).where(where).group_by(ROWS.c.trial))
+        return {row.trial: int(row.last) for row in found}
+
     def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
         """What the trials of a cell had reached at `step`, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)

@@ -200,13 +200,13 @@ class LedgerSearcher(tune.search.Searcher):
         if self._waiting:
             cell, number = self._waiting.pop(0)
             return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
-        entered = {cell.key: len(standing(self._ledger.history(self._study, cell))) for cell in self._study.cells}
-        open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
+        histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
+        open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
         self.ran_out_of_time = bool(open_cells) and time.monotonic() >= self._deadline
         if not open_cells or self.ran_out_of_time:
             return self._next_to_confirm()
-        cell = min(open_cells, key=lambda candidate: entered[candidate.key])
-        history = standing(self._ledger.history(self._study, cell))
+        cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
+        history = histories[cell.key]
         asked = ask(self._study, cell, self._goals, history)
         self._fence()
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
