@@ -261,7 +261,12 @@ def test_the_identity_changes_with(old, new):
 
 
 names = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda name: name not in {"low", "high", "choices"})
-scalars = st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+scalars = (
+    st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+)
 choices = st.lists(scalars, min_size=1, max_size=4, unique=True)
 ranges = st.tuples(st.integers(1, 9), st.integers(10, 99), st.booleans()).map(
     lambda drawn: dict(zip(("low", "high", "log"), drawn, strict=True))

@@ -31,10 +31,10 @@ LONGEST_LINE = 1000
 # Studies
 
 OF_DOMAINS = {"low", "high", "choices"}  # what tells a domain from a trainable's table
-names = st.text(min_size=1, max_size=8).filter(lambda name: name not in OF_DOMAINS | {"trainable", "maml", "mann"})
+names = st.text(min_size=1, max_size=5).filter(lambda name: name not in OF_DOMAINS | {"trainable", "maml", "mann"})
 integers = st.integers(-(2**63) + 1, 2**63 - 1)
 floats = st.floats(allow_nan=False, allow_infinity=False)
-scalars = st.booleans() | integers | floats | st.text(max_size=20)
+scalars = st.booleans() | integers | floats | st.text(max_size=5)
 values = scalars | st.lists(scalars, max_size=3)
 choices = st.lists(scalars, min_size=1, max_size=4, unique=True)
 seconds = st.sampled_from(["2h", "90m", "1h30m", "45s"]) | st.integers(1, 10**9) | st.floats(0.1, 1e9)
