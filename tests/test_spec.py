@@ -431,7 +431,12 @@ TEXTS = [
     ("[search]\nlr = [0, false]", "search.lr: the choices must differ, but got [0, False]"),
     ("[search]\nlr = { low = 0, high = 9007199254740993, step = 2 }", "search.lr: `step` must divide `high - low`"),
     ("[search]\nlr = { low = -1e308, high = 1e308 }", "search.lr: `high - low` must be a finite number"),
-    ("[search]\nlr = { low = 0.0, high = 1.0, step = 5e-324 }", "search.lr: `step` must divide `high - low`"),
+    ("[search]\nlr = { low = 0.0, high = 1.0, step = 5e-324 }", "search.lr: `step` must be far above the rounding"),
+    (
+        "[search]\nlr = { low = 1e6, high = 1000001.0, step = 0.005 }",
+        "search.lr: `step` must be far above the rounding",
+    ),
+    ("[search]\nlr = { low = 0.0, high = 1.0, step = 0.333333333 }", "search.lr: `step` must divide `high - low`"),
     # what no study has
     ("seed = 9223372036854775808", "seed: `-2**63 < value < 2**63` must hold of whole numbers, but got one of 64 bits"),
     ("seed = 0x" + "f" * 5000, "seed: `-2**63 < value < 2**63` must hold of whole numbers, but got one of 20000 bits"),

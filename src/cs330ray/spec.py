@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
@@ -90,16 +91,26 @@ class Range(Strict):
             raise ValueError(
                 f"`step > 0` without `log` must hold, but got step={self.step}, log={str(self.log).lower()}"
             )
-        if not math.isfinite(span := self.high - self.low):
+        if not math.isfinite(self.high - self.low):
             raise ValueError(f"`high - low` must be a finite number, but got low={self.low}, high={self.high}")
-        step = self.step or span
-        steps = span / step
-        even = span % step == 0 if self.whole else math.isfinite(steps) and abs(steps - round(steps)) <= 1e-8
-        if not even or round(steps) < 1:
+        if self.step is None:
+            return self
+        if not self.whole and math.ulp(max(abs(self.low), abs(self.high))) > 1e-9 * self.step:
+            raise ValueError(
+                f"`step` must be far above the rounding of `low` and `high`, but got low={self.low}, high={self.high}, "
+                f"step={self.step}"
+            )
+        if not _divides(self.step, self.low, self.high):
             raise ValueError(
                 f"`step` must divide `high - low`, but got low={self.low}, high={self.high}, step={self.step}"
             )
         return self
+
+
+def _divides(step: int | float, low: int | float, high: int | float) -> bool:
+    """In decimals as written, as Optuna reckons: 0.1 divides 0.3, whatever their binary fractions do."""
+    first, last, each = (Decimal(str(number)) for number in (low, high, step))
+    return (last - first) % each == 0
 
 
 class Choice(Strict):
