@@ -21,6 +21,7 @@ COMMAND_LINE = ("cli", "console", "lone", "__main__", "__init__")
 # What a room sees beside itself; a room is a module or a package right under cs330ray.
 SEES: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
+    "clock": frozenset(),
     "checkpoint": frozenset({"errors"}),
     "spec": frozenset({"errors"}),
     "growth": frozenset({"errors", "spec"}),
@@ -30,7 +31,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "learners": frozenset({"errors"}),
     "runtime": frozenset({"errors"}),
     "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime"}),
-    "service": frozenset({"errors", "checkpoint", "spec", "growth", "trial"}),
+    "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
     "report": frozenset({"errors", "spec", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
@@ -39,7 +40,7 @@ STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study mod
 
 SERVICE_ALONE = {"ray", "optuna", "mlflow"}
 TORCH = {"torch", "accelerate", "transformers", "peft"}
-WITHOUT_TORCH = {"errors", "checkpoint", "spec", "growth", "trial", *COMMAND_LINE}
+WITHOUT_TORCH = {"errors", "clock", "checkpoint", "spec", "growth", "trial", *COMMAND_LINE}
 BY_NAME = {"importlib", "importlib.import_module", "importlib.util"}  # for service.trainables alone
 SLOW = {"cs330ray.service", "cs330ray.report", "cs330ray.studies"}  # what the command line imports inside functions
 

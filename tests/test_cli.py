@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from cs330ray import cli
+from cs330ray.service.lease import held
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
-from cs330ray.service.run import alone
 from cs330ray.spec import Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toml, toy
@@ -274,7 +274,7 @@ def test_a_deleted_study_leaves_no_run_in_mlflow(
 
 
 def test_a_study_that_runs_is_not_deleted(home: Path, entered: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    with alone(entered, home):
+    with held(Ledger.at(home), entered.name):
         code, _, err = ran(capsys, "delete", "toy", "--yes")
     assert (code, err.count("\n")) == (2, 1)
     assert f"process {os.getpid()} runs it" in err
@@ -368,7 +368,7 @@ def test_bad_options_of_one_trial_are_one_clear_line(home: Path, arguments: list
 
 
 ENVIRONMENTS = [
-    ("CS330RAY_HOME", "/dev/null/runs", "a directory for the study is needed"),
+    ("CS330RAY_HOME", "/dev/null/runs", "a directory for studies is needed"),
     ("CS330RAY_LEDGER", "nonsense", "the ledger must be readable and writable"),
     ("CS330RAY_LEDGER", "postgresql://me:secret@nowhere/db", "the ledger must be readable and writable"),
     ("CS330RAY_DEVICE", "tpu", "but got 'tpu'"),

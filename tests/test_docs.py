@@ -109,6 +109,14 @@ def test_every_study_file_that_a_page_names_is_there() -> None:
             assert (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
+def test_every_promise_of_the_readme_names_a_test_that_is_there() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    assert len(named) > 20
+    for name in named:
+        assert f"def {name}(" in tests, name
+
+
 def test_every_environment_variable_of_the_readme_is_read_by_the_code() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for name in set(re.findall(r"`([A-Z0-9_]{6,})(?:=1)?`", (ROOT / "README.md").read_text())):

@@ -135,6 +135,11 @@ def test_a_time_limit_set_on_a_study_without_one_is_no_growth():
         growth(changed('time = "2h"', ""), parsed(STUDY))
 
 
-def test_grown_steps_are_refused_for_now():
-    with pytest.raises(SpecError, match=r"growing: budget\.steps: .*not built yet, but got 2000 -> 4000; .*--fork"):
-        growth(parsed(STUDY), changed("steps = 2000", "steps = 4000"))
+def test_steps_may_grow():
+    assert growth(parsed(STUDY), changed("steps = 2000", "steps = 4000")) == ["budget.steps: 2000 -> 4000"]
+
+
+def test_the_share_of_failures_that_stops_a_study_may_change_either_way():
+    for share in ("0.1", "1.0"):
+        changes = growth(parsed(STUDY), changed("steps = 2000", f"steps = 2000\nfail_share = {share}"))
+        assert changes == [f"budget.fail_share: 0.5 -> {share}"]

@@ -261,8 +261,13 @@ def test_the_identity_changes_with(old, new):
 
 
 names = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True).filter(lambda name: name not in {"low", "high", "choices"})
-scalars = st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-choices = st.lists(scalars, min_size=1, max_size=4, unique_by=json.dumps)
+scalars = (
+    st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+)
+choices = st.lists(scalars, min_size=1, max_size=4, unique=True)
 ranges = st.tuples(st.integers(1, 9), st.integers(10, 99), st.booleans()).map(
     lambda drawn: dict(zip(("low", "high", "log"), drawn, strict=True))
 )
@@ -277,7 +282,7 @@ def tables(draw):
         "name": draw(st.from_regex(spec.NAME, fullmatch=True).filter(str.isascii)),
         "trainable": "maml",
         "objective": ["val_accuracy"],
-        "seed": draw(st.integers(0, 2**70)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
         "fixed": {name: draw(scalars) for name in fixed},
         "compare": {name: draw(choices) for name in compared if name != "trainable"},
         "search": {name: draw(ranges | choices) for name in searched},
@@ -423,6 +428,21 @@ TEXTS = [
     # choices
     ("[search]\nlr = []", "search.lr.choices: list should have at least 1 item"),
     ("[search]\nlr = [1, 2, 1]", "search.lr: the choices must differ, but got [1, 2, 1]"),
+    ("[search]\nlr = [0, false]", "search.lr: the choices must differ, but got [0, False]"),
+    ("[search]\nlr = { low = 0, high = 9007199254740993, step = 2 }", "search.lr: `step` must divide `high - low`"),
+    ("[search]\nlr = { low = -1e308, high = 1e308 }", "search.lr: `high - low` must be a finite number"),
+    ("[search]\nlr = { low = 0.0, high = 1.0, step = 5e-324 }", "search.lr: `step` must divide `high - low`"),
+    # what no study has
+    ("seed = 9223372036854775808", "seed: `-2**63 < value < 2**63` must hold of whole numbers, but got one of 64 bits"),
+    ("seed = 0x" + "f" * 5000, "seed: `-2**63 < value < 2**63` must hold of whole numbers, but got one of 20000 bits"),
+    ("seed = " + "9" * 5000, "a study file must be TOML, but Exceeds the limit (4300 digits)"),
+    ("[fixed]\nlr = [[[[[[[[1]]]]]]]]", "fixed.lr.0.0.0.0.0.0: at most 8 tables and lists in each other are needed"),
+    ("[fixed]\nlr = " + "[" * 5000, "a study file must be TOML, but maximum recursion depth exceeded"),
+    (f"{'k' * 101} = 1", "a name has at most 100 characters; shorten it"),
+    ("[compare]\nlr = [%s]\nmu = [%s]" % ((", ".join(map(str, range(32))),) * 2), "compare: at most 1000 combinations"),
+    (f"[compare]\nlr = ['{'v' * 400}']", 'compare: a cell\'s values have at most 400 characters, but got \'{"lr":"vvv'),
+    ("time = '9999999999h'", 'budget.time: a time such as "2h", "90m", "1h30m" or "45s" is needed'),
+    ('"a\\nb" = 1', "budget.a\\nb: unknown key"),
     ("[compare]\nlr = []", "compare.lr: at least one value, each once, is needed, but got []"),
     ("[compare]\nlr = [1, 1]", "compare.lr: at least one value, each once, is needed, but got [1, 1]"),
     ("[compare]\ntrainable = ['maml']", "trainable: exactly one of `trainable` and `compare.trainable` is needed"),

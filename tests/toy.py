@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from cs330ray.trial import Item, Metric, Progress, Scores
 METRICS: Mapping[str, Metric] = {"val_loss": Metric("min", low=0.0), "val_speed": Metric("max", 0.0, 1.0)}
 
 
+HOARD_BYTES = 2 * 1024**3
+
+
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,7 +29,7 @@ class Config(BaseModel):
     data_seed: int = 0
     eval_every_steps: int = Field(1, ge=1)
     sleep_s: float = Field(0.0, ge=0)
-    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills|numpy|text)$")
+    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills|numpy|text|hoards|speaks)$")
     ends_at: int = 3
 
 
@@ -46,6 +50,13 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         loss = abs(loss * (1 - min(config.lr, 1.9) / 2) + noise)
         if step == config.ends_at and config.ends == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == config.ends_at and config.ends == "hoards":
+            hoard = bytearray(HOARD_BYTES)
+            time.sleep(30)
+            del hoard
+        if step == config.ends_at and config.ends == "speaks":
+            sys.stdout.write(f"words of seed {seed}\n")
+            os.write(2, b"and from below\n")
         if step == config.ends_at and config.ends == "raises":
             raise RuntimeError("planted")
         if step == config.ends_at and config.ends == "diverges":

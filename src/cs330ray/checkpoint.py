@@ -32,7 +32,7 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
 
     One that is already there and whole is left as it is: the same step of the same trial is the same moment.
     """
-    final = home / f"step-{step:08d}"
+    final = home / _name(step)
     if (whole := _whole(final)) is not None:
         return whole
     partial = home / f".partial-{step:08d}-{uuid.uuid4().hex[:8]}"
@@ -60,6 +60,20 @@ def sweep(home: Path) -> None:
     """Remove what a killed process left half-written under `home`; only for who alone writes there."""
     for partial in home.glob(".partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def forget_after(home: Path, step: int) -> None:
+    """Remove the checkpoints under `home` beyond `step`: what the record does not hold has not happened."""
+    for path in _directories(home):
+        if path > home / _name(step):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(home: Path) -> None:
+    """Remove every checkpoint under `home`."""
+    sweep(home)
+    for path in _directories(home):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(home: Path) -> Checkpoint | None:
@@ -101,6 +115,10 @@ def _matches(path: Path, name: str, digest: object) -> bool:
         return file.is_relative_to(path.resolve()) and _sha256(file) == digest
     except (OSError, ValueError):  # absent, unreadable, a directory, no name at all
         return False
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _directories(home: Path) -> list[Path]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger, Trial
     from cs330ray.spec import Study
 
-PIPED_WIDTH = 1000  # a pipe has no edge to fold at
+LOG_END_BYTES = 20_000
 
 app = typer.Typer(
     help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
@@ -80,8 +80,8 @@ def run(
 def run_study(study: "Study", source: str, command: str) -> None:
     """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
     from cs330ray.console import StudyConsole, duration
+    from cs330ray.service import confirm, trainables
     from cs330ray.service import run as service
-    from cs330ray.service import trainables
     from cs330ray.service.ledger import Ledger
 
     trainables.check(study, source)
@@ -93,8 +93,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
             finished = {
                 (cell.key, trial.number): (trial.state, trial.values[0] if trial.values else None)
                 for cell in study.cells
-                for trial in ledger.trials(study, cell)
-                if trial.state != "RUNNING"
+                for trial in confirm.finished(study, ledger.trials(study, cell))
             }
     with StudyConsole(study, [metrics[name].goal for name in study.objective], finished) as console:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
@@ -141,8 +140,49 @@ def _dry_run(study: "Study", source: str) -> None:
     machine = Machine.here()
     slots = machine.slots(study)
     console = Console(highlight=False)
-    for line in plan(study, slots, machine.gpus_per_trial(study)):
+    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_trial(study))]:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _grown(study: "Study") -> list[str]:
+    """What a study would add to the one of its name that is in the ledger."""
+    from cs330ray import growth
+    from cs330ray.service import grow
+    from cs330ray.service.ledger import Ledger
+
+    if not (home() / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
+        return []
+    ledger = Ledger.at(home())
+    old = ledger.find(study.name)
+    lines = [] if old is None else [*growth.growth(old, study), *grow.announced(ledger, study)]
+    return [f"{study.name}: grown: {line}" for line in lines]
+
+
+@app.command()
+def restore(
+    backup: Annotated[
+        Path | None, typer.Argument(metavar="[BACKUP]", help="by default the newest that is whole")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Put a backup in the place of the ledger; the old one is moved aside, and the same commands then go on."""
+    from cs330ray.service import backup as backups
+    from cs330ray.service.ledger import Ledger
+    from cs330ray.service.mirror import MirrorError, forget
+
+    ledger = backups.file_of(home())
+    whole = ledger is not None and ledger.exists() and backups.damage(ledger) is None
+    if whole and not yes and not typer.confirm(f"{ledger} is whole; replace it by an older backup?"):
+        raise SystemExit(1)
+    chosen, aside, uids = backups.restore(home(), backup)
+    for name, uid in uids.items():
+        try:
+            forget(name, uid, home())
+        except MirrorError as error:
+            sys.stderr.write(f"{error}\n")
+    studies = ", ".join(Ledger.at(home()).names()) or "none"
+    typer.echo(f"restored {chosen}" + (f"; what was there lies in {aside}" if aside else ""))
+    typer.echo(f"studies: {studies}. The same commands go on; what was recorded after the backup is made again")
 
 
 @app.command()
@@ -155,10 +195,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
     trials = sum(len(ledger.history(found, cell)) for cell in found.cells)
     if not yes and not typer.confirm(f"delete {study} with {trials} trials, their checkpoints and MLflow runs?"):
         raise SystemExit(1)
+    from cs330ray.service.lease import held
     from cs330ray.service.mirror import MirrorError, forget
-    from cs330ray.service.run import alone
 
-    with alone(found, home()):
+    with held(ledger, study):
         try:
             forget(study, ledger.uid(study), home())
         except MirrorError as error:
@@ -181,7 +221,9 @@ def show(
     study: Name,
     trial: Annotated[int | None, typer.Argument(help="one trial, with its rows")] = None,
     cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
-    log: Annotated[bool, typer.Option("--log", help="with TRIAL: attempts, reason and traceback")] = False,
+    log: Annotated[
+        bool, typer.Option("--log", help="with TRIAL: attempts, reason, traceback and what it wrote")
+    ] = False,
     diff: Annotated[Path | None, typer.Option(help="what a study file changes against the study")] = None,
     front: Annotated[bool, typer.Option("--front", help="only the Pareto front")] = False,
 ) -> None:
@@ -207,6 +249,19 @@ def show(
             _print_table(table)
         if log:
             typer.echo("\n".join(summary.tracebacks(ledger, found, one)), nl=False)
+            _print_log(found, one)
+
+
+def _print_log(study: "Study", trial: "Trial") -> None:
+    """Print the end of what a trial wrote."""
+    from cs330ray.service.places import log_of
+
+    file = log_of(home(), study.name, trial.cell, trial.number)
+    if file.exists():
+        with file.open("rb") as log:
+            log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
+            text = log.read().decode(errors="replace")
+        typer.echo(f"{file}:\n{text}" if text else f"{file}: nothing was written")
 
 
 @app.command()
@@ -347,7 +402,9 @@ def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "T
 def _print_table(sheet: Any) -> None:
     from rich.console import Console
 
-    from cs330ray.console import table_of
+    from cs330ray.console import plain_table, table_of
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
-    Console(highlight=False, width=width).print(table_of(sheet.title, sheet.columns, sheet.rows))
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        Console(highlight=False).print(table_of(sheet.title, sheet.columns, sheet.rows))
+    else:  # a pipe has no edge to fold at
+        typer.echo(plain_table(sheet.title, sheet.columns, sheet.rows))

@@ -7,6 +7,10 @@ A message reads: place, rule, value, next step. People get it as one line and ex
 class Cs330rayError(Exception):
     """Any error that a person can act on; the command line prints it as one line and exits with code 2."""
 
+    def __str__(self) -> str:
+        """The message in one line, whatever it quotes: what cannot be printed is escaped as in Python."""
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in super().__str__())
+
 
 class SpecError(Cs330rayError):
     """What was asked for cannot be meant; nothing was started."""
@@ -22,6 +26,10 @@ class LedgerError(Cs330rayError):
 
 class CheckpointError(Cs330rayError):
     """A checkpoint is not whole; it is never loaded."""
+
+
+class StudyError(Cs330rayError):
+    """The study cannot go on; it stopped, and what was recorded stays."""
 
 
 class Diverged(Exception):  # noqa: N818 - the field's word

@@ -27,17 +27,12 @@ def growth(old: Study, new: Study) -> list[str]:
             "not its bounds) and values of [compare] may grow; rename the study, `--fork NAME`, or "
             f"`cs330ray delete {new.name}`"
         )
-    if new.budget.steps > old.budget.steps:
-        raise SpecError(
-            f"{new.name}: budget.steps: growing the steps of finished trials is not built yet, but got "
-            f"{old.budget.steps} -> {new.budget.steps}; keep {old.budget.steps}, or `--fork NAME`"
-        )
     return [line for line in difference(old, new) if not line.startswith("resources")]
 
 
 def _may_change(old: Study, new: Study, place: str) -> bool:
     table, _, key = place.partition(".")
-    if table == "resources":
+    if table == "resources" or place == "budget.fail_share":
         return True
     if table == "budget":
         before, after = (getattr(study.budget, key) or math.inf for study in (old, new))

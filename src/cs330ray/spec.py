@@ -7,9 +7,10 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -33,7 +34,12 @@ from cs330ray.errors import SpecError
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 RESERVED = ("alone", "artifacts")  # folders of the home
 IDENTITY = ("name", "trainable", "objective", "seed", "fixed", "search", "sampler", "prune")
-
+DEEPEST = 8  # tables and lists within each other; a study has four
+LARGEST = 2**63 - 1  # of TOML's whole numbers
+MOST_CELLS = 1000
+LONGEST_KEY = 100  # characters of a name in a file
+LONGEST_CELL = 400  # characters of a cell's key; with the study's name they are a column of 512
+MOST_STEPS = 2**31 - 1  # what a column of whole numbers holds
 
 Number = StrictInt | StrictFloat
 Scalar = StrictBool | Number | StrictStr
@@ -43,7 +49,7 @@ Value = Scalar | list[Scalar]
 def _seconds(value: object) -> object:
     """Read "1h30m", "90s" or a number of seconds as seconds."""
     if isinstance(value, str):
-        match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", value)
+        match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", value)
         if not match or not value:
             raise ValueError('a time such as "2h", "90m", "1h30m" or "45s" is needed')
         hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -84,8 +90,12 @@ class Range(Strict):
             raise ValueError(
                 f"`step > 0` without `log` must hold, but got step={self.step}, log={str(self.log).lower()}"
             )
-        steps = (self.high - self.low) / (self.step or self.high - self.low)
-        if round(steps) < 1 or abs(steps - round(steps)) > 1e-8:
+        if not math.isfinite(span := self.high - self.low):
+            raise ValueError(f"`high - low` must be a finite number, but got low={self.low}, high={self.high}")
+        step = self.step or span
+        steps = span / step
+        even = span % step == 0 if self.whole else math.isfinite(steps) and abs(steps - round(steps)) <= 1e-8
+        if not even or round(steps) < 1:
             raise ValueError(
                 f"`step` must divide `high - low`, but got low={self.low}, high={self.high}, step={self.step}"
             )
@@ -100,8 +110,8 @@ class Choice(Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Choice":
-        if len({json.dumps(choice) for choice in self.choices}) < len(self.choices):
-            raise ValueError(f"the choices must differ, but got {self.choices}")
+        if len(set(self.choices)) < len(self.choices):  # 1, 1.0 and true are one choice to Optuna
+            raise ValueError(f"the choices must differ, but got {short(self.choices)}")
         return self
 
 
@@ -129,7 +139,9 @@ def _parse_domain(place: str, value: object) -> object:
     """A Range or a Choice; which one is told by its keys, so that an error speaks of the one that was meant."""
     domain = _domain(value)
     if not isinstance(domain, dict):
-        raise ValueError(f"{place}: a list of choices or a table with `low` and `high` is needed, but got {value!r}")
+        raise ValueError(
+            f"{place}: a list of choices or a table with `low` and `high` is needed, but got {short(value)}"
+        )
     try:
         return Choice.model_validate(domain) if "choices" in domain else Range.model_validate(domain)
     except ValidationError as error:
@@ -162,9 +174,15 @@ class Prune(Strict):
 class Budget(Strict):
     """What may grow without making it another study."""
 
-    trials: int = Field(ge=1, description="per cell; failed ones count")
-    steps: int = Field(ge=1, description="outer steps per trial")
+    trials: int = Field(ge=1, le=1_000_000, description="per cell; failed ones count")
+    steps: int = Field(ge=1, le=MOST_STEPS, description="outer steps per trial")
     time: Seconds | None = Field(None, description="whole study; no trial starts after it")
+    fail_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="the study stops when this share of its trials has ended and all failed; may change",
+    )
 
 
 class Resources(Strict):
@@ -175,6 +193,8 @@ class Resources(Strict):
     workers: int = Field(1, ge=1, description="processes per trial, data parallel")
     require_gpu: bool = False
     slots: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
+    memory: float | None = Field(None, gt=0, description="GiB; a trial that holds more fails as out of memory")
+    keep: int = Field(5, ge=0, description="the best COMPLETE trials of each cell whose last checkpoint is kept")
     checkpoint: Seconds = Field(30.0, description="seconds of training between two checkpoints of a trial")
 
 
@@ -184,7 +204,9 @@ class Confirm(Strict):
     top: int | None = Field(
         None, ge=1, description="per cell, of COMPLETE trials; default: 3, with several objectives the whole front"
     )
-    seeds: int = Field(5, ge=1, description="fresh ones, the same for all; each is trained, validated and tested")
+    seeds: int = Field(
+        5, ge=1, le=1000, description="fresh ones, the same for all; each is trained, validated and tested"
+    )
     bounds: dict[str, Number] = Field(
         {}, description="several objectives: the first chooses among those whose mean validation keeps these bounds"
     )
@@ -285,14 +307,19 @@ def _incoherent(study: Study) -> Iterator[str]:
         yield "trainable: exactly one of `trainable` and `compare.trainable` is needed; remove or add one"
         return
     if compared and not all(isinstance(name, str) for name in compared):
-        yield f"compare.trainable: names are needed, but got {compared}"
+        yield f"compare.trainable: names are needed, but got {short(compared)}"
         return
     if len(set(study.objective)) < len(study.objective):
-        yield f"objective: the metrics must differ, but got {study.objective}"
+        yield f"objective: the metrics must differ, but got {short(study.objective)}"
     for name, values in study.compare.items():
         if not values or len({json.dumps(value) for value in values}) < len(values):
-            yield f"compare.{name}: at least one value, each once, is needed, but got {values}"
+            yield f"compare.{name}: at least one value, each once, is needed, but got {short(values)}"
             return
+    if (cells := math.prod(map(len, study.compare.values()))) > MOST_CELLS:
+        yield f"compare: at most {MOST_CELLS} combinations are needed, but got {cells}; search some, or ask two studies"
+        return
+    if longest := [cell.key for cell in study.cells if len(cell.key) > LONGEST_CELL]:
+        yield f"compare: a cell's values have at most {LONGEST_CELL} characters, but got {short(longest[0])}"
     for name in study.compare:
         if any(name == key or (_nested(value) and name in value) for key, value in study.fixed.items()):
             yield f"compare.{name}: a parameter stands in one table only, but it is in [fixed] too; remove one"
@@ -354,8 +381,8 @@ def read(path: Path, overrides: Sequence[str] = (), fork: str | None = None) -> 
         raise SpecError(
             f"{path}: a study file must be readable, but {reason}; `ls studies/` shows those that come with it"
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: a study file must be TOML, but {error}; mend that place") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's own
+        raise SpecError(f"{path}: a study file must be TOML, but {str(error)[:200]}; mend that place") from None
     for override in overrides:
         _override(raw, override)
     if fork is not None:
@@ -365,12 +392,34 @@ def read(path: Path, overrides: Sequence[str] = (), fork: str | None = None) -> 
 
 def parse(raw: Mapping[str, Any], source: str) -> Study:
     """Check a study given as plain tables; the study. Raises SpecError in one line that begins with `source`."""
+    for problem in _boundless(raw):
+        raise SpecError(f"{source}: {problem}")
     try:
         return Study.model_validate(dict(raw))
     except ValidationError as error:
         more = len(_by_value(error)) - 1
         suffix = f" (and {more} more)" if more else ""
         raise SpecError(f"{source}: {_first_line(error)}{suffix}") from None
+
+
+def _boundless(value: object, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """What no study has: tables without end, whole numbers beyond 64 bits, endless names."""
+    where = ".".join(place)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        yield f"{where}: `-2**63 < value < 2**63` must hold of whole numbers, but got one of {value.bit_length()} bits"
+    if isinstance(value, Mapping | list) and len(place) >= DEEPEST:
+        yield f"{where}: at most {DEEPEST} tables and lists in each other are needed, but got more; flatten them"
+        return
+    for key, inner in enumerate(value) if isinstance(value, list) else _items(value):
+        name = str(key)
+        if len(name) > LONGEST_KEY:
+            yield f"{'.'.join([*place, short(name)])}: a name has at most {LONGEST_KEY} characters; shorten it"
+        elif isinstance(inner, int | Mapping | list):
+            yield from _boundless(inner, (*place, name))
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -380,7 +429,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {override}: `table.key=value` is needed; for example --set budget.trials=32")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = raw
     for key in keys[:-1]:
@@ -396,11 +445,8 @@ def _by_value(error: ValidationError) -> dict[tuple[str, ...], list[ErrorDetails
     for one in error.errors(include_url=False):
         place = tuple(str(part) for part in one["loc"] if not _is_union_tag(part))
         found.setdefault(place, []).append(one)
-    return {
-        place: errors
-        for place, errors in found.items()
-        if not any(len(inner) > len(place) and inner[: len(place)] == place for inner in found)
-    }
+    outer = {place[:length] for place in found for length in range(len(place))}
+    return {place: errors for place, errors in found.items() if place not in outer}
 
 
 def _first_line(error: ValidationError, within: str = "") -> str:
@@ -414,11 +460,11 @@ def _first_line(error: ValidationError, within: str = "") -> str:
         message = "this key is needed; add it"
     elif first["loc"] and _is_union_tag(first["loc"][-1]):
         wanted = "text, a finite number, true or false" if len(errors) > 2 else "a finite number"
-        message = f"{wanted} is needed, but got {_short(first['input'])}"
+        message = f"{wanted} is needed, but got {short(first['input'])}"
     elif first["type"] in ("model_type", "dict_type"):
-        message = f"a table is needed, but got {_short(first['input'])}"
+        message = f"a table is needed, but got {short(first['input'])}"
     elif first["type"] != "value_error":
-        message = f"{message[:1].lower()}{message[1:]}, but got {_short(first['input'])}"
+        message = f"{message[:1].lower()}{message[1:]}, but got {short(first['input'])}"
     if place == "search" and first["type"] == "value_error":
         return f"{place}.{message}"
     return f"{place}: {message}" if place else message
@@ -438,6 +484,7 @@ def _suggestion(title: str, place: tuple[int | str, ...]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(model.model_fields)})"
 
 
-def _short(value: object, length: int = 60) -> str:
+def short(value: object, length: int = 60) -> str:
+    """A value as it would be written, cut where it is long."""
     text = repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,24 +1,36 @@
-"""The ledger: written once, whole or not at all, healed after a crash, open to Optuna."""
+"""The ledger: written once, whole or not at all, healed after a crash, open to Optuna; on SQLite and on PostgreSQL."""
 
-import sqlite3
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 import pytest
+import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import search
 from cs330ray.service.ledger import Ending, Ledger, Row, redacted
 from cs330ray.spec import Cell, Study
 from tests import toy as toy_trainable
+from tests.service.conftest import Server
 from tests.studies_of_tests import toy
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def ledger(tmp_path: Path, backend: str) -> Ledger:
     return Ledger.at(tmp_path)
+
+
+def counted(ledger: Ledger, table: str) -> int:
+    """Rows of a table, by a connection that is not the ledger's."""
+    engine = sql.create_engine(ledger.url)
+    with engine.connect() as connection:
+        number = connection.execute(sql.text(f"select count(*) from {table}")).scalar_one()
+    engine.dispose()
+    return int(number)
 
 
 def opened(ledger: Ledger, study: Study) -> Cell:
@@ -107,15 +119,17 @@ def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Ledger, monkey
     assert healed.intermediate_values == {5: 0.5}
 
 
-def test_optuna_itself_opens_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
+def test_optuna_itself_opens_the_ledger(ledger: Ledger) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
     ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
     ledger.end(study, cell, number, Ending("COMPLETE"))
-    found = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{tmp_path}/ledger.db")
+    storage = optuna.storages.RDBStorage(ledger.url)
+    found = optuna.load_study(study_name="toy {}", storage=storage)
     assert found.best_value == 0.5
     assert found.direction == optuna.study.StudyDirection.MINIMIZE
+    storage.engine.dispose()
 
 
 def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger: Ledger) -> None:
@@ -125,7 +139,7 @@ def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger
     assert ledger.study("toy") == toy()
 
 
-def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger: Ledger) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -133,9 +147,8 @@ def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger:
     uid = ledger.uid("toy")
     ledger.delete("toy")
     assert ledger.names() == []
-    with sqlite3.connect(tmp_path / "ledger.db") as raw:
-        assert raw.execute("select count(*) from cs330ray_rows").fetchone() == (0,)
-        assert raw.execute("select count(*) from trials").fetchone() == (0,)
+    assert counted(ledger, "cs330ray_rows") == 0
+    assert counted(ledger, "trials") == 0
     opened(ledger, toy(seed=1))
     assert ledger.history(toy(seed=1), cell) == []
     assert ledger.uid("toy") != uid
@@ -164,13 +177,67 @@ def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten
         ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
         ("sqlite:////home/me/ledger.db", "sqlite:////home/me/ledger.db"),
         ("http://token@mlflow:5000", "http://***@mlflow:5000"),
+        ("postgresql://me:sec@ret@host/db", "postgresql://***@host/db"),
     ],
 )
 def test_a_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
-def test_processes_that_open_a_new_ledger_at_once_all_get_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://me:secret@127.0.0.1:9/db", "Connection refused"),
+        ("postgresql://me:se@cret@127.0.0.1:9/db", "an @ of the password is written %40"),
+        ("postgresql://me:secret@127.0.0.1:port/db", "must be sqlite:///FILE or postgresql://"),
+        ("mysql://me:secret@127.0.0.1:9/db", "but got mysql"),
+        ("secret", "must be sqlite:///FILE or postgresql://"),
+    ],
+)
+def test_an_address_where_no_ledger_is_is_one_line_without_the_password(url: str, said: str) -> None:
+    if said == "Connection refused":
+        pytest.importorskip("psycopg")
+    with pytest.raises(LedgerError, match=said) as error:
+        Ledger(url)
+    assert "\n" not in str(error.value)
+    assert url == "secret" or "cret" not in str(error.value)
+
+
+def test_postgresql_without_its_driver_is_one_line_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(LedgerError, match=re.escape("pip install 'cs330ray[postgres]'")):
+        Ledger("postgresql://me:secret@127.0.0.1/db")
+
+
+def test_a_password_may_hold_every_sign_that_an_address_can_spell(postgres: Server, database: str) -> None:
+    before = quote(postgres.password, safe="")
+    with postgres.password_changed("p:/@%? #&=é'"):
+        address = database.replace(before, quote(postgres.password, safe=""))
+        assert Ledger(address).names() == []
+
+
+def test_a_server_that_goes_away_is_one_line_and_what_was_written_is_there_when_it_comes_back(
+    postgres: Server, database: str
+) -> None:
+    ledger, study = Ledger(database), toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    postgres.stop()
+    try:
+        for use in (ledger.names, lambda: ledger.history(study, cell), lambda: entered(ledger, study, cell)):
+            with pytest.raises(LedgerError) as error:
+                use()
+            assert "\n" not in str(error.value)
+            assert postgres.password not in str(error.value)
+    finally:
+        postgres.start()
+    ledger.write_rows(study, cell, number, [Row(10, {"val_loss": 0.4}, 2.0)])
+    assert [row.step for row in ledger.rows(study, cell, number)] == [5, 10]
+    assert [trial.number for trial in ledger.history(study, cell)] == [0]
+
+
+def test_processes_that_open_a_new_ledger_at_once_all_get_it(tmp_path: Path, backend: str) -> None:
     code = f"from pathlib import Path; from cs330ray.service.ledger import Ledger; Ledger.at(Path({str(tmp_path)!r}))"
     openers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [(opener.communicate(timeout=120)[1], opener.returncode) for opener in openers] == [("", 0)] * 3

@@ -166,6 +166,7 @@ def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one
     told = [at.ask(), at.ask()]
     at.play(told[1], (5, 0.5), circumstances=BEGUN)
     at.searcher.again(at.cell, 1)
+    told[1] |= {"recorded_step": 5}
     assert at.ask() == told[1]
     assert at.ask()["trial"] == 2
     later = desk(interrupted=[0, 1])
@@ -175,16 +176,17 @@ def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one
 
 @pytest.mark.parametrize(("time_s", "starts"), [(90.0, False), (110.0, True)])
 def test_the_time_of_earlier_sessions_counts(
-    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, time_s: float, starts: bool
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, time_s: float, starts: bool
 ) -> None:
-    """Two earlier sessions have worked for 50 seconds each."""
+    """Two earlier sessions have worked for 50 seconds each, while the clock jumped back by an hour."""
     budget = {"trials": 4, "steps": 20, "time": time_s}
     earlier = desk(budget=budget)
+    clock = tmp_path / "clock"
+    monkeypatch.setenv("CS330RAY_CLOCK", str(clock))
     for name in ("one", "two"):
-        for now in (1000.0, 1050.0):
-            monkeypatch.setattr("cs330ray.service.ledger.time.time", lambda now=now: now)
-            earlier.ledger.seen(earlier.study, name)
-    monkeypatch.undo()
+        for worked_s, jump in ((20.0, "0"), (50.0, "-3600")):
+            clock.write_text(jump)
+            earlier.ledger.seen(earlier.study, name, worked_s)
     searcher = desk(budget=budget).searcher
     searcher.start_clock()
     assert isinstance(searcher.suggest("tune"), dict) is starts

@@ -1,7 +1,7 @@
 """Tables and lines of what the ledger holds: studies, trials, one trial, the best."""
 
 import json
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ def studies(ledger: Ledger) -> Sheet:
     rows = []
     for name in ledger.names():
         study = ledger.study(name)
-        found = [trial for cell in study.cells for trial in ledger.trials(study, cell)]
+        found = [trial for cell in study.cells for trial in confirm.standing(ledger.trials(study, cell))]
         counts = {
             state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
         }
@@ -49,15 +49,16 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
     """The trials of every cell, the best first; `front` keeps those that no other trial of the cell dominates."""
     goals, rows = ledger.goals(study), []
     for cell in study.cells:
-        found = ledger.trials(study, cell)
+        found, steps = ledger.trials(study, cell), ledger.last_steps(study, cell)
         chosen = confirm.pareto_front(found, goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{trial.ended_s - trial.started_s:.0f}s"
-            last = str(ledger.last_step(study, cell, trial.number))
-            rows.append(
-                [cell.title, str(trial.number), trial.state, *values, last, spent, _params(trial.params), trial.reason]
-            )
+            last = str(steps.get(trial.number, 0))
+            line = "" if trial.continues is None else f"continues {trial.continues}"
+            line = line if trial.continued_as is None else f"continued as {trial.continued_as}"
+            said = "; ".join(filter(None, [trial.reason, line]))
+            rows.append([cell.title, str(trial.number), trial.state, *values, last, spent, _params(trial.params), said])
     return Sheet(
         f"{study.name}: {' '.join(study.objective)}",
         ["cell", "trial", "state", *study.objective, "steps", "time", "parameters", "reason"],
@@ -71,6 +72,9 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
     facts = {
         "cell": found.cell.title, "state": found.state, "reason": found.reason, "seed": str(found.seed),
         **{name: str(value) for name, value in {**found.cell.fixed, **found.params}.items()},
+        "steps": str(found.steps),
+        **({} if found.continues is None else {"continues": str(found.continues)}),
+        **({} if found.continued_as is None else {"continued as": str(found.continued_as)}),
         "checkpoint": str(checkpoint) if checkpoint is not None and checkpoint.exists() else "none",
     }  # fmt: skip
     sheets = [Sheet(f"{study.name}: trial {found.number}", ["what", "value"], [list(fact) for fact in facts.items()])]
@@ -121,8 +125,11 @@ def tracebacks(ledger: Ledger, study: Study, found: Trial) -> list[str]:
 
 
 def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) -> Trial | None:
-    """The best COMPLETE trial of a cell by its first objective, or by any metric of its last row."""
-    complete = [trial for trial in ledger.trials(study, cell) if trial.state == "COMPLETE" and trial.values]
+    """The best COMPLETE trial of a cell by its first objective, or by any metric of its last row.
+
+    Of those with the most steps: values after different numbers of steps are never ranked together.
+    """
+    complete = confirm.rankable(ledger.trials(study, cell))
     if by is None:
         scores = {trial.number: (trial.values or (0.0,))[0] for trial in complete}
         goal = ledger.goals(study)[0]
@@ -160,7 +167,7 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
             + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
             + not_confirmed
             + _confirmed_comment(study, confirmed)
-            + f"# checkpoint: {ledger.checkpoint(study, cell, best.number)}\n"
+            + f"# checkpoint: {_checkpoint(ledger, study, best)}\n"
             f'trainable = "{cell.trainable}"\n[{"fixed" if one else "best.fixed"}]\n'
             + _toml({**cell.fixed, **best.params})
         )
@@ -184,7 +191,7 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
     """The end of a run in lines: the best trial of each cell, its value against chance, and where it lies."""
     lines = []
     for cell in study.cells:
-        found = ledger.trials(study, cell)
+        found = confirm.standing(ledger.trials(study, cell))
         counts = {state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL")}
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial ended"
         title = f"{cell.title}: " if cell.values else ""
@@ -199,13 +206,18 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
         )
         at = f" at {_params(best.params)}" if best.params else ""
         lines.append(f"{title}{said}; best is trial {best.number}: {shown}{at}")
-        lines.append(f"  checkpoint: {ledger.checkpoint(study, cell, best.number)}")
+        lines.append(f"  checkpoint: {_checkpoint(ledger, study, best)}")
     return lines + confirmation.lines(ledger, study)
 
 
+def _checkpoint(ledger: Ledger, study: Study, trial: Trial) -> str:
+    found = ledger.checkpoint(study, trial.cell, trial.number)
+    return str(found) if found else f"none (the best {study.resources.keep} of a cell keep theirs: resources.keep)"
+
+
 def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
-    order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state)
-    return order, confirm.losses(trial.values, goals)[0] if trial.values else time.time(), trial.number
+    order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state) if trial.continued_as is None else 4
+    return order, confirm.losses(trial.values, goals)[0] if trial.values else math.inf, trial.number
 
 
 def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:

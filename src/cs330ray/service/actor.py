@@ -1,5 +1,6 @@
 """The worker's side: drive a trial's generator in batches, checkpoint what the record already holds, report the end."""
 
+import contextlib
 import gc
 import math
 import os
@@ -7,6 +8,7 @@ import platform
 import random
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -17,18 +19,24 @@ import numpy as np
 from ray import tune
 
 from cs330ray import checkpoint
-from cs330ray.errors import Diverged
-from cs330ray.service import trainables
+from cs330ray.clock import wall_s
+from cs330ray.errors import CheckpointError, Diverged
+from cs330ray.service import memory, trainables
+from cs330ray.service.places import LOG
 from cs330ray.trial import Item, Progress, Scores
 
+SAVE_AGAIN_S = 1.0
+PROBE_BYTES = 1024**2
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 
 
 class TrialRun:
     """One trial between two batches.
 
-    `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), checkpoint_s, batch_s,
-    prune_every (0: never), cpus, code and data digests; `test` where the trial is to be scored on the test split.
+    `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), recorded_step (the last
+    row that the ledger holds), checkpoint_s, batch_s, prune_every (0: never), memory (GiB or None), cpus, code and data
+    digests; `test` where the trial is to be scored on the test split; where it continues another, `after_step`, the
+    last row of that one, and `begin_at`, its last checkpoint or None.
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
@@ -42,7 +50,8 @@ class TrialRun:
     def next_batch(self) -> dict[str, Any]:
         """Train until a batch of rows is worth a message.
 
-        It holds "rows" and maybe "checkpoint", "circumstances", "end" and, with that, "scores" or "untested".
+        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none), "circumstances", "end" and, with that,
+        "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -51,7 +60,9 @@ class TrialRun:
             if self._rows is None:
                 self._start(batch)
             self._save_if_due(batch)
-            if self._last:
+            if self._last and "unsaved" in batch:
+                time.sleep(SAVE_AGAIN_S)
+            elif self._last:
                 if self._told.get("test"):
                     batch |= self._tested()
                 batch["end"] = {"state": "COMPLETE"}
@@ -59,6 +70,8 @@ class TrialRun:
                 self._train(batch)
         except Diverged as error:
             batch["end"] = _failure(f"diverged: {error}")
+        except memory.Exceeded as error:
+            batch["end"] = {"state": "FAIL", "reason": f"out of memory: {error}"}
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
             batch["end"] = _failure(_reason(error))
         return batch
@@ -75,14 +88,19 @@ class TrialRun:
             torch.cuda.empty_cache()
 
     def _start(self, batch: dict[str, Any]) -> None:
-        began_s = time.time()
+        began_s = wall_s()
         trainable = trainables.load(self._told["trainable"])
         settle(self._told["seed"], self._told["cpus"])
         config = trainable.Config(**self._told["config"])
+        memory.refuse_again(self._home)
+        if self._told.get("memory"):
+            memory.watch(self._home, self._told["memory"])
         checkpoint.sweep(self._home)
+        checkpoint.forget_after(self._home, self._told["recorded_step"])
         newest = checkpoint.newest(self._home)
-        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], newest.path if newest else None)
-        begin = {"resumed_from_step": newest.step if newest else None, "began_s": began_s}
+        source = newest or _begun_by_another(self._told)
+        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], source.path if source else None)
+        begin = {"resumed_from_step": source.step if source else None, "began_s": began_s}
         batch["circumstances"] = begin | _circumstances(self._told)
         if newest is not None:
             batch["checkpoint"] = _named(newest)
@@ -90,9 +108,13 @@ class TrialRun:
     def _save_if_due(self, batch: dict[str, Any]) -> None:
         overdue = time.monotonic() - self._saved_s >= self._told["checkpoint_s"]
         if self._latest is not None and (self._last or overdue):
-            written = checkpoint.write(self._home, self._latest.step, self._latest.save)
-            batch["checkpoint"] = _named(written)
             self._saved_s = time.monotonic()
+            try:
+                batch["checkpoint"] = _named(checkpoint.write(self._home, self._latest.step, self._latest.save))
+            except Exception as error:
+                batch["unsaved"] = _fault_of_storage(error, self._home)
+                if not batch["unsaved"]:
+                    raise
 
     def _tested(self) -> dict[str, Any]:
         """What the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -120,8 +142,12 @@ class TrialRun:
                 self._last = True
                 return
             self._latest = progress
+            if progress.step <= self._told.get("after_step", 0):  # the trial that it continues has this row
+                if time.monotonic() >= until:
+                    return
+                continue
             metrics = {str(name): float(value) for name, value in progress.metrics.items()}
-            row = {"step": int(progress.step), "metrics": metrics, "wall_s": time.time()}
+            row = {"step": int(progress.step), "metrics": metrics, "wall_s": wall_s()}
             batch["rows"].append(row)
             if progress.step >= self._told["steps"]:
                 self._last = True
@@ -136,11 +162,13 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the first trial."""
+        log_into(Path(config["home"]))
         self._run = TrialRun(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Leave the old trial and take up another."""
         self._run.close()
+        log_into(Path(new_config["home"]))
         self._run = TrialRun(new_config)
         return True
 
@@ -156,6 +184,40 @@ class TrialActor(tune.Trainable):
 
 def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
     return {"step": written.step, "path": str(written.path), "digest": written.digest}
+
+
+def _begun_by_another(told: Mapping[str, Any]) -> checkpoint.Checkpoint | None:
+    """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
+    try:
+        return checkpoint.read(Path(told["begin_at"])) if told.get("begin_at") else None
+    except CheckpointError:
+        return None
+
+
+def _fault_of_storage(error: Exception, home: Path) -> str:
+    """What is wrong with the disk, where that is why a checkpoint could not be written; else nothing."""
+    text = str(error)
+    if isinstance(error, OSError) or "os error" in text or "file write failed" in text:
+        return error.strerror or text if isinstance(error, OSError) else text
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=home, prefix=".partial-probe-") as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
+
+
+def log_into(home: Path) -> None:
+    """Let all that this process writes from now on, whatever writes it, go into the log of a trial."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with contextlib.suppress(OSError):  # a disk that takes nothing: then it stays in the log before
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / LOG).open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
 
 
 def settle(seed: int, cpus: float) -> None:

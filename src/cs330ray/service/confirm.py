@@ -66,11 +66,13 @@ def candidates(study: Study, goals: Sequence[str], found: Mapping[str, Sequence[
     """
     if study.confirm is None:
         return {}
-    n = min(filter(None, map(_leading_finished, found.values())), default=0)
+    n = min(filter(None, (_leading_finished(study, trials) for trials in found.values())), default=0)
     most = study.confirm.most(len(goals))
     chosen = {}
     for key, trials in found.items():
-        complete = _distinct([trial for trial in trials[:n] if trial.state == "COMPLETE" and trial.values], goals)
+        complete = _distinct(
+            [trial for trial in standing(trials)[:n] if trial.state == "COMPLETE" and trial.values], goals
+        )
         ranked = _ranked_front(study, goals, complete) if len(goals) > 1 else complete
         chosen[key] = ranked[:most]
     return chosen
@@ -96,8 +98,50 @@ def _ranked_front(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -
     return kept + [trial for trial in by_crowding(front, goals) if trial not in kept]
 
 
-def _leading_finished(trials: Sequence[Trial]) -> int:
-    return next((place for place, trial in enumerate(trials) if trial.state == "RUNNING"), len(trials))
+def standing(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that none continues, each in the place of the first that it goes back to."""
+    by_number = {trial.number: trial for trial in trials}
+    lines = []
+    for trial in trials:
+        if trial.continues is None:
+            last = trial
+            while last.continued_as is not None:
+                last = by_number[last.continued_as]
+            lines.append(last)
+    return lines
+
+
+def rankable(trials: Sequence[Trial]) -> list[Trial]:
+    """The COMPLETE trials that may be ranked with one another: those with the most steps, but for those superseded."""
+    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
+    held = [trial for trial in trials if trial.state == "COMPLETE" and trial.values and trial.continued_as not in ended]
+    most = max((trial.steps for trial in held), default=0)
+    return [trial for trial in held if trial.steps == most]
+
+
+def to_continue(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """The COMPLETE trials that have had fewer steps than the study has by now, and that none continues yet."""
+    return [
+        trial
+        for trial in trials
+        if trial.state == "COMPLETE" and trial.continued_as is None and trial.steps < study.budget.steps
+    ]
+
+
+def finished(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that none continues, nor will, and that have ended."""
+    waiting = {trial.number for trial in to_continue(study, trials)}
+    return [
+        trial
+        for trial in trials
+        if trial.state != "RUNNING" and trial.continued_as is None and trial.number not in waiting
+    ]
+
+
+def _leading_finished(study: Study, trials: Sequence[Trial]) -> int:
+    over = {trial.number for trial in finished(study, trials)}
+    lines = standing(trials)
+    return next((place for place, trial in enumerate(lines) if trial.number not in over), len(lines))
 
 
 def pending(ledger: Ledger, study: Study) -> list[tuple[Cell, int]]:

@@ -4,14 +4,15 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 controller of a study writes; anyone may read.
 """
 
+import importlib.util
 import json
 import math
 import os
 import re
-import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cs330ray import growth
+from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
+from cs330ray.service import backup
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
 
@@ -33,6 +36,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
 LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
+
+OPEN_S = 60
+LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
+ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is made anew
+    "sqlite": {"connect_args": {"timeout": 60}},
+    "postgresql": {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True},
+}
 
 TABLES = sql.MetaData()
 
@@ -56,6 +66,7 @@ TRIAL = ("study", "cell", "trial")
 STUDIES = _table("studies", ["name"], _text("uid"), _text("digest"), _text("spec"), _time())
 METRICS = _table("metrics", ["study", "trainable", "metric"], _text("description"))
 SESSIONS = _table("sessions", ["study", "session"], _time("started_s"), _time("seen_s"))
+LEASES = _table("leases", ["study"], _text("owner"), _text("holder"), sql.Column("beats", sql.Integer, nullable=False))
 ROWS = _table("rows", [*TRIAL, "step"], _text("metrics"), _time())
 CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("digest"), _time())
 ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
@@ -100,22 +111,28 @@ class Trial:
     traceback: str
     started_s: float
     ended_s: float | None
+    steps: int  # the budget that it had, or has
+    continues: int | None = None  # the trial of fewer steps that it goes on from
+    continued_as: int | None = None  # the trial that supersedes it
 
 
 class Ledger:
     """A connection to the ledger at `url`, for example `sqlite:////home/me/runs/ledger.db`."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        address = _address(url)
+        self.url = address.render_as_string(hide_password=False)
         self.failure: LedgerError | None = None  # the first, for those whom Tune wraps it from
-        connect_args: dict[str, Any] = {"timeout": 60} if url.startswith("sqlite") else {}
+        settings = ENGINE[address.get_backend_name()]
         with self._guarded():
-            self._engine = sql.create_engine(url, connect_args=connect_args)
-            with _alone(self._engine.url):
+            self._engine = sql.create_engine(address, **settings)
+            weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
+            with _alone(self._engine):
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                self.storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect_args})
+                self.storage = optuna.storages.RDBStorage(self.url, engine_kwargs=dict(settings))
+                weakref.finalize(self, self.storage.engine.dispose)
                 TABLES.create_all(self._engine)
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
@@ -141,15 +158,25 @@ class Ledger:
         """
         old = self.find(study.name)
         grown = growth.growth(old, study) if old else []
+        if old is not None and study.budget.steps > old.budget.steps:
+            self._refuse_trials_of_unknown_steps(old)
         for trainable, described in metrics.items():
             self._describe_metrics(study, trainable, described)
         spec = study.model_dump_json()
         if old is None:
             row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
-            self._insert(STUDIES, [{**row, "wall_s": time.time()}])
+            self._insert(STUDIES, [{**row, "wall_s": wall_s()}])
         else:
             self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
         return grown
+
+    def _refuse_trials_of_unknown_steps(self, old: Study) -> None:
+        for cell in old.cells:
+            if any("steps" not in trial.user_attrs for trial in self.history(old, cell)):
+                raise SpecError(
+                    f"{old.name}: budget.steps: trials must say how many steps they had, but these are of an earlier "
+                    f"version; keep {old.budget.steps}, or `--fork NAME`"
+                )
 
     def find(self, name: str) -> Study | None:
         """The study `name`, or None."""
@@ -196,7 +223,7 @@ class Ledger:
         """What the metrics of a trainable mean, as recorded."""
         where = (METRICS.c.study == study.name) & (METRICS.c.trainable == trainable)
         found = self._select(sql.select(METRICS).where(where))
-        return {row.metric: Metric(**json.loads(row.description)) for row in found}
+        return {row.metric: Metric(**_json(row.description)) for row in found}
 
     def goals(self, study: Study) -> list[str]:
         """Which way is better, `max` or `min`, for each objective."""
@@ -205,28 +232,53 @@ class Ledger:
 
     # Sessions --------------------------------------------------------------------------------------------------
 
-    def seen(self, study: Study, session: str) -> None:
-        """Note that a session works on a study now."""
-        now = time.time()
-        row = {"study": study.name, "session": session, "started_s": now, "seen_s": now}
-        self._insert(SESSIONS, [row])
+    def seen(self, study: Study, session: str, worked_s: float) -> None:
+        """Note that a session has worked on a study for so many seconds by now."""
+        now = wall_s()
+        self._insert(SESSIONS, [{"study": study.name, "session": session, "started_s": now, "seen_s": now}])
         where = (SESSIONS.c.study == study.name) & (SESSIONS.c.session == session)
-        self._execute(SESSIONS.update().where(where).values(seen_s=now))
+        self._execute(SESSIONS.update().where(where).values(seen_s=SESSIONS.c.started_s + worked_s))
 
     def worked_s(self, study: Study) -> float:
         """Seconds that all sessions have worked on a study."""
         total = sql.func.sum(SESSIONS.c.seen_s - SESSIONS.c.started_s).label("total")
         return float(self._select(sql.select(total).where(SESSIONS.c.study == study.name))[0].total or 0.0)
 
+    # Leases: who runs a study; the rule is in `lease` -----------------------------------------------------------
+
+    def take(self, study: str, owner: str, holder: str, instead_of: tuple[str, int] | None) -> bool:
+        """Take a study that nobody holds, or from `instead_of` = (owner, beats) if that is still so; whether it was."""
+        if instead_of is None:
+            self._insert(LEASES, [{"study": study, "owner": owner, "holder": holder, "beats": 0}])
+            found = self.holder(study)
+            return found is not None and found.owner == owner
+        where = (LEASES.c.study == study) & (LEASES.c.owner == instead_of[0]) & (LEASES.c.beats == instead_of[1])
+        return self._execute(LEASES.update().where(where).values(owner=owner, holder=holder, beats=0)) == 1
+
+    def beat(self, study: str, owner: str) -> bool:
+        """Say that the owner of a lease lives; whether it is the owner still."""
+        where = (LEASES.c.study == study) & (LEASES.c.owner == owner)
+        return self._execute(LEASES.update().where(where).values(beats=LEASES.c.beats + 1)) == 1
+
+    def holder(self, study: str) -> Any:
+        """The lease of a study with `owner`, `holder` and `beats`, or None."""
+        found = self._select(sql.select(LEASES).where(LEASES.c.study == study))
+        return found[0] if found else None
+
+    def free(self, study: str, owner: str) -> None:
+        """Let a lease go."""
+        self._execute(LEASES.delete().where((LEASES.c.study == study) & (LEASES.c.owner == owner)))
+
     # Trials ----------------------------------------------------------------------------------------------------
 
-    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int) -> int:
-        """Enter a trial whole, in one transaction; its number."""
+    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int, *, continues: int | None = None) -> int:
+        """Enter a trial whole, in one transaction; its number. It `continues` a trial of fewer steps, or none."""
+        of_another = {} if continues is None else {"continues": continues}
         whole = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"seed": seed},
+            user_attrs={"seed": seed, "steps": study.budget.steps, **of_another},
             system_attrs=trial.system_attrs,
         )
         with self._guarded():
@@ -245,20 +297,57 @@ class Ledger:
                 self._readers[key] = optuna.load_study(study_name=" ".join(key), storage=self.storage)
             return self._readers[key].get_trials(deepcopy=False)
 
-    def trials(self, study: Study, cell: Cell) -> list[Trial]:
-        """A cell's trials, by number; of a cell under a fresh seed, those that were taken up."""
-        ends = {row.trial: row for row in self._of_cell(ENDS, study, cell)}
+    def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
+        """A cell's trials, by number; of a cell under a fresh seed, those that were taken up.
+
+        With `some`, of a search, only those numbers and who continues them.
+        """
         if cell.fresh is None:
+            history = self.history(study, cell)
+            successors = {continues(frozen): frozen.number for frozen in history}
+            if some is not None:
+                some = {*some, *(successors[number] for number in some if number in successors)}
+                history = [frozen for frozen in history if frozen.number in some]
+            ends = {row.trial: row for row in self._ends(study, cell, some)}
             return [
-                _trial(cell, frozen, int(frozen.user_attrs["seed"]), _started_s(frozen), ends.get(frozen.number))
-                for frozen in self.history(study, cell)
+                _trial(
+                    study,
+                    cell,
+                    frozen,
+                    int(frozen.user_attrs["seed"]),
+                    _started_s(frozen),
+                    ends.get(frozen.number),
+                    successors.get(frozen.number),
+                )
+                for frozen in history
             ]
+        ends = {row.trial: row for row in self._ends(study, cell)}
         starts = {row.trial: row for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
         searched = self.history(study, cell.searched) if starts else []
         return [
-            _trial(cell, searched[number], json.loads(start.circumstances)["seed"], start.wall_s, ends.get(number))
+            _trial(
+                study, cell, searched[number], _json(start.circumstances)["seed"], start.wall_s, ends.get(number), None
+            )
             for number, start in sorted(starts.items())
         ]
+
+    def _ends(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> Sequence[sql.Row[Any]]:
+        where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key)
+        return self._select(sql.select(ENDS).where(where if some is None else where & ENDS.c.trial.in_(some)))
+
+    def lineage(self, study: Study, cell: Cell, number: int) -> list[int]:
+        """A trial and those that it continues, oldest first; a run of confirmation continues none."""
+        found = [number]
+        if cell.fresh is None:
+            history = self.history(study, cell)
+            while (before := continues(history[found[0]])) is not None:
+                found.insert(0, before)
+        return found
+
+    def retarget(self, study: Study, cell: Cell, number: int) -> None:
+        """Give an interrupted trial the steps that the study has by now."""
+        with self._guarded():
+            self.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -277,36 +366,53 @@ class Ledger:
         """The rows of a trial beyond step `after`, in order."""
         where = _of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
         found = self._select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
-        return [Row(row.step, json.loads(row.metrics), row.wall_s) for row in found]
+        return [Row(row.step, _json(row.metrics), row.wall_s) for row in found]
 
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
         """The step of a trial's last row, 0 where it has none."""
         last = sql.func.max(ROWS.c.step).label("last")
         return int(self._select(sql.select(last).where(_of_trial(ROWS, study, cell, number)))[0].last or 0)
 
+    def last_steps(self, study: Study, cell: Cell) -> dict[int, int]:
+        """The step of the last row of each trial of a cell that has one, by trial number."""
+        last = sql.func.max(ROWS.c.step).label("last")
+        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
+        found = self._select(sql.select(ROWS.c.trial, last).where(where).group_by(ROWS.c.trial))
+        return {row.trial: int(row.last) for row in found}
+
     def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
         """What the trials of a cell had reached at `step`, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)
-        found = [(row.trial, json.loads(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
+        found = [(row.trial, _json(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
         return {number: float(metrics[metric]) for number, metrics in found if metric in metrics}
 
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
-        """A trial's objectives in the last row that holds them, or None."""
-        for row in reversed(self.rows(study, cell, number)):
-            if all(name in row.metrics for name in study.objective):
-                return tuple(row.metrics[name] for name in study.objective)
+        """A trial's objectives in the last row that holds them, its own or of those that it continues, or None."""
+        for each in reversed(self.lineage(study, cell, number)):
+            for row in reversed(self.rows(study, cell, each)):
+                if all(name in row.metrics for name in study.objective):
+                    return tuple(row.metrics[name] for name in study.objective)
         return None
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
         place = {"study": study.name, "cell": cell.key, "trial": number, "step": step}
-        self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": time.time()}])
+        self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": wall_s()}])
 
     def checkpoint(self, study: Study, cell: Cell, number: int) -> Path | None:
         """The directory of a trial's newest recorded checkpoint, or None."""
         where = _of_trial(CHECKPOINTS, study, cell, number)
         found = self._select(sql.select(CHECKPOINTS.c.path).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
         return Path(found[0].path) if found else None
+
+    def checkpoints(self, study: Study, cell: Cell) -> dict[int, Path]:
+        """The directory of the newest checkpoint of each trial of a cell that has one."""
+        found = sorted(self._of_cell(CHECKPOINTS, study, cell), key=lambda row: (row.trial, row.step))
+        return {int(row.trial): Path(row.path) for row in found}
+
+    def forget_checkpoints(self, study: Study, cell: Cell, number: int) -> None:
+        """Note that a trial's checkpoints are there no more."""
+        self._execute(CHECKPOINTS.delete().where(_of_trial(CHECKPOINTS, study, cell, number)))
 
     def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
         """Record on what a trial was started or taken up again: host, device, code, data, versions."""
@@ -316,20 +422,20 @@ class Ledger:
             "trial": number,
             "attempt": len(self.attempts(study, cell, number)),
         }
-        self._insert(ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": time.time()}])
+        self._insert(ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}])
 
     def attempts(self, study: Study, cell: Cell, number: int) -> list[dict[str, Any]]:
         """On what a trial ran, one dictionary a start."""
         where = _of_trial(ATTEMPTS, study, cell, number)
         found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
-        return [json.loads(row.circumstances) for row in found]
+        return [_json(row.circumstances) for row in found]
 
     def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
         """Record that a trial's worker was lost; how often by now."""
         where = _of_trial(LOSSES, study, cell, number)
         so_far = len(self._select(sql.select(LOSSES.c.attempt).where(where)))
         place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
-        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": time.time()}])
+        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
         return so_far + 1
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
@@ -340,7 +446,7 @@ class Ledger:
         elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
             ending = Ending("FAIL", f"{', '.join(study.objective)} must be finite, but got {values}")
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": time.time()}
+        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
         self._insert(ENDS, [row])
         if cell.fresh is None:  # no sampler sees a confirmation
             self._tell(study, cell, number)
@@ -368,7 +474,7 @@ class Ledger:
         with self._guarded():
             if not self.storage.get_trial(trial_id).state.is_finished():
                 self.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
-                values = None if found[0].state == "FAIL" else json.loads(found[0].worth)
+                values = None if found[0].state == "FAIL" else _json(found[0].worth)
                 self.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
         return True
 
@@ -381,18 +487,18 @@ class Ledger:
             for name, found in scores.items.items()
         }
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": time.time()}
+        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": wall_s()}
         self._insert(SCORES, [row])
 
     def test_metrics(self, study: Study, cell: Cell, number: int) -> dict[str, float]:
         """What a confirmation reached on the test split; empty where it has not been scored."""
         found = self._select(sql.select(SCORES.c.metrics).where(_of_trial(SCORES, study, cell, number)))
-        return {str(name): float(value) for name, value in json.loads(found[0].metrics).items()} if found else {}
+        return {str(name): float(value) for name, value in _json(found[0].metrics).items()} if found else {}
 
     def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
         """Record that a confirmation's test failed, and why."""
         place = {"study": study.name, "cell": cell.key, "trial": number}
-        self._insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": time.time()}])
+        self._insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": wall_s()}])
 
     def untested(self, study: Study, cell: Cell, number: int) -> tuple[str, str] | None:
         """Why a confirmation's test failed, and its traceback, or None."""
@@ -404,7 +510,7 @@ class Ledger:
         found = self._select(sql.select(SCORES.c.scored).where(_of_trial(SCORES, study, cell, number)))
         return {
             name: [Item(unit, score) for unit, score in zip(held["units"], held["scores"], strict=True)]
-            for name, held in (json.loads(found[0].scored) if found else {}).items()
+            for name, held in (_json(found[0].scored) if found else {}).items()
         }
 
     # Openings of the test split ----------------------------------------------------------------------------------
@@ -412,7 +518,7 @@ class Ledger:
     def write_opening(self, trainable: str, config: str, checkpoint: str) -> str:
         """Record that a lone trial is about to be scored on the test split; the opening's name."""
         row = {"opening": uuid.uuid4().hex, "trainable": trainable, "config": config, "checkpoint": checkpoint}
-        self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": time.time()}])
+        self._insert(TESTS, [{**row, "metrics": "{}", "wall_s": wall_s()}])
         return row["opening"]
 
     def write_opened(self, opening: str, metrics: Mapping[str, float]) -> None:
@@ -456,9 +562,10 @@ class Ledger:
         if rows:
             self._execute(insert(table).on_conflict_do_nothing(), rows)
 
-    def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def _execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """Execute a statement in a transaction of its own; how many rows it touched."""
         with self._guarded(), self._engine.begin() as connection:
-            connection.execute(statement, rows)
+            return int(connection.execute(statement, rows).rowcount)
 
     def _select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
         with self._guarded(), self._engine.connect() as connection:
@@ -471,30 +578,59 @@ class Ledger:
         except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             reason = redacted(traceback.format_exception_only(cause)[-1].strip().splitlines()[0])
-            self.failure = LedgerError(
-                f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was overwritten"
-            )
+            file = self._engine.url.database if self.url.startswith("sqlite:") else None
+            if file and ("malformed" in reason or "not a database" in reason):
+                self.failure = LedgerError(backup.damaged(Path(file), reason))
+            else:
+                self.failure = LedgerError(
+                    f"{redacted(self.url)}: the ledger must be readable and writable, but {reason}; nothing was "
+                    "overwritten"
+                )
             raise self.failure from error
 
 
-@contextmanager
-def _alone(url: sql.URL) -> Iterator[None]:
-    """Hold a new SQLite file while its tables are made: two processes that both find none would both make them."""
-    if url.get_backend_name() != "sqlite" or not url.database:
-        yield
-        return
+def _address(url: str) -> sql.URL:
+    """The address of a ledger, its driver named. Raises LedgerError where no such ledger can be."""
+    said = f"{redacted(url)}: the ledger must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
     try:
-        with filelock.FileLock(f"{url.database}.lock", timeout=60):
+        address = sql.make_url(url)
+    except (sql.exc.ArgumentError, ValueError):
+        raise LedgerError(f"{said}, but that is neither; set CS330RAY_LEDGER") from None
+    if address.get_backend_name() not in ENGINE:
+        raise LedgerError(f"{said}, but got {address.drivername}; set CS330RAY_LEDGER")
+    if "@" in (address.host or ""):
+        raise LedgerError(f"{said}, where an @ of the password is written %40; set CS330RAY_LEDGER")
+    if address.drivername != "postgresql":
+        return address
+    if importlib.util.find_spec("psycopg") is None:
+        raise LedgerError(f"{redacted(url)}: PostgreSQL needs its driver; pip install 'cs330ray[postgres]'")
+    return address.set(drivername="postgresql+psycopg")
+
+
+@contextmanager
+def _alone(engine: sql.Engine) -> Iterator[None]:
+    """Hold a new ledger while its tables are made: two processes that both find none would both make them."""
+    place = engine.url.database
+    try:
+        if engine.dialect.name == "postgresql":
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{OPEN_S}s'")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+                yield
+        elif place:
+            with filelock.FileLock(f"{place}.lock", timeout=OPEN_S):
+                yield
+        else:
             yield
     except filelock.Timeout:
         raise LedgerError(
-            f"{url.database}.lock: the ledger must open within 60 s, but another process holds it"
+            f"{place}.lock: the ledger must open within {OPEN_S} s, but another process holds it"
         ) from None
 
 
 def redacted(url: str) -> str:
     """An address without the name and password in it, for messages."""
-    hidden = re.sub(r"//[^@\s]*@", "//***@", url)
+    hidden = re.sub(r"//\S*@", "//***@", url)
     return re.sub(r"(password|passwd|token|secret)=[^&\s]*", r"\1=***", hidden)
 
 
@@ -507,8 +643,34 @@ def _of_trial(table: sql.Table, study: Study, cell: Cell, number: int) -> sql.Co
     return (table.c.study == study.name) & (table.c.cell == cell.key) & (table.c.trial == number)
 
 
+def continues(trial: FrozenTrial) -> int | None:
+    """The trial that one continues, or None."""
+    found = trial.user_attrs.get("continues")
+    return None if found is None else int(found)
+
+
+def standing(history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials of a history that none continues, each in the place of the first that it goes back to."""
+    last: dict[int, FrozenTrial] = {}  # by the first of each line
+    first: dict[int, int] = {}
+    for trial in history:
+        before = continues(trial)
+        first[trial.number] = trial.number if before is None else first[before]
+        last[first[trial.number]] = trial
+    return list(last.values())
+
+
 def _study(text: str) -> Study:
-    return parse(json.loads(text), "ledger")
+    return parse(_json(text), "ledger")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise LedgerError(
+            f"ledger: each text must be JSON, but {text[:40]!r} is not ({error}); see `cs330ray restore --help`"
+        ) from None
 
 
 def _started_s(frozen: FrozenTrial) -> float:
@@ -516,8 +678,10 @@ def _started_s(frozen: FrozenTrial) -> float:
     return frozen.datetime_start.timestamp()
 
 
-def _trial(cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any) -> Trial:
-    worth = json.loads(end.worth) if end is not None else None
+def _trial(
+    study: Study, cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any, continued_as: int | None
+) -> Trial:
+    worth = _json(end.worth) if end is not None else None
     finite = worth is not None and all(math.isfinite(value) for value in worth)
     return Trial(
         cell=cell,
@@ -530,4 +694,7 @@ def _trial(cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: An
         traceback=end.traceback if end is not None else "",
         started_s=started_s,
         ended_s=end.wall_s if end is not None else None,
+        steps=int(frozen.user_attrs.get("steps", study.budget.steps)),
+        continues=continues(frozen),
+        continued_as=continued_as,
     )

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
@@ -94,12 +94,11 @@ class _Picture:
         over = []
         for cell in study.cells:
             trials, found = self.ledger.trials(study, cell), confirmed.get(cell.key, [])
-            finished = sum(trial.state != "RUNNING" for trial in trials)
-            over.append(finished >= study.budget.trials and not confirm.runs_to_come(found))
+            over.append(len(confirm.finished(study, trials)) >= study.budget.trials and not confirm.runs_to_come(found))
             key = ("cell", cell.key, "")
             changes += self._cell(study, cell, key, top, trials, found)
             changes += self.runs.conclude(key, "COMPLETE" if over[-1] else "RUNNING", _end(trials))
-        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", time.time())
+        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", wall_s())
 
     def _cell(self, study: Study, cell: Cell, key: Key, top: Key, trials: list[Trial], found: list[Confirmed]) -> int:
         goals = self.ledger.goals(study)
@@ -109,9 +108,19 @@ class _Picture:
         changes = self.runs.ensure(key, cell.title, top, tags)
         for trial in trials:
             changes += self._trial(study, cell, trial, f"trial {trial.number}", key)
+        changes += self._checkpoints(study, cell, trials)
         if len(goals) > 1:
             changes += self._front(cell, trials, goals)
         return changes + sum(self._confirmed(study, cell, one) for one in found)
+
+    def _checkpoints(self, study: Study, cell: Cell, trials: list[Trial]) -> int:
+        """Say of each trial that has ended where its last checkpoint lies, if it is still kept."""
+        held = self.ledger.checkpoints(study, cell)
+        return sum(
+            self.runs.tag(("trial", cell.key, str(trial.number)), {"checkpoint": str(held.get(trial.number, "none"))})
+            for trial in trials
+            if trial.state != "RUNNING"
+        )
 
     def _front(self, cell: Cell, trials: list[Trial], goals: list[str]) -> int:
         """Say of each COMPLETE trial whether it is on its cell's front just now."""
@@ -132,6 +141,7 @@ class _Picture:
                 replace(run.trial, state="PRUNED", reason="not among the candidates now") if overtaken else run.trial
             )
             changes += self._trial(study, run.trial.cell, trial, name, parent)
+            changes += self._checkpoints(study, run.trial.cell, [trial])
         if one.values:
             changes += self.runs.tag(parent, _means(study, one) | {"confirmed_seeds": str(len(one.values))})
         return changes
@@ -154,15 +164,14 @@ class _Picture:
 
     def _tags(self, study: Study, cell: Cell, trial: Trial) -> dict[str, str]:
         tags = {"state": trial.state, "seed": str(trial.seed)}
+        if trial.continues is not None:
+            tags["continues"] = str(trial.continues)
         if cell.fresh is not None:
             tags |= {"fresh_seed": str(cell.fresh), "confirms": str(trial.number)}
         if trial.reason:
             tags["reason"] = trial.reason
         for on in self.ledger.attempts(study, cell, trial.number)[-1:]:
             tags |= {name: str(on[name]) for name in ("host", "device", "code", "data")}
-        checkpoint = self.ledger.checkpoint(study, cell, trial.number)
-        if checkpoint is not None and trial.state != "RUNNING":
-            tags["checkpoint"] = str(checkpoint)
         return tags
 
     def _rows(self, key: Key, rows: list[Row]) -> int:
@@ -182,7 +191,7 @@ class _Picture:
         """Send what a confirmation reached on test, at its last step."""
         step = self.ledger.last_step(study, trial.cell, trial.number)
         reached = self.ledger.test_metrics(study, trial.cell, trial.number)
-        at_ms = int((trial.ended_s or time.time()) * 1000)
+        at_ms = int((trial.ended_s or wall_s()) * 1000)
         self.runs.log(key, metrics=[Metric(spoken(name), value, at_ms, step) for name, value in reached.items()])
         self.runs.tag(key, {"tested_step": str(step)})
         return len(reached)
@@ -190,7 +199,7 @@ class _Picture:
 
 def _best_tags(goals: list[str], study: Study, trials: list[Trial]) -> dict[str, str]:
     """The best COMPLETE trial of a cell, for a study of one objective."""
-    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.values]
+    complete = [trial for trial in confirm.finished(study, trials) if trial.state == "COMPLETE" and trial.values]
     if not complete or len(goals) > 1:
         return {}
     best = min(complete, key=lambda trial: confirm.losses(trial.values or (), goals))
@@ -210,7 +219,7 @@ def _means(study: Study, one: Confirmed) -> dict[str, str]:
 
 
 def _end(trials: list[Trial]) -> float:
-    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or time.time()
+    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or wall_s()
 
 
 def forget(study: str, uid: str, home: Path) -> int:

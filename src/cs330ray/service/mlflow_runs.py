@@ -5,13 +5,14 @@ What is there already is never made again, so that making it so twice changes no
 
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+
+from cs330ray.clock import wall_s
 
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 TEXT_LIMIT = 4_000
@@ -68,7 +69,7 @@ class Runs:
             "cs330ray.trial": key[2],
         }
         parents = {"mlflow.parentRunId": self._runs[parent].info.run_id} if parent else {}
-        start = int((started_s or time.time()) * 1000)
+        start = int((started_s or wall_s()) * 1000)
         self._runs[key] = self._client.create_run(
             self._experiment, start_time=start, tags={**identity, **parents, **_tags(tags)}, run_name=name
         )
@@ -83,7 +84,7 @@ class Runs:
         if state == "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
         else:
-            self._client.set_terminated(run.info.run_id, STATUS[state], int((ended_s or time.time()) * 1000))
+            self._client.set_terminated(run.info.run_id, STATUS[state], int((ended_s or wall_s()) * 1000))
         self._runs[key] = self._client.get_run(run.info.run_id)
         return 1
 

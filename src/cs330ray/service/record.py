@@ -4,18 +4,23 @@ Rows first, then the report to Optuna, then the pruner, then the end of the tria
 """
 
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from cs330ray.errors import Cs330rayError, StudyError
 from cs330ray.service import confirm
 from cs330ray.service.ledger import LOST, Ending, Ledger, Row
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
 
 REASON_LENGTH = 200
+DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
 LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
 
 
@@ -47,10 +52,16 @@ class Listener:
 class Recorder:
     """Takes results, writes the ledger, and says whether a trial stops."""
 
-    def __init__(self, ledger: Ledger, study: Study, listener: Listener) -> None:
+    def __init__(
+        self, ledger: Ledger, study: Study, listener: Listener, place: Callable[[Cell, int], Path] | None = None
+    ) -> None:
         self._ledger = ledger
         self._study = study
         self._listener = listener
+        self._place = place  # where a trial's checkpoints lie; nothing is thinned without
+        self._all_fail = True  # so far, as this one knows
+        self.failure: Cs330rayError | None = None  # why the study cannot go on
+        self._unsaved_s: dict[tuple[str, int], float] = {}  # since when a trial's checkpoint cannot be written
         self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
         self._goals = ledger.goals(study)
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
@@ -67,8 +78,7 @@ class Recorder:
         if ending is None and "end" in batch:
             ending = Ending(**batch["end"])
         if ending is not None:
-            ending = self._ledger.end(self._study, cell, number, ending)
-            self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
+            self._end(cell, number, ending)
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
 
@@ -79,9 +89,19 @@ class Recorder:
         self._listener.lost(cell, number, times)
         if times <= LOSSES_ALLOWED:
             return True
-        ending = self._ledger.end(self._study, cell, number, Ending("FAIL", f"{LOST} {times} times: {reason}"))
-        self._listener.ended(cell, number, ending, None)
+        what = "out of memory: worker ended" if "OutOfMemoryError" in reason else LOST
+        self._end(cell, number, Ending("FAIL", f"{what} {times} times: {reason}"))
         return False
+
+    def _end(self, cell: Cell, number: int, ending: Ending) -> None:
+        ending = self._ledger.end(self._study, cell, number, ending)
+        self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
+        if cell.fresh is None:
+            if self._place is not None:
+                thin(self._ledger, self._study, cell, self._place)
+            self._all_fail &= ending.state == "FAIL"
+            if self._all_fail:
+                self.failure = self.failure or why_to_stop(self._ledger, self._study)
 
     def cell(self, told: Mapping[str, Any]) -> Cell:
         """The cell of what a trial was told."""
@@ -93,6 +113,13 @@ class Recorder:
             self._compare(cell, number, batch["circumstances"])
             ledger.write_attempt(study, cell, number, batch["circumstances"])
             self._listener.took_up(cell, number, told["config"], batch["circumstances"]["resumed_from_step"])
+            if "after_step" in told and batch["circumstances"]["resumed_from_step"] is None:
+                before = self._ledger.lineage(study, cell, number)[-2]
+                self._listener.says(
+                    f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from "
+                    "the start"
+                )
+        self._saved(cell, number, batch)
         if "checkpoint" in batch:
             ledger.write_checkpoint(study, cell, number, **batch["checkpoint"])
         rows = [Row(**row) for row in batch["rows"]]
@@ -105,6 +132,23 @@ class Recorder:
             if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._listener.reached(cell, number, row)
+
+    def _saved(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> None:
+        """Say so, once, when a checkpoint cannot be written, and give up where a trial cannot end for want of one."""
+        key = (cell.key, number)
+        if "checkpoint" in batch:
+            self._unsaved_s.pop(key, None)
+        if "unsaved" not in batch:
+            return
+        now = time.monotonic()
+        if key not in self._unsaved_s:
+            self._unsaved_s[key] = now
+            self._listener.says(f"trial {number}: no checkpoint can be written ({batch['unsaved']}); it is tried again")
+        if not batch["rows"] and now - self._unsaved_s[key] > DISK_PATIENCE_S:
+            self.failure = StudyError(
+                f"{self._study.name}: trial {number} needs a checkpoint to end, but {batch['unsaved']} for "
+                f"{DISK_PATIENCE_S:.0f}s; make room, and the same command goes on"
+            )
 
     def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:
         """Say so where a trial goes on, or is confirmed, under other code or data than before."""
@@ -138,12 +182,30 @@ class Recorder:
         else:
             complete = {trial.number for trial in self._ledger.trials(self._study, cell) if trial.state == "COMPLETE"}
             rivals = [loss for n, loss in losses.items() if n in complete]
-            rows = self._ledger.rows(self._study, cell, number)
+            line = self._ledger.lineage(self._study, cell, number)
+            rows = [row for each in line for row in self._ledger.rows(self._study, cell, each)]
             own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
             best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
         reason = f"{prune.kind} at step {step}, {len(losses)} rival{'s' * (len(losses) != 1)}"
         return Ending("PRUNED", reason) if stops else None
+
+
+def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
+    """Why a study stops: a share of its trials, of every cell one, has ended, more are to come, and all failed."""
+    total = study.budget.trials * len(study.cells)
+    by_cell = [confirm.finished(study, ledger.trials(study, cell)) for cell in study.cells]
+    ended = [trial for trials in by_cell for trial in trials]
+    if not all(by_cell) or not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
+        return None
+    if any(trial.state != "FAIL" for trial in ended):
+        return None
+    reason, times = Counter(trial.reason for trial in ended).most_common(1)[0]
+    return StudyError(
+        f"{study.name}: some trial must do well, but all {len(ended)} that ended have failed, {times} of them with: "
+        f"{reason}; `cs330ray show {study.name} 0 --log` has a traceback. Mend it and `--fork NAME`, or go on with "
+        f"`--set budget.fail_share=1` (now {study.budget.fail_share:g})"
+    )
 
 
 def _why(trial: Any) -> str:

@@ -4,40 +4,42 @@ The same call runs, resumes and extends a study.
 """
 
 import contextlib
-import hashlib
+import functools
 import logging
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import filelock
 import ray
 from ray import tune
 
+from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
-from cs330ray.service import confirm, trainables
+from cs330ray.service import confirm, grow, trainables
 from cs330ray.service.actor import TrialActor
+from cs330ray.service.backup import Backups
+from cs330ray.service.beside import mirrored
 from cs330ray.service.estimate import first_values
-from cs330ray.service.ledger import Ledger
+from cs330ray.service.lease import Lease, held
+from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
+from cs330ray.service.places import checkpoints_of
 from cs330ray.service.prune import ForwardingScheduler
-from cs330ray.service.record import ForwardingCallback, Listener, Recorder
+from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
+from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
 
-MIRROR_WAIT_S = 10.0
 BATCH_S = 0.5  # rows are sent together for so long
 OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
 
@@ -53,12 +55,6 @@ class Outcome:
     seconds: float
     start_s: float  # until the first trial was under way
     interrupted: bool
-
-
-def checkpoints_of(home: Path, study: str, cell: Cell, number: int) -> Path:
-    """Where a trial's checkpoints lie."""
-    slug = hashlib.sha256(cell.key.encode()).hexdigest()[:12]
-    return home.resolve() / study / "checkpoints" / slug / f"trial-{number:05d}"
 
 
 def prepare(study: Study) -> dict[str, str]:
@@ -77,29 +73,46 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     machine = _join(study)
     slots = machine.slots(study)
     data = prepare(study)
-    with alone(study, home):
-        ledger = Ledger.at(home)
+    ledger = Ledger.at(home)
+    _folder(study, home)
+    with held(ledger, study.name, listener.says) as lease:
         for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
             listener.says(f"grown: {line}")
+        for line in grow.announced(ledger, study):
+            listener.says(f"grown: {line}")
         _announce(study, machine, slots, listener)
-        with _mirrored(study, home, listener, mirror), _interruptible() as interrupted:
-            session = _Session(ledger, study, listener, interrupted)
+        with mirrored(study.name, home, listener, wanted=mirror) as beside, _interruptible() as interrupted:
+            backups = Backups(home)
+            backups.make()
+            session = _Session(ledger, study, lease, listener, interrupted, [beside.tend, backups.tend])
             try:
                 _tune(study, home, ledger, session, machine, slots, data)
             except Interrupted:
                 return Outcome(time.monotonic() - began, session.start_s(began), True)
             finally:
                 session.seen()
+                backups.make()
     return Outcome(time.monotonic() - began, session.start_s(began), False)
 
 
 class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
-    def __init__(self, ledger: Ledger, study: Study, listener: Listener, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: Study,
+        lease: Lease,
+        listener: Listener,
+        interrupted: Callable[[], bool],
+        tends: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self.name = uuid.uuid4().hex
         self.listener = listener
+        self.lease = lease
+        self._tends = tends
         self._ledger, self._study, self._interrupted = ledger, study, interrupted
+        self._began_s = time.monotonic()
         self._seen_s = 0.0
         self._searches = True
         self._first: float | None = None
@@ -109,26 +122,29 @@ class _Session(Listener):
         return (self._first or time.monotonic()) - began
 
     def tick(self) -> None:
-        """Note the time now and then. Raises Interrupted after a signal."""
+        """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
         if self._interrupted():
             raise Interrupted
+        self.lease.check()
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
+        for tend in self._tends:
+            tend()
         self.listener.ticked()
 
     def seen(self) -> None:
         """Count the time until now as the search's; confirmation's is nobody's."""
         if self._searches:
-            self._ledger.seen(self._study, self.name)
+            self._ledger.seen(self._study, self.name, time.monotonic() - self._began_s)
 
     def says(self, line: str) -> None:
         self.listener.says(line)
 
     def took_up(self, cell: Cell, number: int, *rest: Any) -> None:
         if self._first is None:  # its first rows may have taken a while
-            ago_s = time.time() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
-            self._first = time.monotonic() - ago_s
+            ago_s = wall_s() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
+            self._first = time.monotonic() - min(max(ago_s, 0.0), time.monotonic() - self._began_s)
         self.listener.took_up(cell, number, *rest)
 
     def reached(self, *args: Any) -> None:
@@ -155,12 +171,26 @@ class _Session(Listener):
 def _tune(
     study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
 ) -> None:
+    grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
-    spent = all(len(ledger.history(study, cell)) >= study.budget.trials for cell in study.cells)
+    place = functools.partial(checkpoints_of, home, study.name)
+    for cell in study.cells:
+        thin(ledger, study, cell, place)
+    if (failure := why_to_stop(ledger, study)) is not None:
+        raise failure
+    spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
     if spent and not interrupted and not confirm.pending(ledger, study):
         return
-    recorder = Recorder(ledger, study, session)
-    searcher = LedgerSearcher(ledger, study, _assignment(study, home, data), interrupted, session.confirms)
+    recorder = Recorder(ledger, study, session, place)
+    searcher = LedgerSearcher(
+        ledger, study, _assignment(study, home, data), interrupted, session.confirms, session.lease.fence
+    )
+
+    def tick() -> None:
+        if recorder.failure is not None:
+            raise recorder.failure
+        session.tick()
+
     own_ray = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
@@ -172,7 +202,7 @@ def _tune(
                 name=study.name,
                 search_alg=searcher,
                 scheduler=ForwardingScheduler(recorder),
-                callbacks=[ForwardingCallback(recorder, searcher.again, session.tick)],
+                callbacks=[ForwardingCallback(recorder, searcher.again, tick)],
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 resources_per_trial={"cpu": study.resources.cpus, "gpu": machine.gpus_per_trial(study)},
@@ -207,6 +237,7 @@ def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cel
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
             "cpus": study.resources.cpus,
+            "memory": study.resources.memory,
             "code": code[cell.trainable],
             "data": data[cell.searched.key],
         }
@@ -283,25 +314,13 @@ def _who(study: Study) -> str:
     return "the front" if most is None else f"{most} of the front"
 
 
-@contextlib.contextmanager
-def alone(study: Study, home: Path) -> Iterator[None]:
-    """Hold the study against a second driver. Raises SpecError where one runs it."""
+def _folder(study: Study, home: Path) -> None:
     folder = home / study.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(
             f"{folder}: a directory for the study is needed, but {error.strerror}; set CS330RAY_HOME"
-        ) from None
-    lock = filelock.FileLock(folder / "driver.lock", timeout=0)
-    try:
-        with lock:
-            (folder / "driver.pid").write_text(str(os.getpid()))
-            yield
-    except filelock.Timeout:
-        pid = (folder / "driver.pid").read_text() if (folder / "driver.pid").exists() else "another"
-        raise SpecError(
-            f"{study.name}: a study runs once at a time, but process {pid} runs it; wait, or stop that one"
         ) from None
 
 
@@ -327,31 +346,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         with contextlib.suppress(ValueError):
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _mirrored(study: Study, home: Path, listener: Listener, mirror: bool) -> Iterator[None]:
-    """Keep the mirror running beside the study, and wait a little for it at the end."""
-    if not mirror:
-        yield
-        return
-    log = (home / study.name / "mirror.log").open("a")
-    command = [sys.executable, "-m", "cs330ray", "sync", study.name, "--follow", "--until-eof"]
-    environment = {**os.environ, "CS330RAY_HOME": str(home.resolve())}
-    with (
-        log,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-        ) as process,
-    ):
-        try:
-            yield
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()  # it makes one more pass, then leaves
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(MIRROR_WAIT_S)
-            if process.poll() is None:
-                process.kill()
-            if process.poll() != 0:
-                listener.says(f"MLflow is behind (see {log.name}); `cs330ray sync {study.name}` catches up")

@@ -25,7 +25,7 @@ from ray import tune
 from scipy.stats import qmc
 
 from cs330ray.service import confirm
-from cs330ray.service.ledger import LOST, Ledger, directions
+from cs330ray.service.ledger import LOST, Ledger, continues, directions, standing
 from cs330ray.spec import Cell, Choice, Domain, Study, applies
 
 SEED_BITS = 31
@@ -57,7 +57,10 @@ def distribution(domain: Domain) -> BaseDistribution:
 
 
 def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Draw the next trial of a cell, given its history; the trial with `params`, `distributions` and `system_attrs`."""
+    """Draw the next trial of a cell; the trial with `params`, `distributions` and `system_attrs`.
+
+    `history` holds the trials so far that none continues, see `standing`.
+    """
     number = len(history)
     if study.sampler.kind == "qmc":
         return _sobol_point(study, cell, number)
@@ -166,6 +169,7 @@ class LedgerSearcher(tune.search.Searcher):
         assignment: Callable[[Cell, int], Mapping[str, Any]],
         interrupted: Sequence[tuple[Cell, int]],
         confirms: Callable[[int], None] = lambda _: None,
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -176,6 +180,7 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
+        self._fence = fence  # raises where another driver has the study by now
         self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
         self._searches = True
 
@@ -195,14 +200,15 @@ class LedgerSearcher(tune.search.Searcher):
         if self._waiting:
             cell, number = self._waiting.pop(0)
             return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
-        entered = {cell.key: len(self._ledger.history(self._study, cell)) for cell in self._study.cells}
-        open_cells = [cell for cell in self._study.cells if entered[cell.key] < self._study.budget.trials]
+        histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
+        open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
         self.ran_out_of_time = bool(open_cells) and time.monotonic() >= self._deadline
         if not open_cells or self.ran_out_of_time:
             return self._next_to_confirm()
-        cell = min(open_cells, key=lambda candidate: entered[candidate.key])
-        history = self._ledger.history(self._study, cell)
+        cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
+        history = histories[cell.key]
         asked = ask(self._study, cell, self._goals, history)
+        self._fence()
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
         return self._told(cell, self._ledger.history(self._study, cell)[number])
 
@@ -223,14 +229,32 @@ class LedgerSearcher(tune.search.Searcher):
 
     def _told(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
         searched = cell.fresh is None
+        if searched and trial.user_attrs.get("steps") != self._study.budget.steps:
+            self._ledger.retarget(self._study, cell, trial.number)
         return {
             **self._assignment(cell, trial.number),
+            **self._place(cell, trial),
             "cell": cell.key,
             "trial": trial.number,
             "seed": trial.user_attrs["seed"] if searched else fresh_seed(self._study.seed, cell.fresh or 0),
             "test": not searched,
             "trainable": cell.trainable,
             "config": {**cell.fixed, **trial.params},
+        }
+
+    def _place(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
+        """Where a trial goes on: after which rows of the record, and from which trial's checkpoint."""
+        ledger, study = self._ledger, self._study
+        recorded = ledger.last_step(study, cell, trial.number)
+        before = continues(trial) if cell.fresh is None else None
+        if before is None:
+            return {"recorded_step": recorded}
+        after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
+        begin_at = ledger.checkpoint(study, cell, before)
+        return {
+            "recorded_step": max(recorded, after),
+            "after_step": after,
+            "begin_at": str(begin_at) if begin_at else None,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 import cs330ray
 from cs330ray import studies
 from cs330ray.errors import SpecError
-from cs330ray.spec import Cell, Choice, Domain, Range, Study, Value
+from cs330ray.spec import Cell, Choice, Domain, Range, Study, Value, short
 from cs330ray.trial import Trainable
 
 
@@ -31,11 +31,15 @@ def load(name: str) -> Trainable:
     if "." not in target or not re.fullmatch(r"\w+(\.\w+)+", target):
         near = difflib.get_close_matches(name, names(), n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise SpecError(f"trainable: one of {', '.join(names())} or package.module is needed, but got {name!r}{meant}")
+        raise SpecError(
+            f"trainable: one of {', '.join(names())} or package.module is needed, but got {short(name)}{meant}"
+        )
     try:
         module = importlib.import_module(target)
     except (ImportError, SyntaxError) as error:
-        raise SpecError(f"trainable: {name!r} must be importable, but {error}; check the name and PYTHONPATH") from None
+        raise SpecError(
+            f"trainable: {short(name)} must be importable, but {short(str(error), 200)}; check the name and PYTHONPATH"
+        ) from None
     missing = [part for part in ("Config", "METRICS", "prepare", "train", "test") if not hasattr(module, part)]
     if missing:
         raise SpecError(f"trainable: {name!r} must define {', '.join(missing)}; cs330ray.trial.Trainable says how")
@@ -73,16 +77,19 @@ def code_digest(name: str) -> str:
 
 def check(study: Study, source: str) -> None:
     """Check every cell of a study against its trainable. Raises SpecError in one line that begins with `source`."""
-    for cell in study.cells:
-        for problem in _problems(study, cell, load(cell.trainable)):
-            raise SpecError(f"{source}: {problem}")
+    try:
+        for cell in study.cells:
+            for problem in _problems(study, cell, load(cell.trainable)):
+                raise SpecError(problem)
+    except SpecError as error:
+        raise SpecError(f"{source}: {error}") from None
 
 
 def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
     for name in study.objective:
         if name not in trainable.METRICS:
             known = ", ".join(trainable.METRICS)
-            yield f"objective: {cell.trainable} reports {known}, but got {name!r}{_near(name, trainable.METRICS)}"
+            yield f"objective: {cell.trainable} reports {known}, but got {short(name)}{_near(name, trainable.METRICS)}"
         elif name.startswith("test_"):
             yield f"objective: the search never reads test, but got {name!r}; take {name.replace('test_', 'val_', 1)!r}"
     fields = trainable.Config.model_fields
@@ -135,7 +142,7 @@ def _refused(trainable: Trainable, name: str, value: Value) -> Iterator[str]:
 
 def _say(found: Any) -> str:
     message = str(found["msg"]).removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}, but got {found['input']!r}"
+    return f"{message[:1].lower()}{message[1:]}, but got {short(found['input'])}"
 
 
 def _first(domain: Domain) -> Value:

@@ -1,0 +1,188 @@
+"""Backups of an SQLite ledger: whole copies by SQLite's online backup, made while it is written; and the way back.
+
+A PostgreSQL ledger is backed up by whoever runs the server.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cs330ray.errors import LedgerError, SpecError
+
+FOLDER = "backups"
+KEPT = 3
+EVERY_S = 300.0
+
+
+def file_of(home: Path) -> Path | None:
+    """The SQLite ledger of a home; None where the ledger lies elsewhere."""
+    return None if os.environ.get("CS330RAY_LEDGER") else home / "ledger.db"
+
+
+def backups(home: Path) -> list[Path]:
+    """The backups of a home's ledger, oldest first: by their number, since clocks jump."""
+    return sorted((home / FOLDER).glob("ledger-*.db"))
+
+
+def keep(home: Path) -> Path | None:
+    """Back up the ledger, if it is an SQLite file that is whole; the backup. The oldest ones beyond a few are removed.
+
+    Raises LedgerError where the ledger is damaged; OSError, and None, where the disk takes nothing are the caller's.
+    """
+    source = file_of(home)
+    if source is None or not source.exists():
+        return None
+    (home / FOLDER).mkdir(exist_ok=True)
+    held = backups(home)
+    number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
+    partial = home / FOLDER / f".partial-{uuid.uuid4().hex[:8]}"
+    try:
+        try:
+            with _opened(source) as ledger, _opened(partial) as copy:
+                ledger.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            raise LedgerError(damaged(source, str(error))) from None
+        if (problem := damage(partial)) is not None:
+            raise LedgerError(damaged(source, problem))
+        _fsync(partial)
+        final = partial.rename(home / FOLDER / f"ledger-{number:06d}.db")
+        _fsync(home / FOLDER)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in held[: max(len(held) + 1 - KEPT, 0)]:
+        old.unlink(missing_ok=True)
+    return final
+
+
+class Backups:
+    """Keeps backups beside a study: at its start, now and then, and at its end."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._made_s = -EVERY_S
+
+    def tend(self) -> None:
+        """Back the ledger up where the last backup is old. Raises LedgerError where it is damaged."""
+        if time.monotonic() - self._made_s >= EVERY_S:
+            self.make()
+
+    def make(self) -> None:
+        """Back the ledger up now; a disk that takes nothing, or a ledger that is locked, leaves it at those before."""
+        self._made_s = time.monotonic()
+        with contextlib.suppress(OSError, sqlite3.OperationalError):
+            keep(self._home)
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a database file by SQLite's own check, or None."""
+    try:
+        with _opened(file, readonly=True) as database:
+            found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            return None  # locked, or a disk that does not answer: nothing is known of the file
+        return str(error)
+    return None if found == "ok" else found.splitlines()[-1]
+
+
+def damaged(file: Path, problem: str) -> str:
+    """What a person reads of a damaged ledger: the newest whole backup and the way back."""
+    whole = [path for path in backups(file.parent) if damage(path) is None]
+    if not whole:
+        way = "there is no backup of it; move it away to begin anew"
+    else:
+        command = f"{_prefix(file.parent)}cs330ray restore"
+        way = f"the newest backup is {whole[-1]} ({_age(whole[-1])} old), and `{command}` puts it in place"
+    return f"{file}: the ledger must be a whole database, but {problem}; nothing was overwritten, {way}"
+
+
+def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None, dict[str, str]]:
+    """Put a backup in the place of the ledger, the newest by default.
+
+    Gives the backup, where the old ledger lies now, and by study the name under which MLflow knew it until now.
+
+    Raises SpecError where that cannot be: a process has the ledger open, or the backup is not whole.
+    """
+    ledger = file_of(home)
+    if ledger is None:
+        raise SpecError("restore: the ledger must be the home's own, but CS330RAY_LEDGER is set; use that database's")
+    whole = [path for path in backups(home) if damage(path) is None]
+    chosen = backup or (whole[-1] if whole else None)
+    if chosen is None or not chosen.exists() or damage(chosen) is not None:
+        known = ", ".join(path.name for path in whole) or "none"
+        raise SpecError(
+            f"restore: a whole backup is needed, but got {chosen or 'none'}; those in {home / FOLDER}: {known}"
+        )
+    for pid in _users(ledger):
+        raise SpecError(f"{ledger}: nobody may have the ledger open, but process {pid} does; stop that one first")
+    partial = home / f".partial-{uuid.uuid4().hex[:8]}"
+    shutil.copyfile(chosen, partial)
+    uids = _make_others(partial)
+    _fsync(partial)
+    aside = None
+    if ledger.exists():
+        aside = home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}"
+        aside.mkdir()
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{ledger}{suffix}").rename(aside / f"ledger.db{suffix}")
+    partial.rename(ledger)
+    _fsync(home)
+    return chosen, aside, uids
+
+
+def _make_others(file: Path) -> dict[str, str]:
+    """Give the studies of a restored ledger another identity, since MLflow may be ahead; the former ones by study."""
+    with _opened(file) as database, database:
+        former = dict(database.execute("select name, uid from cs330ray_studies").fetchall())
+        for name in former:
+            database.execute("update cs330ray_studies set uid = ? where name = ?", (uuid.uuid4().hex, name))
+        database.execute("delete from cs330ray_leases")
+    return former
+
+
+def _users(file: Path) -> list[int]:
+    """The processes of this user that have a file open, but this one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and any(Path(held.path) == file.resolve() for held in process.open_files()):
+                found.append(process.pid)
+    return found
+
+
+@contextlib.contextmanager
+def _opened(file: Path, *, readonly: bool = False) -> Iterator[sqlite3.Connection]:
+    mode = "?mode=ro" if readonly else ""
+    connection = sqlite3.connect(f"{file.resolve().as_uri()}{mode}", timeout=60, uri=True)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _age(file: Path) -> str:
+    minutes = max(time.time() - file.stat().st_mtime, 0) / 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+
+
+def _prefix(home: Path) -> str:
+    return "" if home == Path("runs") or home == Path("runs").resolve() else f"CS330RAY_HOME={home} "
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

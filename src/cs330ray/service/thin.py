@@ -1,0 +1,47 @@
+"""Thinning: of the finished trials of a cell the best keep their last checkpoint, of the others the rows stay.
+
+Runs of confirmation keep theirs: they are what a study is for.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cs330ray import checkpoint
+from cs330ray.service import confirm
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.spec import Cell, Study
+
+
+def kept(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -> set[int]:
+    """The trials of a cell whose checkpoints stay: the best that are COMPLETE, and all that have not ended for good."""
+    over = confirm.finished(study, trials)
+    complete = [trial for trial in over if trial.state == "COMPLETE" and trial.values]
+    if len(goals) > 1:
+        front = confirm.by_crowding(confirm.pareto_front(complete, goals), goals)
+        complete = front + [trial for trial in complete if trial not in front]
+    else:
+        complete.sort(key=lambda trial: (confirm.losses(trial.values or (), goals), trial.number))
+    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
+    waiting = {trial.number for trial in confirm.to_continue(study, trials)}
+    begun_at = {trial.continues for trial in trials if trial.state == "RUNNING"}
+    best = {trial.number for trial in complete[: study.resources.keep]}
+    return {
+        trial.number
+        for trial in trials
+        if trial.number not in ended or trial.number in best | waiting or trial.number in begun_at
+    }
+
+
+def thin(ledger: Ledger, study: Study, cell: Cell, place: Callable[[Cell, int], Path]) -> list[int]:
+    """Remove the checkpoints of a cell that are not to be kept; of which trials. `place` is where a trial's lie.
+
+    The files go first: cut off between, the record names what is gone, and the next call goes on.
+    """
+    held = ledger.checkpoints(study, cell)
+    stay = kept(study, ledger.goals(study), ledger.trials(study, cell, held))
+    removed = []
+    for number in sorted(set(held) - stay):
+        checkpoint.remove(place(cell, number))
+        ledger.forget_checkpoints(study, cell, number)
+        removed.append(number)
+    return removed

@@ -1,0 +1,239 @@
+"""Limits: memory, a disk that is full, a study of which every trial fails; and what a trial wrote."""
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray import checkpoint, cli
+from cs330ray.errors import StudyError
+from cs330ray.service import actor, memory, record
+from cs330ray.service.actor import TrialRun
+from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.record import Recorder
+from cs330ray.service.run import checkpoints_of, run
+from tests import toy as toy_trainable
+from tests.service.test_actor import told
+from tests.service.test_run import Ear
+from tests.studies_of_tests import toy, whole
+
+
+def test_a_trial_that_exceeds_its_memory_fails_as_such_and_the_study_goes_on(home: Path, ray_here: str) -> None:
+    study = toy(compare={"ends": ["hoards", "well"]}, budget={"trials": 1}, resources={"slots": 1, "memory": 1.5})
+    began = time.monotonic()
+    run(study, home, mirror=False)
+    (hoarding, well) = whole(home)
+    assert hoarding[2] == "FAIL"
+    assert hoarding[3].startswith("out of memory: ")
+    assert hoarding[3].endswith("GiB, but resources.memory allows 1.5")
+    assert well[2] == "COMPLETE"
+    assert time.monotonic() - began < 60
+    assert (checkpoints_of(home, "toy", study.cells[0], 0) / memory.MARK).exists()
+
+
+def test_a_memory_error_of_a_trial_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*args: object) -> Iterator[None]:
+        raise MemoryError("9 GiB")
+        yield
+
+    monkeypatch.setattr(toy_trainable, "train", hungry)
+    assert TrialRun(told(tmp_path)).next_batch()["end"]["reason"] == "out of memory: MemoryError: 9 GiB"
+
+
+# All fail -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_whose_trials_all_fail_stops_after_the_share_with_the_commonest_reason(
+    home: Path, ray_here: str
+) -> None:
+    fails = {"resources": {"slots": 1}, "fixed": {"ends": "raises"}}
+    study = toy(budget={"trials": 8, "fail_share": 0.25}, **fails)
+    with pytest.raises(StudyError, match="all 2 that ended have failed, 2 of them with: raised: RuntimeError: planted"):
+        run(study, home, mirror=False)
+    assert [trial[2] for trial in whole(home)[:2]] == ["FAIL", "FAIL"]
+    assert len(whole(home)) <= 3
+    with pytest.raises(StudyError, match=r"fail_share=1` \(now 0\.25\)"):
+        run(study, home, mirror=False)
+    assert len(whole(home)) <= 3
+    run(toy(budget={"trials": 8, "fail_share": 1.0}, **fails), home, mirror=False)
+    assert [trial[2] for trial in whole(home)] == ["FAIL"] * 8
+
+
+def test_no_cell_is_judged_before_it_had_its_turn(home: Path, ray_here: str) -> None:
+    study = toy(
+        compare={"ends": ["raises", "diverges", "well"]},
+        budget={"trials": 1, "fail_share": 0.1},
+        resources={"slots": 1},
+    )
+    run(study, home, mirror=False)
+    assert [trial[2] for trial in whole(home)] == ["FAIL", "FAIL", "COMPLETE"]
+
+
+def test_one_trial_that_does_well_keeps_a_study_going(home: Path, ray_here: str) -> None:
+    study = toy(compare={"ends": ["raises", "well"]}, budget={"trials": 2, "fail_share": 0.25}, resources={"slots": 1})
+    run(study, home, mirror=False)
+    assert len(whole(home)) == 4
+
+
+# A disk that takes nothing ------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """A disk that is full for so many writes of checkpoints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.left, self._write = times, checkpoint.write
+        monkeypatch.setattr(checkpoint, "write", self.write)
+        monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
+
+    def write(self, *args: Any) -> checkpoint.Checkpoint:
+        if self.left > 0:
+            self.left -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._write(*args)
+
+
+def test_training_goes_on_where_a_checkpoint_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Disk(monkeypatch, times=1)
+    run_ = TrialRun(told(tmp_path, checkpoint_s=0.0, batch_s=0.0))
+    run_.next_batch()
+    second = run_.next_batch()
+    assert second["unsaved"] == "No space left on device"
+    assert [row["step"] for row in second["rows"]] == [10]
+    assert "end" not in second
+    assert run_.next_batch()["checkpoint"]["step"] == 10
+
+
+def test_a_trial_ends_only_when_its_last_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Disk(monkeypatch, times=2)
+    run_ = TrialRun(told(tmp_path))
+    run_.next_batch()
+    for _ in range(2):
+        waiting = run_.next_batch()
+        assert (waiting["rows"], waiting["unsaved"]) == ([], "No space left on device")
+        assert "end" not in waiting
+    last = run_.next_batch()
+    assert (last["checkpoint"]["step"], last["end"]) == (20, {"state": "COMPLETE"})
+
+
+def test_what_a_trainable_raises_while_it_saves_is_its_own_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, state: object) -> None:
+        raise RuntimeError("no such tensor")
+
+    monkeypatch.setattr(toy_trainable, "_save", broken)
+    run_ = TrialRun(told(tmp_path))
+    run_.next_batch()
+    assert run_.next_batch()["end"]["reason"] == "raised: RuntimeError: no such tensor"
+
+
+def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hides(path: Path, state: object) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(toy_trainable, "_save", hides)
+    monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
+    run_ = TrialRun(told(tmp_path))
+    run_.next_batch()
+    assert "No space left" in run_.next_batch()["unsaved"]
+
+
+def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = toy()
+    (cell,) = study.cells
+    ledger = Ledger.at(home)
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+    from cs330ray.service.search import ask
+
+    ledger.enter(study, cell, ask(study, cell, ["min"], []), seed=1)
+    ear = Ear()
+    recorder = Recorder(ledger, study, ear)
+    clock = iter([0.0, 30.0, 61.0])
+    monkeypatch.setattr(record.time, "monotonic", lambda: next(clock))
+    where = {"cell": cell.key, "trial": 0, "config": {}}
+    for iteration in range(3):
+        assert recorder.failure is None
+        batch = {"rows": [], "unsaved": "No space left on device"}
+        recorder.take("tune", where, {"training_iteration": iteration, "batch": [batch]})
+    assert isinstance(recorder.failure, StudyError)
+    assert "No space left on device for 60s; make room, and the same command goes on" in str(recorder.failure)
+    assert len([line for line in ear.lines if "no checkpoint can be written" in line]) == 1
+    assert ledger.trials(study, cell)[0].state == "RUNNING"
+
+
+# Thinning -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep_their_rows(
+    home: Path, ray_here: str
+) -> None:
+    study = toy(budget={"trials": 5}, resources={"slots": 1, "keep": 2})
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    (cell,) = study.cells
+    trials = ledger.trials(study, cell)
+    best = sorted(trials, key=lambda trial: trial.values or ())[:2]
+    assert sorted(ledger.checkpoints(study, cell)) == sorted(trial.number for trial in best)
+    for trial in trials:
+        left = list(checkpoints_of(home, "toy", cell, trial.number).glob("step-*"))
+        assert [path.name for path in left] == (["step-00000020"] if trial in best else [])
+        assert ledger.last_step(study, cell, trial.number) == 20
+
+
+def test_more_may_be_kept_from_now_on_and_fewer_at_once(home: Path, ray_here: str) -> None:
+    run(toy(budget={"trials": 3}, resources={"slots": 1}), home, mirror=False)
+    ledger = Ledger.at(home)
+    study = ledger.study("toy")
+    assert len(ledger.checkpoints(study, study.cells[0])) == 3
+    run(toy(budget={"trials": 3}, resources={"slots": 1, "keep": 0}), home, mirror=False)
+    assert ledger.checkpoints(study, study.cells[0]) == {}
+
+
+def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) -> None:
+    study = toy(budget={"trials": 1}, resources={"slots": 1, "keep": 0}, confirm={"top": 1, "seeds": 1})
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    (cell,) = study.cells
+    assert ledger.checkpoint(study, cell, 0) is None
+    kept = ledger.checkpoint(study, cell.under(0), 0)
+    assert kept is not None
+    assert checkpoint.read(kept).step == 20
+
+
+# What a trial wrote -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_trial_writes_is_in_a_log_of_its_own_that_show_prints(
+    home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = toy(fixed={"ends": "speaks"}, budget={"trials": 2}, resources={"slots": 1})
+    run(study, home, mirror=False)
+    ledger = Ledger.at(home)
+    (cell,) = study.cells
+    for trial in ledger.trials(study, cell):
+        text = (checkpoints_of(home, "toy", cell, trial.number) / actor.LOG).read_text()
+        assert text.count("words of seed") == 1
+        assert f"words of seed {trial.seed}\n" in text
+        assert "and from below\n" in text
+    with pytest.raises(SystemExit):
+        cli.app(["show", "toy", "1", "--log"])
+    assert f"words of seed {ledger.trials(study, cell)[1].seed}\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_ahead_of_the_record_is_dropped_and_its_rows_come_again(tmp_path: Path) -> None:
+    first = TrialRun(told(tmp_path, checkpoint_s=0.0, batch_s=0.0))
+    rows = [Row(**row) for _ in range(3) for row in first.next_batch()["rows"]]
+    assert [row.step for row in rows] == [5, 10, 15]
+    second = TrialRun(told(tmp_path, recorded_step=5))
+    again = second.next_batch()
+    assert again["circumstances"]["resumed_from_step"] == 5
+    assert [row["step"] for row in again["rows"]] == [10, 15, 20]
+    assert [row["metrics"] for row in again["rows"]][:2] == [dict(row.metrics) for row in rows[1:]]
+    shutil.rmtree(tmp_path)
