@@ -29,9 +29,8 @@ class Moment:
     """What the ledger holds just now."""
 
     recorded: int = 0  # rows and ends
-    attempts: int = 0
-    running: tuple[str, int] | None = None  # (cell, trial) that was taken up last and has not ended
-    worker: int = 0  # its process
+    worker: int = 0  # the process of the last attempt
+    running: tuple[str, int] | None = None  # (cell, trial) of that attempt, if it has not ended
     losses: int = 0  # how often its worker was lost
     checkpoint: Path | None = None  # its newest
 
@@ -52,22 +51,19 @@ def _moment(connection: sqlite3.Connection) -> Moment:
     (tables,) = one("select count(*) from sqlite_master where name = 'cs330ray_ends'") or (0,)
     if not tables:
         return Moment()
-    ((recorded,), (attempts,)) = (
-        one("select (select count(*) from cs330ray_rows) + (select count(*) from cs330ray_ends)") or (0,),
-        one("select count(*) from cs330ray_attempts") or (0,),
-    )
+    (recorded,) = one("select (select count(*) from cs330ray_rows) + (select count(*) from cs330ray_ends)") or (0,)
     last = one("select cell, trial, circumstances from cs330ray_attempts order by rowid desc limit 1")
     if last is None:
-        return Moment(recorded, attempts)
+        return Moment(recorded)
     cell, trial, circumstances = last
+    pid = json.loads(circumstances)["pid"]
     if one("select 1 from cs330ray_ends where cell = ? and trial = ?", cell, trial):
-        return Moment(recorded, attempts)
+        return Moment(recorded, pid)
     (losses,) = one("select count(*) from cs330ray_losses where cell = ? and trial = ?", cell, trial) or (0,)
     newest = one(
         "select path from cs330ray_checkpoints where cell = ? and trial = ? order by step desc limit 1", cell, trial
     )
-    pid = json.loads(circumstances)["pid"]
-    return Moment(recorded, attempts, (cell, trial), pid, losses, Path(newest[0]) if newest else None)
+    return Moment(recorded, pid, (cell, trial), losses, Path(newest[0]) if newest else None)
 
 
 def writes_a_checkpoint(checkpoints: Path) -> bool:
@@ -324,7 +320,7 @@ STRIKES: Mapping[str, Strike] = {
     "locked": _locked,
     "clock": _clock,
 }
-ANEW = ("driver", "worker", "raylet", "sigterm", "ctrl-c", "ctrl-c-group", "torn")  # the trial is taken up again
+ANEW = ("driver", "worker", "raylet", "sigterm", "ctrl-c", "ctrl-c-group", "torn")  # the worker dies with it
 MOUNTING = ("disk-full", "read-only")
 
 

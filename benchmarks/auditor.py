@@ -692,14 +692,19 @@ def _compare_ends(
 
 
 def _compare_rows(place: Place, before: Mapping[int, Any], after: Mapping[int, Any], findings: Findings) -> None:
-    for step in sorted(set(before) | set(after)):
-        name = f"{_say(place)}: row {step}"
-        if step not in after:
-            findings.add("lost", name, "the undisturbed study has it")
-        elif step not in before:
-            findings.add("metrics_wrong", name, "the undisturbed study has no such row")
-        elif not _same(before[step][0], after[step][0]):
-            findings.add("metrics_wrong", name, f"{after[step][0]}, undisturbed {before[step][0]}")
+    if not after:
+        findings.add("lost", f"{_say(place)}: rows", f"all {len(before)} are missing")
+        return
+    for step in sorted(set(before) - set(after)):
+        findings.add("lost", f"{_say(place)}: row {step}", "the undisturbed study has it")
+    if spare := sorted(set(after) - set(before)):
+        findings.add("metrics_wrong", f"{_say(place)}: rows", f"the undisturbed study has none at {spare}")
+    other = [step for step in sorted(set(before) & set(after)) if not _same(before[step][0], after[step][0])]
+    if other:
+        first = f"{after[other[0]][0]}, undisturbed {before[other[0]][0]}"
+        findings.add(
+            "metrics_wrong", f"{_say(place)}: metrics", f"at {len(other)} steps, first row {other[0]}: {first}"
+        )
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

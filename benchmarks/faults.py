@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -77,6 +77,7 @@ SYNC_S = 60.0  # so long may MLflow take to come back
 POLL_S = 0.03
 PAUSE_S = (0.2, 4.0)  # from a recovery to the next strike
 OUTAGE_S = (2.0, 4.0)
+LINE_LENGTH = 300
 DISK_BYTES = 48 * 1024**2
 RAY = """
 import sys, ray
@@ -130,7 +131,6 @@ class Command:
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._words, self._environment, self._path = words, environment, log
-        self._log: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0  # where in the log its last start is
 
@@ -146,6 +146,12 @@ class Command:
         """Its exit status, None while it runs."""
         assert self._process is not None
         return self._process.poll()
+
+    def leave(self) -> None:
+        """Kill it, if it still runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def text(self) -> str:
         """What it has said since its last start."""
@@ -163,16 +169,26 @@ class Campaign:
         self._file.write_text(study)
         self._mounts = any(kind in adversary.MOUNTING for kind in kinds)
         self._clock = work / "clock"
-        self._token = secrets.token_hex(32)
+        given = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+        self._auth = given if ray else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._ray = ray  # the address of a Ray that all homes share; else every second one has its own
         self._every_home_shares = bool(ray)
         self._server = MlflowServer(work / "server", _free_port(), self._environment()) if "mlflow" in kinds else None
+        self._ends: list[Callable[[], object]] = []  # of all that was started
         self._kept = work.with_name(f"{work.name}-kept")
 
     def run(self, *, keep_homes: bool = False) -> Tally:
-        """Run until so many strikes have counted."""
+        """Run until so many strikes have counted; nothing that it started is left."""
+        try:
+            return self._run(keep_homes=keep_homes)
+        finally:
+            for end in reversed(self._ends):
+                end()
+
+    def _run(self, *, keep_homes: bool) -> Tally:
         if self._server is not None:
             self._server.start()
+            self._ends.append(self._server.kill)
         if not self._ray and self._rounds:
             self._ray = self._start_ray()
         reference = self._reference()
@@ -196,12 +212,13 @@ class Campaign:
     def _start_ray(self) -> str:
         """Start a Ray that homes share; its address. It ends with this process, which holds its standard input."""
         (self._work / "r").mkdir()
-        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
+        quiet = {"RAY_USAGE_STATS_ENABLED": "0", **self._auth}
         self._clock.write_text("0")
         process = subprocess.Popen(
             [sys.executable, "-c", RAY], env=self._environment(RAY_TMPDIR=str(self._work / "r"), **quiet),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         )  # fmt: skip
+        self._ends.append(process.communicate)  # the end of its standard input ends it
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address, "the Ray that homes share did not start"
@@ -233,12 +250,12 @@ class Campaign:
         if target.own_ray:
             environment["RAY_TMPDIR"] = str(target.folder / "r")
         else:
-            environment |= {"RAY_ADDRESS": self._ray}
-            if not self._every_home_shares:
-                environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self._token}
+            environment |= {"RAY_ADDRESS": self._ray, **self._auth}
         if target.server is not None:
             environment["MLFLOW_TRACKING_URI"] = target.server.uri
-        return Command([sys.executable, "-m", "cs330ray", *words], environment, target.folder / "log")
+        command = Command([sys.executable, "-m", "cs330ray", *words], environment, target.folder / "log")
+        self._ends.append(command.leave)
+        return command
 
     # Homes -------------------------------------------------------------------------------------------------------
 
@@ -249,9 +266,10 @@ class Campaign:
         target.server = None
         command = self._command(target, "run", str(self._file))
         target.driver = command.start()
-        siege = _Siege(target, command, self.tally)
-        if siege.tend_until_the_end() != 0:
-            raise SystemExit(f"the undisturbed study failed:\n{command.text()}")
+        while (code := command.ended()) is None:
+            time.sleep(POLL_S)
+        if code != 0:
+            raise SystemExit(f"the undisturbed study ended with {code}:\n{command.text()}")
         for line in self._audit(target, None).lines.values():
             raise SystemExit(f"the undisturbed study is wrong: {line}")
         kept = self._work / "reference"
@@ -278,7 +296,7 @@ class Campaign:
         audited = self._audit(target, reference)
         for kind, line in wrong + [(kind, line) for (kind, _), line in audited.lines.items()]:
             self.tally.wrong[kind] += 1
-            say(f"WRONG in home {number}: {line}")
+            say(f"WRONG in home {number}: {line[:LINE_LENGTH]}")
         if wrong or audited.lines or keep_homes:
             kept = self._kept / target.folder.name
             shutil.copytree(target.folder, kept, symlinks=True, ignore=shutil.ignore_patterns("sockets"))
@@ -417,11 +435,10 @@ class _Siege:
             time.sleep(POLL_S)
         return not self._over
 
-    def tend_until_the_end(self) -> int:
+    def tend_until_the_end(self) -> None:
         while not self._over:
             self.tend()
             time.sleep(POLL_S)
-        return 0
 
     def hold_for(self, seconds: float) -> None:
         """Let an outage last; what ends in it is started again only afterwards."""
@@ -461,17 +478,17 @@ class _Siege:
     def tend_until_it_records(self, before: Moment, *, anew: bool, since_s: float) -> float | None:
         """Seconds from a strike to the next row or end; None where the command ended well without one.
 
-        Where the trial has to be taken up again, what was on its way at the strike does not count.
+        Where the worker dies, what the old one had on its way at the strike does not count.
         """
-        recorded, attempts, starts = before.recorded, before.attempts, self.starts
+        recorded, starts = before.recorded, self.starts
         while True:
             moment = self.tend()
             if self.starts > starts:
                 anew = True
             if moment is not None:
-                if moment.recorded > recorded and (not anew or moment.attempts > attempts):
+                if moment.recorded > recorded and (not anew or moment.worker != before.worker):
                     return time.monotonic() - since_s
-                if moment.attempts == attempts and anew:
+                if anew and moment.worker == before.worker:
                     recorded = moment.recorded
             if self._over:
                 return None

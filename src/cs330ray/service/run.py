@@ -271,6 +271,7 @@ def _start_ray(machine: Machine) -> bool:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",
         num_cpus=int(machine.cpus),
@@ -280,6 +281,9 @@ def _start_ray(machine: Machine) -> bool:
         logging_level=logging.CRITICAL,
         object_store_memory=OBJECT_STORE_BYTES,
     )
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would abort on it
+            signal.signal(number, handler)
     return True
 
 
