@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py [--trials 2000] [--sampler random]
 
-Time per trial is told of the first and of the last 200, the driver's memory from its 100th trial to
-its very end, `list` and `show`
-of the finished study with their start of Python, the mirror by how far it is behind and what it burns. With
-`--sampler tpe` no study runs: asking alone is timed, on a made history of 200 and of `--trials` trials.
+Time per trial is told of the first and of the last 200, by their ends; the driver's memory from its 100th trial to its
+very end; `list` and `show` of the finished study with their start of Python; the mirror by how many trials it is behind
+and what it burns. The CPU time of driver and mirror tells growth on a machine that has other work, too. With `--sampler
+tpe` no study runs: asking alone is timed, on a made history of 200 and of `--trials` trials.
 """
 
 import argparse
