@@ -123,6 +123,7 @@ class Ledger:
             self._engine = sql.create_engine(address, **settings)
             weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
             with _alone(self._engine):
+                self._must_be_ours()
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -132,6 +133,15 @@ class Ledger:
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
         self._readers: dict[tuple[str, str], optuna.Study] = {}
+
+    def _must_be_ours(self) -> None:
+        """Refuse a database of another program, MLflow for one, before a table is made in it. Raises LedgerError."""
+        tables = set(sql.inspect(self._engine).get_table_names())
+        if "alembic_version" in tables and "version_info" not in tables:  # the second is Optuna's
+            raise LedgerError(
+                f"{redacted(self.url)}: the ledger needs a database of its own, but another program keeps its tables "
+                "here; set CS330RAY_LEDGER"
+            )
 
     @classmethod
     def at(cls, home: Path) -> "Ledger":
