@@ -2,9 +2,10 @@
 
     python benchmarks/scale.py [--trials 2000] [--sampler random]
 
-Time per trial is told of the first and of the last 200, the driver's memory from its 100th trial on, `list` and `show`
-of the finished study with their start of Python, the mirror by how far it is behind and what it burns. With
-`--sampler tpe` no study runs: asking alone is timed, on a made history of 200 and of `--trials` trials.
+Time per trial is told of the first and of the last 200, by their ends; the driver's memory from its 100th trial to its
+very end; `list` and `show` of the finished study with their start of Python; the mirror by how many trials it is behind
+and what it burns. The CPU time of driver and mirror tells growth on a machine that has other work, too. With `--sampler
+tpe` no study runs: asking alone is timed, on a made history of 200 and of `--trials` trials.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def told(home: Path, trials: int, samples: Samples, left_s: float) -> dict[str, 
     window = min(WINDOW, trials // 2)
     first, last = (ends[0], ends[window]), (ends[-1 - window], ends[-1])
     first_s, last_s = ((until - since) / window for since, until in (first, last))
-    warm = [size for at, size in samples.driver_bytes if ends[min(WARM, trials // 4)] <= at <= ends[-1]]
+    warm = [size for at, size in samples.driver_bytes if at >= ends[min(WARM, trials // 4)]]
     at_end = [behind for at, behind in samples.behind if at >= ends[-1]]
     agreed = [at for at, behind in samples.behind if at >= ends[-1] and behind == 0]
     return {

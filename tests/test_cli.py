@@ -369,8 +369,8 @@ def test_bad_options_of_one_trial_are_one_clear_line(home: Path, arguments: list
 
 ENVIRONMENTS = [
     ("CS330RAY_HOME", "/dev/null/runs", "a directory for studies is needed"),
-    ("CS330RAY_LEDGER", "nonsense", "the ledger must be readable and writable"),
-    ("CS330RAY_LEDGER", "postgresql://me:secret@nowhere/db", "the ledger must be readable and writable"),
+    ("CS330RAY_LEDGER", "nonsense", "the ledger must be sqlite:///FILE or postgresql://"),
+    ("CS330RAY_LEDGER", "postgresql://me:secret@nowhere/db", "postgresql"),
     ("CS330RAY_DEVICE", "tpu", "but got 'tpu'"),
     ("RAY_ADDRESS", "127.0.0.1:1", "a Ray cluster must answer at 127.0.0.1:1"),
 ]

@@ -171,6 +171,16 @@ def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten
     assert (tmp_path / "ledger.db").read_bytes() == before
 
 
+def test_the_database_of_another_program_is_refused_before_a_table_is_made_in_it(tmp_path: Path) -> None:
+    engine = sql.create_engine(f"sqlite:///{tmp_path}/ledger.db")
+    with engine.begin() as connection:
+        connection.execute(sql.text("create table alembic_version (version_num varchar)"))  # as MLflow has it
+    with pytest.raises(LedgerError, match="a database of its own"):
+        Ledger.at(tmp_path)
+    assert sql.inspect(engine).get_table_names() == ["alembic_version"]
+    engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -204,7 +214,7 @@ def test_an_address_where_no_ledger_is_is_one_line_without_the_password(url: str
 
 
 def test_postgresql_without_its_driver_is_one_line_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(LedgerError, match=re.escape("pip install 'cs330ray[postgres]'")):
         Ledger("postgresql://me:secret@127.0.0.1/db")
 

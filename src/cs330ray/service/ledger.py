@@ -4,7 +4,6 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 controller of a study writes; anyone may read.
 """
 
-import importlib.util
 import json
 import math
 import os
@@ -128,6 +127,7 @@ class Ledger:
             self._engine = sql.create_engine(address, **settings)
             weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
             with _alone(self._engine):
+                self._must_be_ours()
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -137,6 +137,15 @@ class Ledger:
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
         self._readers: dict[tuple[str, str], optuna.Study] = {}
+
+    def _must_be_ours(self) -> None:
+        """Refuse a database of another program, MLflow for one, before a table is made in it. Raises LedgerError."""
+        tables = set(sql.inspect(self._engine).get_table_names())
+        if "alembic_version" in tables and "version_info" not in tables:  # the second is Optuna's
+            raise LedgerError(
+                f"{redacted(self.url)}: the ledger needs a database of its own, but another program keeps its tables "
+                "here; set CS330RAY_LEDGER"
+            )
 
     @classmethod
     def at(cls, home: Path) -> "Ledger":
@@ -602,8 +611,10 @@ def _address(url: str) -> sql.URL:
         raise LedgerError(f"{said}, where an @ of the password is written %40; set CS330RAY_LEDGER")
     if address.drivername != "postgresql":
         return address
-    if importlib.util.find_spec("psycopg") is None:
-        raise LedgerError(f"{redacted(url)}: PostgreSQL needs its driver; pip install 'cs330ray[postgres]'")
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise LedgerError(f"{redacted(url)}: PostgreSQL needs its driver; pip install 'cs330ray[postgres]'") from None
     return address.set(drivername="postgresql+psycopg")
 
 

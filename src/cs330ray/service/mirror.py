@@ -247,7 +247,7 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
     signal.signal(signal.SIGINT, lambda *_: leaving.set())
     if until_eof:
         threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
-    os.nice(5)
+    os.nice(19)  # behind the trials, which Ray runs at 15
     mirror, wait_s = Mirror(ledger, study, home), POLL_S
     while True:
         last = leaving.is_set()

@@ -236,6 +236,11 @@ class ForwardingCallback(tune.Callback):
         if self._recorder.lose(trial.config, _why(trial)):
             self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
+        for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
+            kept.clear()
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Let time pass."""
         self._tick()
