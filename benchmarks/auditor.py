@@ -28,6 +28,7 @@ import psutil
 KINDS = ("lost", "doubled", "zombies", "mirror_wrong", "metrics_wrong")
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 LEAVE_S = 10.0  # so long may a process outlive the command
+AGENTS_LEAVE_S = 75.0  # and so long an agent of Ray, which waits a minute for a GCS that was killed with its driver
 MLFLOW_INFINITY = 1.7976931348623157e308  # what MLflow writes for an infinite value
 
 Place = tuple[str, int]  # cell, trial
@@ -611,7 +612,7 @@ def _audit_run(held: Held, place: Place, shown: Shown, findings: Findings) -> No
     recorded = held.checkpoints.get(place, {})
     if recorded:
         wanted["checkpoint"] = recorded[max(recorded)][0]
-    elif "cs330ray.checkpoint" in shown.tags:
+    elif shown.tags.get("cs330ray.checkpoint", "none") != "none":
         findings.add("mirror_wrong", f"{name}: tag checkpoint", "the ledger names none")
     _compare_tags(name, shown, wanted, findings)
     params = {**held.cells.get(searched, {}), **(trial.params if trial is not None else {})}
@@ -719,13 +720,14 @@ class Alive:
 
 
 def left_alive(marks: Sequence[str], foreign_ray: str = "", leave_s: float = LEAVE_S) -> list[Alive]:
-    """The processes of a home that are still there after so long."""
-    until = time.monotonic() + leave_s
+    """The processes of a home that are still there after so long, and Ray's agents that are after longer."""
+    began = time.monotonic()
     while True:
         found = list(processes(marks))
         if foreign_ray:
             found += [each for each in processes([foreign_ray]) if re.match(r"ray::(?!IDLE|\w+Agent)", each.words)]
-        if not found or time.monotonic() > until:
+        agents = leave_s > 0 and all(re.match(r"ray::\w+Agent", each.words) for each in found)
+        if not found or time.monotonic() - began > (AGENTS_LEAVE_S if agents else leave_s):
             return found
         time.sleep(0.2)
 

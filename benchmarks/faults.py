@@ -68,6 +68,7 @@ steps = 200
 [resources]
 slots = 1
 checkpoint = "1s"
+keep = 1
 [confirm]
 top = 1
 seeds = 2

@@ -587,3 +587,21 @@ def test_on_a_ray_of_its_own_a_study_survives_sigkill_and_a_ctrl_c_that_reaches_
     assert third.end() == 0, third.text
     assert "Traceback" not in third.text
     assert whole(home) == undisturbed
+
+
+@pytest.mark.slow
+def test_on_a_ray_of_its_own_a_study_starts_another_when_its_raylet_dies_and_sigterm_interrupts_it(
+    home: Path, undisturbed: list[tuple[Any, ...]]
+) -> None:
+    first = Driver(home, "")
+    first.until_checkpoint_of_a_running_trial_after(ended=0)
+    (raylet,) = [child for child in psutil.Process(first.process.pid).children() if child.name() == "raylet"]
+    raylet.kill()
+    first.until_checkpoint_of_a_running_trial_after(ended=1)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() == 130, first.text
+    assert "Ray on this machine died; another one is started" in first.text
+    assert "nothing is lost" in first.text
+    second = Driver(home, "")
+    assert second.end() == 0, second.text
+    assert whole(home) == undisturbed

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
 
@@ -86,13 +87,18 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
             backups.make()
             session = _Session(ledger, study, lease, listener, interrupted, [beside.tend, backups.tend])
             try:
-                _tune(study, home, ledger, session, machine, slots, data)
+                while not _tuned(study, home, ledger, session, machine, slots, data):
+                    listener.says(f"{study.name}: Ray on this machine died; another one is started")
             except Interrupted:
                 return Outcome(time.monotonic() - began, session.start_s(began), True)
             finally:
                 session.seen()
                 backups.make()
     return Outcome(time.monotonic() - began, session.start_s(began), False)
+
+
+class _RayDied(Exception):  # noqa: N818 - not an error: another is started
+    """The Ray that this process had started is gone."""
 
 
 class _Session(Listener):
@@ -168,6 +174,17 @@ class _Session(Listener):
                 self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
 
 
+def _tuned(
+    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
+) -> bool:
+    """Run the trials; False where the Ray that was started for them died before they were over."""
+    try:
+        _tune(study, home, ledger, session, machine, slots, data)
+    except _RayDied:
+        return False
+    return True
+
+
 def _tune(
     study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
 ) -> None:
@@ -189,9 +206,11 @@ def _tune(
     def tick() -> None:
         if recorder.failure is not None:
             raise recorder.failure
+        if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
+            raise _RayDied
         session.tick()
 
-    own_ray = _start_ray(machine)
+    raylet = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:
@@ -218,7 +237,7 @@ def _tune(
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if own_ray:
+        if raylet is not None:
             ray.shutdown()
     if searcher.ran_out_of_time:
         session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
@@ -266,11 +285,11 @@ def _reach(address: str) -> None:
         ) from None
 
 
-def _start_ray(machine: Machine) -> bool:
-    """Start Ray on this machine unless there is one already; whether it was started."""
+def _start_ray(machine: Machine) -> psutil.Process | None:
+    """Start Ray on this machine; its raylet, without which no worker starts. None where there is a Ray already."""
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if ray.is_initialized():
-        return False
+        return None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",
@@ -284,7 +303,11 @@ def _start_ray(machine: Machine) -> bool:
     with contextlib.suppress(ValueError):  # not the main thread
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would abort on it
             signal.signal(number, handler)
-    return True
+    return next(child for child in psutil.Process().children() if child.name() == "raylet")
+
+
+def _lives(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 def _announce(study: Study, machine: Machine, slots: int, listener: Listener) -> None:
