@@ -16,6 +16,7 @@ from pathlib import Path
 from cs330ray.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
+MANIFEST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,14 @@ def newest(home: Path) -> Checkpoint | None:
 def read(path: Path) -> Checkpoint:
     """Check the directory `path` against its manifest; the checkpoint. Raises CheckpointError where it is not whole."""
     try:
+        if not (path / MANIFEST).is_file() or (path / MANIFEST).stat().st_size > MANIFEST_BYTES:
+            raise ValueError("it is no file, or too large")
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
-        step, files = int(manifest["step"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        step, files = manifest["step"], manifest["files"]
+        if type(step) is not int or step < 0 or not isinstance(files, dict):
+            raise ValueError("`step` must be a number and `files` a table")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another"
         ) from None
@@ -112,7 +117,7 @@ def _whole(path: Path) -> Checkpoint | None:
 def _matches(path: Path, name: str, digest: object) -> bool:
     try:
         file = (path / name).resolve()
-        return file.is_relative_to(path.resolve()) and _sha256(file) == digest
+        return file.is_relative_to(path.resolve()) and file.is_file() and _sha256(file) == digest
     except (OSError, ValueError):  # absent, unreadable, a directory, no name at all
         return False
 

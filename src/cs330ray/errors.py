@@ -3,13 +3,18 @@
 A message reads: place, rule, value, next step. People get it as one line and exit code 2.
 """
 
+LONGEST = 2000  # characters of a message
+
 
 class Cs330rayError(Exception):
     """Any error that a person can act on; the command line prints it as one line and exits with code 2."""
 
     def __str__(self) -> str:
-        """The message in one line, whatever it quotes: what cannot be printed is escaped as in Python."""
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in super().__str__())
+        """The message in one line, whatever it quotes: escaped as in Python; one that is endless without its middle."""
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class SpecError(Cs330rayError):

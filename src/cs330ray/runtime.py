@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -87,15 +88,24 @@ def load_state(
 ) -> dict[str, Any]:
     """Read what `save_state` wrote into tensors, optimiser and generator made alike; the notes.
 
-    Raises CheckpointError where the tensors have other names than those that were written.
+    Raises CheckpointError, and leaves them as they are, where something else was written than this configuration has.
     """
-    held = load_file(checkpoint / "state.safetensors")
-    generator.set_state(held.pop("generator"))
-    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for key in [key for key in held if key.startswith("optimizer/")]:
-        _, index, name = key.split("/")
-        moments[int(index)][name] = held.pop(key)
-    if set(held) != {f"tensor/{name}" for name in tensors}:
+    notes = load_notes(checkpoint / "state.json")
+    try:
+        held = load_file(checkpoint / "state.safetensors")
+        drawn = torch.Generator().set_state(held.pop("generator")).get_state()
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key in [key for key in held if key.startswith("optimizer/")]:
+            _, index, name = key.split("/")
+            moments[int(index)][name] = held.pop(key)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{checkpoint}: tensors of a trial are needed, but {reason}; use another") from None
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    alike = {f"tensor/{name}": (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in held.items()} != alike or not all(
+        0 <= index < len(trained) and _are_moments(named, trained[index]) for index, named in moments.items()
+    ):
         raise CheckpointError(
             f"{checkpoint}: this configuration's tensors are needed, but got those of another; start the trial anew"
         )
@@ -103,8 +113,38 @@ def load_state(
         for name, tensor in tensors.items():
             tensor.copy_(held[f"tensor/{name}"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
-    notes: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    generator.set_state(drawn)
     return notes
+
+
+def load_notes(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint. Raises CheckpointError where it is none, and later for a key it lacks."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: a trial's notes are needed, but {error}; use another checkpoint") from None
+    step = notes.get("step") if isinstance(notes, dict) else None
+    if type(step) is not int or step < 0:
+        raise CheckpointError(
+            f"{path}: a trial's notes with its `step` are needed, but are not; use another checkpoint"
+        )
+    return _Notes(path, notes)
+
+
+class _Notes(dict[str, Any]):
+    """A trial's notes, which say so where one is missing."""
+
+    def __init__(self, path: Path, notes: Mapping[str, Any]) -> None:
+        super().__init__(notes)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"{self._path}: {key!r} is needed among a trial's notes; use another checkpoint")
+
+
+def _are_moments(named: Mapping[str, Tensor], parameter: Tensor) -> bool:
+    """Whether the optimiser's state of a parameter is of its shape, and its count of steps a number."""
+    return all(moment.shape == (() if name == "step" else parameter.shape) for name, moment in named.items())
 
 
 def mean(values: Tensor) -> float:

@@ -180,7 +180,7 @@ def _table(members: Mapping[str, bytes], name: str) -> NDArray[np.int64]:
         raise ValueError(f"{name} must be in it, but is not")
     try:
         rows = np.array(members[name].split(), np.int64).reshape(-1, 4)  # the fourth is the time
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{name} must hold four whole numbers a line, but does not") from None
     table = _sorted(rows[:, :3])
     _check(name, "each pair of user and item once", len(np.unique(_keys(table))), len(table))

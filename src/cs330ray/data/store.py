@@ -11,9 +11,11 @@ $CS330RAY_OFFLINE=1 forbids downloads. A file or directory stands under its name
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import os
 import shutil
+import struct
 import sys
 import tarfile
 import urllib.error
@@ -25,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, Self, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -36,6 +38,9 @@ from cs330ray.errors import DataError
 CONNECT_TIMEOUT_S = 15
 LOCK_TIMEOUT_S = 1800  # another process may be downloading or packing all that while
 CHUNK_BYTES = 1 << 16
+DIRECTORY_BYTES = 1 << 23  # of the list of what is in a zip; those of the largest published one have 1.9 MB
+HEADER_BYTES = 1 << 16  # of a long name in a tar
+TAR_MEMBERS = 10_000
 MANIFEST = "manifest.json"
 
 
@@ -184,11 +189,32 @@ def read_zip(archive: Archive, path: Path, member_bytes: int) -> dict[str, bytes
     Raises DataError where the zip is torn, names a place outside itself, or is larger than that.
     """
     try:
-        with zipfile.ZipFile(path) as zipped:
+        with open_zip(path) as zipped:
             found = sorted(members(zipped, archive.max_bytes, member_bytes), key=lambda member: member.filename)
             return {member.filename: _unpack(zipped, member) for member in found}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except SPOILT_ZIP as error:
         raise DataError(f"{path}: must be a whole and plain zip archive, but {error}; {archive.remedy}") from None
+
+
+SPOILT_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+
+
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip whose list of members fits DIRECTORY_BYTES; raises one of SPOILT_ZIP where it is none."""
+    with _Sparing(io.FileIO(path)) as file, zipfile.ZipFile(file) as zipped:
+        yield zipped
+
+
+class _Sparing(io.BufferedReader):
+    """A file that raises ValueError where more than DIRECTORY_BYTES are read at once, as only a zip's list could be."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = DIRECTORY_BYTES + 1
+        content = super().read(most if size is None or size < 0 else min(size, most))
+        if len(content) == most:
+            raise ValueError(f"the list of what is in it has more than {DIRECTORY_BYTES} bytes")
+        return content
 
 
 def members(zipped: zipfile.ZipFile, total_bytes: int, member_bytes: int) -> Iterator[zipfile.ZipInfo]:
@@ -230,8 +256,8 @@ def read_tar(archive: Archive, path: Path, member_bytes: int, folder: str) -> di
     """
     try:
         with gzip.open(path) as unzipped:
-            stream = _Bounded(unzipped, archive.max_bytes)
-            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as tar:
+            stream = _Whole(unzipped, archive.max_bytes)
+            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_Member) as tar:
                 files = dict(_tar_members(tar, member_bytes, folder))
             while stream.read(CHUNK_BYTES):  # to its end, where the checksum is
                 pass
@@ -272,10 +298,40 @@ class _Bounded:
         return chunk
 
 
+class _Whole(_Bounded):
+    """The stream of a tar without holes: those of a pax header are read in a time that is the square of their size."""
+
+    _tail = b""
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes, or what is left."""
+        chunk = super().read(size)
+        if b"GNU.sparse" in self._tail + chunk:
+            raise ValueError("a member of it is a link, a device or has holes")
+        self._tail = chunk[-9:]
+        return chunk
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar whose header takes no more memory than it must."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header's block; raises ValueError where it announces an endless name or holes."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise ValueError(f"{member.name!r} is a link, a device or has holes")
+        if member.size > HEADER_BYTES and not (member.isreg() or member.isdir()):
+            raise ValueError(f"{member.name!r} has a header of {member.size} bytes, more than {HEADER_BYTES}")
+        return member
+
+
 def _tar_members(tar: tarfile.TarFile, member_bytes: int, folder: str) -> Iterator[tuple[str, bytes]]:
     """The names and contents of the files right in `folder`; raises ValueError at a member that must not be."""
     seen: set[str] = set()
-    for member in tar:
+    for count, member in enumerate(tar, 1):
+        if count > TAR_MEMBERS:
+            raise ValueError(f"it has more than {TAR_MEMBERS} members")
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or "\\" in member.name:
             raise ValueError(f"{member.name!r} names a place outside it")
@@ -336,7 +392,7 @@ def _open(path: Path) -> Packed | None:
     digest, files = kept
     try:
         arrays = {Path(file).stem: np.load(path / file, mmap_mode="c", allow_pickle=False) for file in files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return Packed(path, arrays, digest)
 
@@ -363,9 +419,9 @@ def whole(path: Path) -> tuple[str, list[str]] | None:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         sizes, digest = dict(manifest["bytes"]), str(manifest["digest"])
-        if any((path / file).stat().st_size != size for file, size in sizes.items()):
+        if any(Path(file).name != file or (path / file).stat().st_size != size for file, size in sizes.items()):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return digest, list(sizes)
 

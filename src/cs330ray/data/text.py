@@ -11,6 +11,7 @@ of the same sentences, questions asked word for word after the same sentences, r
 
 import functools
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -33,6 +34,8 @@ MAX_WORDS = 350  # of xsum's document and summary, unless told
 TASKS = 20  # of bAbI
 STARS = ("1", "2", "3", "4", "5")
 FILES = {"babi": "tasks_1-20_v1-2.tar.gz", "xsum": "xsum.jsonl", "amazon": "Musical_Instruments_5.json.gz"}
+LINE_BYTES = 1 << 20  # of xsum and amazon; the published ones have 11,464 bytes at most
+MOST_ROWS = 100_000  # of xsum and amazon
 MEMBER_BYTES = 1 << 22  # of a file of bAbI; the published ones have 529,204 bytes at most
 FORM = 1  # of what is packed; another one is packed anew
 SEED_MAX = 2**32 - 1
@@ -169,7 +172,9 @@ def _split(
 ) -> Mapping[str, tuple[Example, ...]]:
     """All parts of a dataset, made once a process."""
     key = f"qa{task}" if dataset == "babi" else dataset
-    content = json.loads(pack(dataset).arrays[key].tobytes())
+    packed = pack(dataset)
+    packed.verify()  # it is small, and a flipped byte may make it no JSON
+    content = json.loads(packed.arrays[key].tobytes())
     if dataset in ("babi", "rooms"):
         parts = _split_stories(key, content, data_seed)
     else:
@@ -372,10 +377,13 @@ def _json_pairs(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any]]:
 
 def _json_lines(content: bytes) -> Iterator[Mapping[str, Any]]:
     """The objects of a file with one in each line; raises ValueError at a line that is none."""
-    for number, line in enumerate(content.splitlines(), 1):
+    lines = io.BytesIO(content)
+    for number, line in enumerate(iter(lambda: lines.readline(LINE_BYTES + 1), b""), 1):
+        if len(line) > LINE_BYTES or number > MOST_ROWS:
+            raise ValueError(f"line {number} is beyond the bound of {LINE_BYTES} bytes a line, {MOST_ROWS} lines")
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} must be a JSON object, but is not")
@@ -399,7 +407,7 @@ def _texts(row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
     """Some fields of a row, each a text or a number, as a line of text; raises ValueError where one is missing."""
     for name in fields:
         if not isinstance(row.get(name), str | int | float):
-            raise ValueError(f"{name} must stand in each row as a text or a number, but got {row.get(name)!r}")
+            raise ValueError(f"{name} must stand in each row as a text or a number, but got {row.get(name)!r:.60}")
     return [_one_line(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) for name in fields]
 
 

