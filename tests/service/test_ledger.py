@@ -247,7 +247,26 @@ def test_a_server_that_goes_away_is_one_line_and_what_was_written_is_there_when_
     assert [trial.number for trial in ledger.history(study, cell)] == [0]
 
 
+OPENER = """
+import pathlib, sys
+from optuna.storages._rdb import storage, models  # what opening imports takes longer than opening
+import alembic.command
+from cs330ray.service.ledger import Ledger
+print("ready", flush=True)
+sys.stdin.readline()
+Ledger.at(pathlib.Path(sys.argv[1]))
+"""
+
+
 def test_processes_that_open_a_new_ledger_at_once_all_get_it(tmp_path: Path, backend: str) -> None:
-    code = f"from pathlib import Path; from cs330ray.service.ledger import Ledger; Ledger.at(Path({str(tmp_path)!r}))"
-    openers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [(opener.communicate(timeout=120)[1], opener.returncode) for opener in openers] == [("", 0)] * 3
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", OPENER, str(tmp_path)]
+    openers: list[subprocess.Popen[str]] = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    for opener in openers:
+        assert opener.stdout is not None
+        assert opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin is not None
+        opener.stdin.write("go\n")
+        opener.stdin.flush()
+    assert [(opener.communicate(timeout=120)[1], opener.returncode) for opener in openers] == [("", 0)] * 4
