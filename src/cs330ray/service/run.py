@@ -25,7 +25,7 @@ import ray
 from ray import tune
 
 from cs330ray.clock import wall_s
-from cs330ray.errors import SpecError
+from cs330ray.errors import SpecError, StudyError
 from cs330ray.service import confirm, grow, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.backup import Backups
@@ -42,6 +42,7 @@ from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
 
 BATCH_S = 0.5  # rows are sent together for so long
+RAY_DEATHS_ALLOWED = 10  # in one call
 OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
 
 
@@ -87,7 +88,14 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
             backups.make()
             session = _Session(ledger, study, lease, listener, interrupted, [beside.tend, backups.tend])
             try:
+                deaths = 0
                 while not _tuned(study, home, ledger, session, machine, slots, data):
+                    deaths += 1
+                    if deaths > RAY_DEATHS_ALLOWED:
+                        raise StudyError(
+                            f"{study.name}: Ray must live on this machine, but it died {deaths} times; see whether "
+                            "memory is short (resources.slots), then the same command goes on"
+                        )
                     listener.says(f"{study.name}: Ray on this machine died; another one is started")
             except Interrupted:
                 return Outcome(time.monotonic() - began, session.start_s(began), True)
