@@ -119,7 +119,7 @@ class Tally:
         columns = [*COUNTED, "strikes", "restarts", "median s", "worst s"]
         yield f"{'':<14}" + "".join(f"{column:>17}" for column in columns)
         for kind, phases in self.phases.items():
-            times = self.recovery_s[kind]
+            times = self.recovery_s.get(kind, [])
             spent = [f"{statistics.median(times):.1f}", f"{max(times):.1f}"] if times else ["", ""]
             numbers = [*(phases[phase] for phase in COUNTED), sum(phases.values()), self.restarts[kind], *spent]
             yield f"{kind:<14}" + "".join(f"{number:>17}" for number in numbers)
@@ -166,6 +166,7 @@ class Campaign:
         self.tally = Tally()
         self._work, self._rounds, self._kinds = work, rounds, list(kinds)
         self._adversary = random.Random(seed)
+        self.tally.phases |= {kind: Counter() for kind in kinds}
         self._file = work / "struck.toml"
         self._file.write_text(study)
         self._mounts = any(kind in adversary.MOUNTING for kind in kinds)
@@ -234,7 +235,7 @@ class Campaign:
             folder,
             NAME,
             own_ray=number % 2 == 0 and not self._every_home_shares,
-            server=self._server if number % 4 in (1, 2) else None,
+            server=self._server if number % 4 in (0, 3) else None,
             disk=None,
             clock=self._clock,
         )
