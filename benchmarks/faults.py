@@ -76,6 +76,7 @@ seeds = 2
 STUCK_S = 120.0  # a command that neither ends nor records anything for so long is stuck
 SYNC_S = 60.0  # so long may MLflow take to come back
 POLL_S = 0.03
+ENDING = ("driver", "sigterm", "ctrl-c", "ctrl-c-group", "torn")  # these end the command
 PAUSE_S = (0.2, 4.0)  # from a recovery to the next strike
 OUTAGE_S = (2.0, 4.0)
 LINE_LENGTH = 300
@@ -370,6 +371,8 @@ class Campaign:
             self.tally.recovery_s[kind].append(took_s)
         then = f"next row after {took_s:.1f} s" if took_s is not None else "nothing was left to record"
         again = f", started again {siege.starts - starts} times" if siege.starts > starts else ""
+        if kind in ENDING and siege.starts == starts and took_s is not None:
+            say(f"NOTE: {kind} did not end the command; its last words: {siege.last_words()}")
         say(f"[{self.tally.rounds:>3}/{self._rounds}] {kind} during {phase}: {then}{again}")
 
     def _choose(self, target: Target) -> str:
@@ -428,6 +431,9 @@ class _Siege:
     def _start_again(self) -> None:
         self.starts += 1
         self._target.driver = self._command.start()
+
+    def last_words(self) -> list[str]:
+        return self._command.text().strip().splitlines()[-3:]
 
     def tend_for(self, seconds: float) -> bool:
         """Tend the command for a while; whether it still runs."""
