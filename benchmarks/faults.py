@@ -76,6 +76,7 @@ seeds = 2
 STUCK_S = 120.0  # a command that neither ends nor records anything for so long is stuck
 SYNC_S = 60.0  # so long may MLflow take to come back
 POLL_S = 0.03
+ENDING = ("driver", "sigterm", "ctrl-c", "ctrl-c-group", "torn")  # these end the command
 PAUSE_S = (0.2, 4.0)  # from a recovery to the next strike
 OUTAGE_S = (2.0, 4.0)
 LINE_LENGTH = 300
@@ -119,7 +120,7 @@ class Tally:
         columns = [*COUNTED, "strikes", "restarts", "median s", "worst s"]
         yield f"{'':<14}" + "".join(f"{column:>17}" for column in columns)
         for kind, phases in self.phases.items():
-            times = self.recovery_s[kind]
+            times = self.recovery_s.get(kind, [])
             spent = [f"{statistics.median(times):.1f}", f"{max(times):.1f}"] if times else ["", ""]
             numbers = [*(phases[phase] for phase in COUNTED), sum(phases.values()), self.restarts[kind], *spent]
             yield f"{kind:<14}" + "".join(f"{number:>17}" for number in numbers)
@@ -166,6 +167,7 @@ class Campaign:
         self.tally = Tally()
         self._work, self._rounds, self._kinds = work, rounds, list(kinds)
         self._adversary = random.Random(seed)
+        self.tally.phases |= {kind: Counter() for kind in kinds}
         self._file = work / "struck.toml"
         self._file.write_text(study)
         self._mounts = any(kind in adversary.MOUNTING for kind in kinds)
@@ -234,7 +236,7 @@ class Campaign:
             folder,
             NAME,
             own_ray=number % 2 == 0 and not self._every_home_shares,
-            server=self._server if number % 4 in (1, 2) else None,
+            server=self._server if number % 4 in (0, 3) else None,
             disk=None,
             clock=self._clock,
         )
@@ -369,6 +371,8 @@ class Campaign:
             self.tally.recovery_s[kind].append(took_s)
         then = f"next row after {took_s:.1f} s" if took_s is not None else "nothing was left to record"
         again = f", started again {siege.starts - starts} times" if siege.starts > starts else ""
+        if kind in ENDING and siege.starts == starts and took_s is not None:
+            say(f"NOTE: {kind} did not end the command; its last words: {siege.last_words()}")
         say(f"[{self.tally.rounds:>3}/{self._rounds}] {kind} during {phase}: {then}{again}")
 
     def _choose(self, target: Target) -> str:
@@ -427,6 +431,9 @@ class _Siege:
     def _start_again(self) -> None:
         self.starts += 1
         self._target.driver = self._command.start()
+
+    def last_words(self) -> list[str]:
+        return self._command.text().strip().splitlines()[-3:]
 
     def tend_for(self, seconds: float) -> bool:
         """Tend the command for a while; whether it still runs."""

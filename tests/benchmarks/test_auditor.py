@@ -185,6 +185,16 @@ def test_a_complete_trial_whose_checkpoint_the_ledger_does_not_name_is_lost(copy
     assert any(line.startswith(f"trial {number} of {WELL}: checkpoint 20") for line in counted(audited(copy), "lost"))
 
 
+@pytest.mark.parametrize(("keep", "lost"), [(1, 1), (0, 0)])
+def test_a_thinned_checkpoint_is_lost_only_where_the_study_keeps_so_many(copy: Path, keep: int, lost: int) -> None:
+    change(copy, f"update cs330ray_studies set spec = replace(spec, '\"keep\":5', '\"keep\":{keep}')")
+    objective = "json_extract(worth, '$[0]')"
+    of_cell = f"cell = '{WELL}' and state = 'COMPLETE'"
+    best = value(copy, f"select trial from cs330ray_ends where {of_cell} order by {objective} limit 1")
+    change(copy, f"delete from cs330ray_checkpoints where cell = '{WELL}' and trial = {best}")
+    assert len(counted(audited(copy), "lost")) == lost
+
+
 def test_a_checkpoint_ahead_of_the_rows_is_a_lost_row(copy: Path) -> None:
     number = complete(copy)
     change(copy, f"delete from cs330ray_rows where cell = '{WELL}' and trial = {number} and step = 20")
@@ -243,6 +253,19 @@ def test_a_trial_entered_twice_is_doubled(copy: Path) -> None:
 def test_a_trial_beyond_the_budget_is_doubled(copy: Path) -> None:
     change(copy, "update cs330ray_studies set spec = replace(spec, '\"trials\":4', '\"trials\":3')")
     assert len(counted(audited(copy), "doubled")) == 3  # one a cell
+
+
+def test_a_continuation_is_not_beyond_the_budget(copy: Path) -> None:
+    of_cell = f"study_id = (select study_id from studies where study_name = 'toy {WELL}')"
+    columns = "study_id, state, datetime_start, datetime_complete"
+    taken = f"select 4, {columns} from trials where {of_cell} and number = {complete(copy)}"
+    change(copy, f"insert into trials (number, {columns}) {taken}")
+    assert any("beyond the budget" in line for line in counted(audited(copy), "doubled"))
+    newest = "(select max(trial_id) from trials)"
+    for key, said in (("seed", 7), ("continues", complete(copy))):
+        values = f"{newest}, '{key}', '{said}'"
+        change(copy, f"insert into trial_user_attributes (trial_id, key, value_json) values ({values})")
+    assert counted(audited(copy), "doubled") == []
 
 
 def test_rows_of_two_trials_that_are_interleaved_are_doubled_work_on_one_slot(copy: Path) -> None:

@@ -214,9 +214,9 @@ def _tune(
     def tick() -> None:
         if recorder.failure is not None:
             raise recorder.failure
+        session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
         if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
             raise _RayDied
-        session.tick()
 
     raylet = _start_ray(machine)
     searcher.start_clock()
