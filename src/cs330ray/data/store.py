@@ -196,7 +196,7 @@ def read_zip(archive: Archive, path: Path, member_bytes: int) -> dict[str, bytes
         raise DataError(f"{path}: must be a whole and plain zip archive, but {error}; {archive.remedy}") from None
 
 
-SPOILT_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+SPOILT_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, IndexError, OSError, RuntimeError, ValueError)
 
 
 @contextmanager
@@ -391,8 +391,8 @@ def _open(path: Path) -> Packed | None:
         return None
     digest, files = kept
     try:
-        arrays = {Path(file).stem: np.load(path / file, mmap_mode="c", allow_pickle=False) for file in files}
-    except (OSError, ValueError, EOFError):
+        arrays = {Path(file).stem: np.lib.format.open_memmap(path / file, mode="c") for file in files}
+    except Exception:  # noqa: BLE001 - NumPy reads a header as Python source, and a spoilt one raises whatever that may
         return None
     return Packed(path, arrays, digest)
 
@@ -419,7 +419,10 @@ def whole(path: Path) -> tuple[str, list[str]] | None:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         sizes, digest = dict(manifest["bytes"]), str(manifest["digest"])
-        if any(Path(file).name != file or (path / file).stat().st_size != size for file, size in sizes.items()):
+        if any(
+            Path(file).name != file or not (path / file).is_file() or (path / file).stat().st_size != size
+            for file, size in sizes.items()
+        ):
             return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -34,6 +34,7 @@ MAX_WORDS = 350  # of xsum's document and summary, unless told
 TASKS = 20  # of bAbI
 STARS = ("1", "2", "3", "4", "5")
 FILES = {"babi": "tasks_1-20_v1-2.tar.gz", "xsum": "xsum.jsonl", "amazon": "Musical_Instruments_5.json.gz"}
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON can write it, and no encoding can
 LINE_BYTES = 1 << 20  # of xsum and amazon; the published ones have 11,464 bytes at most
 MOST_ROWS = 100_000  # of xsum and amazon
 MEMBER_BYTES = 1 << 22  # of a file of bAbI; the published ones have 529,204 bytes at most
@@ -408,7 +409,10 @@ def _texts(row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
     for name in fields:
         if not isinstance(row.get(name), str | int | float):
             raise ValueError(f"{name} must stand in each row as a text or a number, but got {row.get(name)!r:.60}")
-    return [_one_line(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) for name in fields]
+    texts = [_one_line(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) for name in fields]
+    if any(SURROGATE.search(text) for text in texts):
+        raise ValueError(f"{', '.join(fields)} must be text in each row, but got half a character in {texts[0]!r:.60}")
+    return texts
 
 
 def _one_line(text: str) -> str:
