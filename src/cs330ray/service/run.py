@@ -53,6 +53,7 @@ class Outcome:
     seconds: float
     start_s: float  # until the first trial was under way
     interrupted: bool
+    ledger: Ledger  # what it has read already
 
 
 def checkpoints_of(home: Path, study: str, cell: Cell, number: int) -> Path:
@@ -87,10 +88,10 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
             try:
                 _tune(study, home, ledger, session, machine, slots, data)
             except Interrupted:
-                return Outcome(time.monotonic() - began, session.start_s(began), True)
+                return Outcome(time.monotonic() - began, session.start_s(began), True, ledger)
             finally:
                 session.seen()
-    return Outcome(time.monotonic() - began, session.start_s(began), False)
+    return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
 
 
 class _Session(Listener):
