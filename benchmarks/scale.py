@@ -117,7 +117,8 @@ def told(home: Path, trials: int, samples: Samples, left_s: float) -> dict[str, 
     window = min(WINDOW, trials // 2)
     first, last = (ends[0], ends[window]), (ends[-1 - window], ends[-1])
     first_s, last_s = ((until - since) / window for since, until in (first, last))
-    warm = [size for at, size in samples.driver_bytes if at >= ends[min(WARM, trials // 4)]]
+    warm = [(at, size) for at, size in samples.driver_bytes if at >= ends[min(WARM, trials // 4)]]
+    running_most = max(size for at, size in warm if at <= ends[-1])
     at_end = [behind for at, behind in samples.behind if at >= ends[-1]]
     agreed = [at for at, behind in samples.behind if at >= ends[-1] and behind == 0]
     return {
@@ -127,8 +128,9 @@ def told(home: Path, trials: int, samples: Samples, left_s: float) -> dict[str, 
         "ratio": round(last_s / first_s, 3),
         "trials_s": round(ends[-1] - ends[0], 1),
         "left_s": round(left_s - ends[-1], 1),
-        "driver_mb": round(warm[0] / 1e6, 1),
-        "driver_growth_mb": round((max(warm) - warm[0]) / 1e6, 1),
+        "driver_mb": round(warm[0][1] / 1e6, 1),
+        "driver_growth_mb": round((max(size for _, size in warm) - warm[0][1]) / 1e6, 1),
+        "driver_growth_running_mb": round((running_most - warm[0][1]) / 1e6, 1),
         **{
             f"{who}_cpu_{when}_ms": round(1000 * spent(cpu_s, *between) / window, 1)
             for who, cpu_s in (("driver", samples.driver_cpu_s), ("mirror", samples.mirror_cpu_s))

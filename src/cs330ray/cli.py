@@ -102,7 +102,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
         console.says(f"Go on with: {_prefix()}{command}")
         raise SystemExit(130)
     console.says(f"{study.name}: done in {duration(outcome.seconds)} ({outcome.start_s:.1f}s until the first trial)")
-    _print_answer(study)
+    _print_answer(study, outcome.ledger)
 
 
 def _prefix() -> str:
@@ -110,16 +110,16 @@ def _prefix() -> str:
     return f"CS330RAY_HOME={shlex.quote(str(home()))} " if home() != Path("runs") else ""
 
 
-def _print_answer(study: "Study") -> None:
+def _print_answer(study: "Study", ledger: "Ledger") -> None:
     from rich.console import Console
 
     from cs330ray.report import summary
     from cs330ray.service import trainables
-    from cs330ray.service.ledger import Ledger, redacted
+    from cs330ray.service.ledger import redacted
     from cs330ray.service.mlflow_runs import tracking_uri
 
     console = Console(highlight=False)
-    for line in summary.answer(Ledger.at(home()), study, trainables.chance):
+    for line in summary.answer(ledger, study, trainables.chance):
         console.print(line, soft_wrap=True, markup=False)
     console.print("Look closer:", markup=False)
     for line in (

@@ -57,6 +57,7 @@ class Outcome:
     seconds: float
     start_s: float  # until the first trial was under way
     interrupted: bool
+    ledger: Ledger  # what it has read already
 
 
 def prepare(study: Study) -> dict[str, str]:
@@ -98,11 +99,11 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
                         )
                     listener.says(f"{study.name}: Ray on this machine died; another one is started")
             except Interrupted:
-                return Outcome(time.monotonic() - began, session.start_s(began), True)
+                return Outcome(time.monotonic() - began, session.start_s(began), True, ledger)
             finally:
                 session.seen()
                 backups.make()
-    return Outcome(time.monotonic() - began, session.start_s(began), False)
+    return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
 
 
 class _RayDied(Exception):  # noqa: N818 - not an error: another is started
