@@ -214,7 +214,7 @@ def test_an_address_where_no_ledger_is_is_one_line_without_the_password(url: str
 
 
 def test_postgresql_without_its_driver_is_one_line_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(LedgerError, match=re.escape("pip install 'cs330ray[postgres]'")):
         Ledger("postgresql://me:secret@127.0.0.1/db")
 
