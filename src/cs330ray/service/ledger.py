@@ -122,16 +122,17 @@ class Ledger:
         address = _address(url)
         self.url = address.render_as_string(hide_password=False)
         self.failure: LedgerError | None = None  # the first, for those whom Tune wraps it from
-        settings = ENGINE[address.get_backend_name()]
         with self._guarded():
-            self._engine = sql.create_engine(address, **settings)
+            self._engine = _engine(address)
             weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
             with _alone(self._engine):
                 self._must_be_ours()
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
                         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                self.storage = optuna.storages.RDBStorage(self.url, engine_kwargs=dict(settings))
+                self.storage = optuna.storages.RDBStorage(
+                    self.url, engine_kwargs=dict(ENGINE[address.get_backend_name()])
+                )
                 weakref.finalize(self, self.storage.engine.dispose)
                 TABLES.create_all(self._engine)
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
@@ -609,13 +610,17 @@ def _address(url: str) -> sql.URL:
         raise LedgerError(f"{said}, but got {address.drivername}; set CS330RAY_LEDGER")
     if "@" in (address.host or ""):
         raise LedgerError(f"{said}, where an @ of the password is written %40; set CS330RAY_LEDGER")
-    if address.drivername != "postgresql":
-        return address
+    return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
+
+
+def _engine(address: sql.URL) -> sql.Engine:
     try:
-        import psycopg  # noqa: F401
-    except ImportError:
-        raise LedgerError(f"{redacted(url)}: PostgreSQL needs its driver; pip install 'cs330ray[postgres]'") from None
-    return address.set(drivername="postgresql+psycopg")
+        return sql.create_engine(address, **ENGINE[address.get_backend_name()])
+    except ImportError as error:
+        raise LedgerError(
+            f"{redacted(str(address))}: the ledger's driver must be installed, but there is no {error.name}; "
+            "pip install 'cs330ray[postgres]' brings psycopg"
+        ) from None
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
-from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +23,7 @@ from cs330ray.errors import Cs330rayError
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
-from cs330ray.service.mlflow_runs import Key, Runs, all_runs, spoken, tracking_uri
+from cs330ray.service.mlflow_runs import Key, Runs, all_runs, client_of, spoken, tracking_uri
 from cs330ray.spec import Cell, Study
 
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
@@ -225,7 +224,7 @@ def _end(trials: list[Trial]) -> float:
 def forget(study: str, uid: str, home: Path) -> int:
     """Delete a study's runs from MLflow; how many. Raises MirrorError."""
     try:
-        client = MlflowClient(tracking_uri(home))
+        client = client_of(home)
         experiment = client.get_experiment_by_name(study)
         runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
         for run in runs:
@@ -247,7 +246,7 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
     signal.signal(signal.SIGINT, lambda *_: leaving.set())
     if until_eof:
         threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
-    os.nice(19)  # behind the trials, which Ray runs at 15
+    os.nice(15)  # as the trials, which Ray runs so
     mirror, wait_s = Mirror(ledger, study, home), POLL_S
     while True:
         last = leaving.is_set()

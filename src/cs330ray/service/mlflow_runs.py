@@ -25,6 +25,15 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/mlflow.db"
 
 
+def client_of(home: Path) -> MlflowClient:
+    """MLflow's client. A database that does not answer is said at once: MLflow's own ten tries take 100 s."""
+    if not tracking_uri(home).startswith("http"):
+        from mlflow.store.db import utils  # a second to import, and a server needs none of it
+
+        utils.MAX_RETRY_COUNT = 1  # the mirror comes again by itself
+    return MlflowClient(tracking_uri(home))
+
+
 def spoken(name: str) -> str:
     """A metric's name as MLflow takes it: `acc@1` becomes `acc_1`."""
     return re.sub(r"[^\w\-. :/]", "_", name)
@@ -34,7 +43,7 @@ class Runs:
     """The runs of study `name` with identity `uid`, read once; whoever else writes them makes this view stale."""
 
     def __init__(self, home: Path, name: str, uid: str) -> None:
-        self._client = MlflowClient(tracking_uri(home))
+        self._client = client_of(home)
         self._experiment = _experiment(self._client, home, name)
         self._uid = uid
         self._runs: dict[Key, Run] = {
