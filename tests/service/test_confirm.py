@@ -43,7 +43,9 @@ def noisy(**changes: Any) -> Study:
 
 def trial(number: int, *values: float, state: str = "COMPLETE", quality: float | None = None) -> Trial:
     params = {"quality": number if quality is None else quality}
-    return Trial(noisy().cells[0], number, state, params, 0, values or None, "", "", 0.0, 1.0)
+    return Trial(
+        noisy().cells[0], number, state, params, 0, values or None, "", "", 0.0, 1.0, steps=noisy().budget.steps
+    )
 
 
 def candidate(number: int, *fresh: tuple[float, ...], seeds: int | None = None, state: str = "COMPLETE") -> Confirmed:

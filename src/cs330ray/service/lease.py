@@ -91,13 +91,19 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(ledger: Ledger, study: str, says: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+def held(
+    ledger: Ledger,
+    study: str,
+    says: Callable[[str], None] = lambda _: None,
+    waits: Callable[[], None] = lambda: None,
+) -> Iterator[Lease]:
     """Hold a study.
 
-    Raises SpecError where a living driver holds it. Who holds one on another machine and is silent is waited for.
+    Raises SpecError where a living driver holds it. Who holds one on another machine and is silent is waited for;
+    `waits` is called meanwhile, and may raise.
     """
     owner = uuid.uuid4().hex
-    _take(ledger, study, owner, says)
+    _take(ledger, study, owner, says, waits)
     lease = Lease(ledger, study, owner)
     try:
         yield lease
@@ -105,7 +111,7 @@ def held(ledger: Ledger, study: str, says: Callable[[str], None] = lambda _: Non
         lease.end()
 
 
-def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None]) -> None:
+def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
     me = json.dumps(vars(Holder.here()))
     began, seen = time.monotonic(), None
     while not ledger.take(study, owner, me, instead_of=None):
@@ -126,6 +132,7 @@ def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None]) -
         elif waited_s > SILENCE_S and ledger.take(study, owner, me, instead_of=now):
             return
         seen = now
+        waits()
         time.sleep(LOOK_S)
 
 

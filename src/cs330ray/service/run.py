@@ -76,34 +76,48 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     machine = _join(study)
     slots = machine.slots(study)
     data = prepare(study)
-    ledger = Ledger.at(home)
-    _folder(study, home)
-    with held(ledger, study.name, listener.says) as lease:
-        for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
-            listener.says(f"grown: {line}")
-        for line in grow.announced(ledger, study):
-            listener.says(f"grown: {line}")
-        _announce(study, machine, slots, listener)
-        with mirrored(study.name, home, listener, wanted=mirror) as beside, _interruptible() as interrupted:
-            backups = Backups(home)
-            backups.make()
-            session = _Session(ledger, study, lease, listener, interrupted, [beside.tend, backups.tend])
-            try:
-                deaths = 0
-                while not _tuned(study, home, ledger, session, machine, slots, data):
-                    deaths += 1
-                    if deaths > RAY_DEATHS_ALLOWED:
-                        raise StudyError(
-                            f"{study.name}: Ray must live on this machine, but it died {deaths} times; see whether "
-                            "memory is short (resources.slots), then the same command goes on"
-                        )
-                    listener.says(f"{study.name}: Ray on this machine died; another one is started")
-            except Interrupted:
-                return Outcome(time.monotonic() - began, session.start_s(began), True, ledger)
-            finally:
-                session.seen()
-                backups.make()
+    with _interruptible() as interrupted:
+        ledger = Ledger.at(home)
+        _folder(study, home)
+        try:
+            with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
+                for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
+                    listener.says(f"grown: {line}")
+                for line in grow.announced(ledger, study):
+                    listener.says(f"grown: {line}")
+                _announce(study, machine, slots, listener)
+                session = _Session(ledger, study, lease, listener, interrupted)
+                _conduct(session, home, machine, slots, data, mirror=mirror)
+        except Interrupted:
+            return Outcome(time.monotonic() - began, 0.0, True, ledger)
     return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
+
+
+def _conduct(
+    session: "_Session", home: Path, machine: Machine, slots: int, data: dict[str, str], *, mirror: bool
+) -> None:
+    """Run the trials with what runs beside them: the mirror, and backups. Raises Interrupted."""
+    study, ledger, backups, deaths = session.study, session.ledger, Backups(home), 0
+    backups.make()
+    with mirrored(study.name, home, session, wanted=mirror) as beside:
+        session.tends = [beside.tend, backups.tend]
+        try:
+            while not _tuned(study, home, ledger, session, machine, slots, data):
+                deaths += 1
+                if deaths > RAY_DEATHS_ALLOWED:
+                    raise StudyError(
+                        f"{study.name}: Ray must live on this machine, but it died {deaths} times; see whether memory "
+                        "is short (resources.slots), then the same command goes on"
+                    )
+                session.says(f"{study.name}: Ray on this machine died; another one is started")
+        finally:
+            session.seen()
+            backups.make()
+
+
+def _leave_if(interrupted: Callable[[], bool]) -> None:
+    if interrupted():
+        raise Interrupted
 
 
 class _RayDied(Exception):  # noqa: N818 - not an error: another is started
@@ -114,19 +128,12 @@ class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        study: Study,
-        lease: Lease,
-        listener: Listener,
-        interrupted: Callable[[], bool],
-        tends: Sequence[Callable[[], None]] = (),
+        self, ledger: Ledger, study: Study, lease: Lease, listener: Listener, interrupted: Callable[[], bool]
     ) -> None:
         self.name = uuid.uuid4().hex
-        self.listener = listener
-        self.lease = lease
-        self._tends = tends
-        self._ledger, self._study, self._interrupted = ledger, study, interrupted
+        self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
+        self.tends: Sequence[Callable[[], None]] = ()  # what is looked after as time passes
+        self._interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0
         self._searches = True
@@ -138,27 +145,26 @@ class _Session(Listener):
 
     def tick(self) -> None:
         """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
-        if self._interrupted():
-            raise Interrupted
+        _leave_if(self._interrupted)
         self.lease.check()
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
-        for tend in self._tends:
+        for tend in self.tends:
             tend()
         self.listener.ticked()
 
     def seen(self) -> None:
         """Count the time until now as the search's; confirmation's is nobody's."""
         if self._searches:
-            self._ledger.seen(self._study, self.name, time.monotonic() - self._began_s)
+            self.ledger.seen(self.study, self.name, time.monotonic() - self._began_s)
 
     def says(self, line: str) -> None:
         self.listener.says(line)
 
     def took_up(self, cell: Cell, number: int, *rest: Any) -> None:
         if self._first is None:  # its first rows may have taken a while
-            ago_s = wall_s() - self._ledger.attempts(self._study, cell, number)[-1]["began_s"]
+            ago_s = wall_s() - self.ledger.attempts(self.study, cell, number)[-1]["began_s"]
             self._first = time.monotonic() - min(max(ago_s, 0.0), time.monotonic() - self._began_s)
         self.listener.took_up(cell, number, *rest)
 
@@ -175,9 +181,9 @@ class _Session(Listener):
         self.seen()
         self._searches = False
         self.listener.confirms(runs)
-        found = confirm.confirmed(self._ledger, self._study)
-        most = self._study.confirm.most(len(self._study.objective)) if self._study.confirm else None
-        for cell in self._study.cells:
+        found = confirm.confirmed(self.ledger, self.study)
+        most = self.study.confirm.most(len(self.study.objective)) if self.study.confirm else None
+        for cell in self.study.cells:
             number = len(found[cell.key])
             if most is not None and number < most:
                 self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
@@ -219,6 +225,7 @@ def _tune(
         if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
             raise _RayDied
 
+    session.tick()  # a Ctrl-C need not wait for Ray
     raylet = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
