@@ -116,14 +116,15 @@ def test_a_checkpoint_with_a_spoilt_file_is_passed_over(whole):
             newest = checkpoint.newest(whole.parent)
         except Exception as error:  # noqa: BLE001 - that there is none is what is tested
             pytest.fail(f"{name}, {what}: {error!r}")
-        as_it_was = content == files[name] or name == checkpoint.MANIFEST  # whose blanks and step have no digest
+        as_it_was = content == files[name] or name == checkpoint.MANIFEST  # its blanks and step have no digest
         assert newest is None or (as_it_was and newest.step >= 0), what
         (whole / name).write_bytes(files[name])
 
 
 MANIFESTS = [
     {"step": 3, "files": [[5, "x"]]}, {"step": 3, "files": [["state.json", "x"]]}, {"step": "3", "files": {}},
-    {"step": 3.5, "files": {}}, {"step": True, "files": {}}, {"step": -1, "files": {}}, {"step": 3, "files": {"..": "x"}},
+    {"step": 3.5, "files": {}}, {"step": True, "files": {}}, {"step": -1, "files": {}},
+    {"step": 3, "files": {"..": "x"}},
     {"step": 3, "files": {"../step-00000003/state.json": None}}, {"step": 3, "files": {"state.json": ["x"]}},
     {"step": 3, "files": {"/etc/passwd": sha256(Path("/etc/passwd").read_bytes()).hexdigest()}},
 ]  # fmt: skip
