@@ -143,8 +143,10 @@ class _Notes(dict[str, Any]):
 
 
 def _are_moments(named: Mapping[str, Tensor], parameter: Tensor) -> bool:
-    """Whether the optimiser's state of a parameter is of its shape, and its count of steps a number."""
-    return all(moment.shape == (() if name == "step" else parameter.shape) for name, moment in named.items())
+    """Whether this is Adam's state of a parameter: two moments of its shape, and a count of steps."""
+    return set(named) == {"step", "exp_avg", "exp_avg_sq"} and all(
+        moment.shape == (() if name == "step" else parameter.shape) for name, moment in named.items()
+    )
 
 
 def mean(values: Tensor) -> float:

@@ -39,6 +39,7 @@ if not sys.stderr.isatty():
 
 SINGLE = "model.safetensors"
 HUB_TIMEOUT_S = 10  # to connect, and between two answers
+NEW_HEAD = 1 << 22  # numbers that a folder need not hold
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -195,6 +196,7 @@ def _load(
         torch.random.fork_rng(devices=[]),
         _one_line(folder, "a model that transformers can load"),
     ):
+        _check_size(transformers, auto, config, folder)
         weights, report = getattr(transformers, auto).from_pretrained(
             folder,
             config=config,
@@ -206,6 +208,16 @@ def _load(
             **safely,
         )
     return weights, tokenizer, sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+
+
+def _check_size(transformers: Any, auto: str, config: "PreTrainedConfig", folder: Path) -> None:
+    """Raise ValueError where a config is of a far larger model than the folder holds, before that takes memory."""
+    with torch.device("meta"):
+        parameters = getattr(transformers, auto).from_config(config).parameters()
+    announced = sum(parameter.numel() for parameter in parameters)
+    held = sum((folder / name).stat().st_size for name in _weight_files(folder))  # a number has a byte or more
+    if announced > held + NEW_HEAD:
+        raise ValueError(f"its config is of {announced} numbers, and its weights have {held} bytes")
 
 
 def _shape(config: "PreTrainedConfig", shape: Mapping[str, Any], model: str) -> None:
@@ -314,7 +326,9 @@ def _weight_files(folder: Path) -> list[str]:
         if (index := folder / "model.safetensors.index.json").is_file() and not (folder / SINGLE).is_file():
             return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{folder}: a model's config.json and index must be whole, but {error!r}") from None
+        raise DataError(
+            f"{folder}: a model's config.json and index must be whole, but {error!r}; download it anew"
+        ) from None
     return [SINGLE]
 
 

@@ -129,7 +129,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     reader = _Reader.of(config, seed, asked, runtime.device())
     if state.order is None:
         state.order, state.entropy = _ordered(config, seed, reader)
-    if len(state.order) != len(reader.shots):
+    if sorted(map(str, state.order)) != sorted(map(str, range(len(reader.shots)))):
         raise CheckpointError(
             f"{resume}: an order of {len(reader.shots)} examples is needed, but it holds one of {len(state.order)}; "
             "start the trial anew"
@@ -173,11 +173,14 @@ class _State:
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
         try:
-            return cls(**runtime.load_notes(checkpoint / "answers.json"))
+            state = cls(**runtime.load_notes(checkpoint / "answers.json"))
+            if not all(isinstance(part, list) for part in (state.order or [], state.answers, state.tokens)):
+                raise TypeError("lists are needed")
         except (CheckpointError, TypeError):
             raise CheckpointError(
                 f"{checkpoint}: the answers of an in-context trial are needed, but it holds none; start the trial anew"
             ) from None
+        return state
 
     def save(self, directory: Path) -> None:
         (directory / "answers.json").write_text(json.dumps(vars(self)))
