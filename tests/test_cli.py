@@ -221,7 +221,7 @@ def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_no
     for override, difference in [
         ("search.lr.high=2.0", "search.lr.high: 1.0 -> 2.0"),
         ("seed=4", "seed: 0 -> 4"),
-        ("budget.steps=10", "budget.steps"),
+        ("budget.steps=4", "budget.steps: 5 -> 4"),
     ]:
         code, _, err = ran(capsys, "run", file, "--set", override)
         assert (code, err.count("\n")) == (2, 1)

@@ -132,7 +132,7 @@ def test_every_way_to_run_a_trial_yields_the_same_rows(case: Case, tmp_path: Pat
     alone = [(p.step, dict(p.metrics)) for p in run_alone(module, config, 5, case.steps, tmp_path / "alone")]
     told = {
         "trainable": case.name, "config": case.config, "seed": 5, "steps": case.steps, "home": str(tmp_path / "served"),
-        "recorded_step": 10**6, "checkpoint_s": 0.0, "batch_s": 0.0, "prune_every": 0, "cpus": 1,
+        "recorded_step": 10**6, "begun": True, "checkpoint_s": 0.0, "batch_s": 0.0, "prune_every": 0, "cpus": 1,
         "code": "", "data": "",
     }  # fmt: skip
     run, served = TrialRun(told), []

@@ -29,7 +29,7 @@ class Config(BaseModel):
     data_seed: int = 0
     eval_every_steps: int = Field(1, ge=1)
     sleep_s: float = Field(0.0, ge=0)
-    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills|numpy|text|hoards|speaks)$")
+    ends: str = Field("well", pattern="^(well|raises|diverges|nan|kills|numpy|text|hoards|speaks|early)$")
     ends_at: int = 3
 
 
@@ -57,6 +57,8 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         if step == config.ends_at and config.ends == "speaks":
             sys.stdout.write(f"words of seed {seed}\n")
             os.write(2, b"and from below\n")
+        if step > config.ends_at and config.ends == "early":
+            return
         if step == config.ends_at and config.ends == "raises":
             raise RuntimeError("planted")
         if step == config.ends_at and config.ends == "diverges":

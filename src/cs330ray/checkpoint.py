@@ -70,6 +70,11 @@ def forget_after(home: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def copy(source: Checkpoint, into: Path) -> None:
+    """Copy what a checkpoint holds, but not its manifest, into the empty directory `into`."""
+    shutil.copytree(source.path, into, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+
+
 def remove(home: Path) -> None:
     """Remove every checkpoint under `home`."""
     sweep(home)

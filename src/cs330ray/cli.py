@@ -168,18 +168,12 @@ def restore(
     """Put a backup in the place of the ledger; the old one is moved aside, and the same commands then go on."""
     from cs330ray.service import backup as backups
     from cs330ray.service.ledger import Ledger
-    from cs330ray.service.mirror import MirrorError, forget
 
     ledger = backups.file_of(home())
-    whole = ledger is not None and ledger.exists() and backups.damage(ledger) is None
+    whole = ledger is not None and ledger.exists() and ledger.stat().st_size and backups.damage(ledger) is None
     if whole and not yes and not typer.confirm(f"{ledger} is whole; replace it by an older backup?"):
         raise SystemExit(1)
-    chosen, aside, uids = backups.restore(home(), backup)
-    for name, uid in uids.items():
-        try:
-            forget(name, uid, home())
-        except MirrorError as error:
-            sys.stderr.write(f"{error}\n")
+    chosen, aside = backups.restore(home(), backup)
     studies = ", ".join(Ledger.at(home()).names()) or "none"
     typer.echo(f"restored {chosen}" + (f"; what was there lies in {aside}" if aside else ""))
     typer.echo(f"studies: {studies}. The same commands go on; what was recorded after the backup is made again")
@@ -253,15 +247,17 @@ def show(
 
 
 def _print_log(study: "Study", trial: "Trial") -> None:
-    """Print the end of what a trial wrote."""
+    """Print the end of what a trial and its runs of confirmation wrote."""
+    from cs330ray.service import confirm
     from cs330ray.service.places import log_of
 
-    file = log_of(home(), study.name, trial.cell, trial.number)
-    if file.exists():
-        with file.open("rb") as log:
-            log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
-            text = log.read().decode(errors="replace")
-        typer.echo(f"{file}:\n{text}" if text else f"{file}: nothing was written")
+    fresh = [cell for cell in confirm.fresh_cells(study) if cell.searched.key == trial.cell.key]
+    for file in (log_of(home(), study.name, cell, trial.number) for cell in [trial.cell, *fresh]):
+        if file.exists():
+            with file.open("rb") as log:
+                log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
+                text = log.read().decode(errors="replace")
+            typer.echo(f"{file}:\n{text}" if text else f"{file}: nothing was written")
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """The fault campaign in short: strikes of different kinds on a small study of real trials, and nothing is wrong."""
 
+import pytest
+
 from benchmarks import auditor, faults
 
 SMALL = (
@@ -10,6 +12,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_a_struck_study_ends_as_the_undisturbed_one_with_nothing_lost_doubled_or_left_behind(ray_here: str) -> None:
     kinds = ("driver", "worker", "ctrl-c", "locked")
     with faults.workplace() as work:

@@ -14,7 +14,8 @@ def told(home: Path, **changes: Any) -> dict[str, Any]:
     config = {"lr": 0.5, "eval_every_steps": 5, **changes.pop("config", {})}
     return {
         "trainable": "tests.toy", "config": config, "seed": 7, "steps": 20, "home": str(home), "recorded_step": 10**6,
-        "checkpoint_s": 1e9, "batch_s": 1e9, "prune_every": 0, "cpus": 1, "code": "c", "data": "d", **changes,
+        "begun": True, "checkpoint_s": 1e9, "batch_s": 1e9, "prune_every": 0, "cpus": 1,
+        "code": "c", "data": "d", **changes,
     }  # fmt: skip
 
 

@@ -117,6 +117,21 @@ def test_a_file_that_is_no_database_is_refused_likewise(copied: Path, capsys: py
     assert "cs330ray restore" in refused(copied, capsys, "list")
 
 
+@pytest.mark.parametrize("how", ["empty", "gone"])
+def test_a_study_does_not_begin_anew_where_its_ledger_is_empty_or_gone(
+    copied: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    for log in copied.glob("ledger.db-*"):
+        log.unlink()
+    (copied / "ledger.db").write_bytes(b"")
+    if how == "gone":
+        (copied / "ledger.db").unlink()
+    with pytest.raises(LedgerError, match=rf"it is {how}; .*cs330ray restore` puts it in place \(to begin anew, move"):
+        Ledger.at(copied)
+    backup.restore(copied)
+    assert len(whole(copied)) == 4
+
+
 def test_without_a_backup_that_is_said(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copied / backup.FOLDER)
     spoil(copied)
@@ -147,7 +162,7 @@ def test_restored_the_study_goes_on_and_makes_again_what_was_recorded_after_the_
     kept = shutil.copy(chosen, home / "two.db")
     run(study(), home, mirror=False)
     spoil(home)
-    restored, aside, _ = backup.restore(home, Path(kept))
+    restored, aside = backup.restore(home, Path(kept))
     assert restored == Path(kept)
     assert aside is not None
     assert (aside / "ledger.db").exists()
@@ -182,8 +197,9 @@ def test_the_command_restores_and_mlflow_then_shows_what_the_ledger_holds(
     assert end.value.code == 0
     assert "studies: toy" in capsys.readouterr().out
     assert len(whole(copied)) == 4
-    assert runs_of(copied) == []
+    before = {found.info.run_id for found in runs_of(copied)}
     Mirror(Ledger.at(copied), "toy", copied).sync()
+    assert not before & {found.info.run_id for found in runs_of(copied)}
     assert sorted(found.data.tags["cs330ray.kind"] for found in runs_of(copied)) == ["cell", "study"] + ["trial"] * 4
 
 
@@ -206,6 +222,30 @@ def test_a_ledger_that_a_process_has_open_is_not_replaced(copied: Path) -> None:
         with pytest.raises(SpecError, match=f"process {other.pid} does"):
             backup.restore(copied)
         other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("cut", ["shutil.copy2", "pathlib.Path.unlink", "pathlib.Path.replace"])
+def test_a_restore_that_is_cut_off_leaves_a_ledger_there(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cut, killed)
+    with pytest.raises(KeyboardInterrupt):
+        backup.restore(copied)
+    monkeypatch.undo()
+    assert (copied / "ledger.db").stat().st_size > 0
+
+
+@pytest.mark.parametrize("what", ["mlflow.db", "folder"])
+def test_what_is_no_ledger_is_not_restored(copied: Path, what: str) -> None:
+    (copied / "folder").mkdir()
+    connection = sqlite3.connect(copied / "mlflow.db")
+    connection.execute("create table runs (x)")
+    connection.close()
+    with pytest.raises(SpecError, match="a whole backup is needed"):
+        backup.restore(copied, copied / what)
 
 
 @pytest.mark.parametrize("backup_file", ["nothing.db", "torn.db"])

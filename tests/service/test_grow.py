@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cs330ray import checkpoint
 from cs330ray.report import summary
 from cs330ray.service import confirm, grow
 from cs330ray.service.ledger import Ledger, Trial
@@ -208,3 +209,62 @@ def test_the_checkpoints_of_those_that_were_continued_go_when_their_successors_h
     (cell,) = study.cells
     assert sorted(ledger.checkpoints(study, cell)) == [4, 5, 6, 7]
     assert not list(checkpoints_of(home_of_four, "toy", cell, 0).glob("step-*"))
+
+
+def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_values_and_its_checkpoint(
+    home: Path, ray_here: str
+) -> None:
+    early = {"ends": "early", "ends_at": 10}
+    run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1}), home, mirror=False)
+    run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1, "steps": 40}), home, mirror=False)
+    ledger = Ledger.at(home)
+    study = ledger.study("toy")
+    (cell,) = study.cells
+    before, after = ledger.trials(study, cell)
+    assert (after.state, after.values, after.continues) == ("COMPLETE", before.values, 0)
+    assert curve(home, 1) == []
+    assert list(ledger.checkpoints(study, cell)) == [1]
+    held = ledger.checkpoint(study, cell, 1)
+    assert held is not None
+    assert checkpoint.read(held).step == 10
+    assert summary.best_trial(ledger, study, cell, "val_speed") is not None
+    assert {row[1]: row[4] for row in summary.trials(ledger, study).rows} == {"0": "10", "1": "10"}
+
+
+def test_the_pruner_is_asked_where_a_trial_goes_on_what_it_was_not_asked_at_its_end(home: Path, ray_here: str) -> None:
+    """With rungs at 20 and 40, 20 was the last step before: of three, asha keeps one."""
+    prune = {"kind": "asha", "min_steps": 20, "reduction": 3}
+    run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3}), home, mirror=False)
+    run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3, "steps": 60}), home, mirror=False)
+    ended = lines(home)
+    (best,) = [trial for trial in ended if trial.state == "COMPLETE"]
+    assert [trial.reason for trial in ended if trial is not best] == ["asha at step 20, 2 rivals"] * 2
+    ledger = Ledger.at(home)
+    (cell,) = ledger.study("toy").cells
+    first = {trial.number: (trial.values or (9.0,))[0] for trial in ledger.trials(ledger.study("toy"), cell)[:3]}
+    assert best.continues == min(first, key=lambda number: first[number])
+
+
+def test_fronts_are_of_the_most_steps_alone() -> None:
+    found = [
+        trial(0, "COMPLETE", 0.1, 20, None, 2),
+        trial(1, "COMPLETE", 0.2, 20, None, 3),
+        trial(2, "COMPLETE", 0.4, 40, 0, None),
+        trial(3, "COMPLETE", 0.3, 40, 1, None),
+    ]
+    assert [one.number for one in confirm.pareto_front(confirm.rankable(found), ["min"])] == [3]
+
+
+def test_no_trial_goes_on_after_the_time_is_spent(home: Path, ray_here: str) -> None:
+    run(short(budget={"trials": 2, "steps": 20, "time": 3600.0}), home, mirror=False)
+    ledger = Ledger.at(home)
+    study = ledger.study("toy")
+    (cell,) = study.cells
+    ledger.seen(study, "a long one", 3600.0)
+    ear = Ear()
+    run(long(budget={"trials": 2, "time": 3600.0}), home, ear, mirror=False)
+    assert any("budget.time is spent" in line for line in ear.lines)
+    assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 2 + ["RUNNING"] * 2
+    assert not any(ledger.begun(study, cell, number) for number in (2, 3))
+    run(long(budget={"trials": 2, "time": 9000.0}), home, mirror=False)
+    assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 4

@@ -2,6 +2,8 @@
 
 import errno
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +13,15 @@ import pytest
 
 from cs330ray import checkpoint, cli
 from cs330ray.errors import StudyError
-from cs330ray.service import actor, memory, record
+from cs330ray.service import actor, confirm, memory, record
 from cs330ray.service.actor import TrialRun
-from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.ledger import Ending, Ledger, Row
 from cs330ray.service.record import Recorder
 from cs330ray.service.run import checkpoints_of, run
+from cs330ray.service.search import ask
+from cs330ray.service.seeds import fresh_seed
 from tests import toy as toy_trainable
-from tests.service.test_actor import told
+from tests.service.test_actor import noisy, told
 from tests.service.test_run import Ear
 from tests.studies_of_tests import toy, whole
 
@@ -42,6 +46,56 @@ def test_a_memory_error_of_a_trial_is_out_of_memory(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(toy_trainable, "train", hungry)
     assert TrialRun(told(tmp_path)).next_batch()["end"]["reason"] == "out of memory: MemoryError: 9 GiB"
+
+
+def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_path: Path) -> None:
+    """It may hold what that one left; a fresh process decides."""
+    script = (
+        "import sys, time; from pathlib import Path; from cs330ray.service import memory\n"
+        "limit_gib = {name: 99.0 for name in sys.argv[2:]} | {sys.argv[-1]: 1e-6}\n"
+        "for name in limit_gib: memory.leave(); memory.watch(Path(sys.argv[1], name), limit_gib[name])\n"
+        "time.sleep(20)"
+    )
+    for names, marked in ((["one"], True), (["other", "two"], False)):
+        ended = subprocess.run([sys.executable, "-c", script, str(tmp_path), *names], timeout=30)
+        assert ended.returncode == 1
+        assert (tmp_path / names[-1] / memory.MARK).exists() is marked
+
+
+def test_a_mark_of_a_trial_that_the_record_does_not_know_is_no_concern_of_this_one(tmp_path: Path) -> None:
+    (tmp_path / memory.MARK).write_text("9 GiB")
+    assert TrialRun(told(tmp_path, begun=True)).next_batch()["end"]["reason"] == "out of memory: 9 GiB"
+    assert "end" not in TrialRun(told(tmp_path, begun=False)).next_batch()
+
+
+def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path: Path) -> None:
+    trained = TrialRun(noisy(tmp_path))
+    trained.next_batch()
+    (tmp_path / actor.TESTING).write_text(str(actor.TESTS_ALLOWED))
+    last = trained.next_batch()
+    assert last["end"] == {"state": "COMPLETE"}
+    assert last["untested"]["reason"] == "its worker ended 3 times while it was tested"
+    (tmp_path / memory.MARK).write_text("9 GiB")
+    again = TrialRun(noisy(tmp_path))
+    batch = again.next_batch()
+    batch = batch if "end" in batch else again.next_batch()
+    assert (batch["end"], batch["untested"]["reason"]) == ({"state": "COMPLETE"}, "out of memory: 9 GiB")
+
+
+def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_has_failed(home: Path) -> None:
+    study = toy(budget={"trials": 1}, confirm={"top": 1, "seeds": 1})
+    (cell,) = study.cells
+    ledger = Ledger.at(home)
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+    ledger.enter(study, cell, ask(study, cell, ["min"], []), seed=1)
+    ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5, "val_speed": 0.5}, 1.0)])
+    ledger.end(study, cell, 0, Ending("COMPLETE"))
+    assert confirm.pending(ledger, study) == [(cell.under(0), 0)]
+    ledger.end(study, cell.under(0), 0, Ending("FAIL", "worker lost 4 times"))
+    assert confirm.pending(ledger, study) == []
+    (found,) = confirm.confirmed(ledger, study)[cell.key]
+    assert [run.trial.state for run in found.runs] == ["FAIL"]
+    assert found.runs[0].trial.seed == fresh_seed(study.seed, 0)
 
 
 # All fail -----------------------------------------------------------------------------------------------------------
@@ -150,22 +204,29 @@ def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
     (cell,) = study.cells
     ledger = Ledger.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
-    from cs330ray.service.search import ask
-
     ledger.enter(study, cell, ask(study, cell, ["min"], []), seed=1)
     ear = Ear()
     recorder = Recorder(ledger, study, ear)
-    clock = iter([0.0, 30.0, 61.0])
+    clock = iter([0.0, 0.0, 30.0, 30.0, 61.0, 61.0])
     monkeypatch.setattr(record.time, "monotonic", lambda: next(clock))
     where = {"cell": cell.key, "trial": 0, "config": {}}
     for iteration in range(3):
         assert recorder.failure is None
-        batch = {"rows": [], "unsaved": "No space left on device"}
+        batch = {"rows": [], "unsaved": "No space left on device", "waits": True}
         recorder.take("tune", where, {"training_iteration": iteration, "batch": [batch]})
     assert isinstance(recorder.failure, StudyError)
     assert "No space left on device for 60s; make room, and the same command goes on" in str(recorder.failure)
     assert len([line for line in ear.lines if "no checkpoint can be written" in line]) == 1
     assert ledger.trials(study, cell)[0].state == "RUNNING"
+
+
+def test_a_disk_that_takes_no_word_of_a_trial_does_not_fail_it(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from cs330ray.service import actor\n"
+        "actor.log_into(Path(sys.argv[1])); import os; full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1)\n"
+        "print('x' * 100_000, flush=True); actor.log_into(Path(sys.argv[1]))"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 0
 
 
 # Thinning -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cs330ray.spec import Study
 from tests.service.conftest import Server
 from tests.studies_of_tests import toml, toy, whole
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.slow]
 
 
 def slow() -> Study:

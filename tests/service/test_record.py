@@ -166,7 +166,7 @@ def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one
     told = [at.ask(), at.ask()]
     at.play(told[1], (5, 0.5), circumstances=BEGUN)
     at.searcher.again(at.cell, 1)
-    told[1] |= {"recorded_step": 5}
+    told[1] |= {"recorded_step": 5, "begun": True}
     assert at.ask() == told[1]
     assert at.ask()["trial"] == 2
     later = desk(interrupted=[0, 1])

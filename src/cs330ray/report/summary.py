@@ -49,11 +49,14 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
     """The trials of every cell, the best first; `front` keeps those that no other trial of the cell dominates."""
     goals, rows = ledger.goals(study), []
     for cell in study.cells:
-        found, steps = ledger.trials(study, cell), ledger.last_steps(study, cell)
-        chosen = confirm.pareto_front(found, goals) if front else found
+        found, steps = ledger.trials(study, cell), dict(ledger.last_steps(study, cell))
+        for trial in found:  # one that continues another may have found nothing left to do
+            if trial.continues is not None:
+                steps[trial.number] = max(steps.get(trial.number, 0), steps.get(trial.continues, 0))
+        chosen = confirm.pareto_front(confirm.rankable(found), goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
-            spent = "" if trial.ended_s is None else f"{trial.ended_s - trial.started_s:.0f}s"
+            spent = "" if trial.ended_s is None else f"{max(trial.ended_s - trial.started_s, 0):.0f}s"  # clocks jump
             last = str(steps.get(trial.number, 0))
             line = "" if trial.continues is None else f"continues {trial.continues}"
             line = line if trial.continued_as is None else f"continued as {trial.continued_as}"
@@ -221,7 +224,8 @@ def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
 
 
 def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:
-    rows = [row for row in ledger.rows(study, trial.cell, trial.number) if metric in row.metrics]
+    line = ledger.lineage(study, trial.cell, trial.number)
+    rows = [row for each in line for row in ledger.rows(study, trial.cell, each) if metric in row.metrics]
     if not rows:
         raise SpecError(
             f"--by {metric}: a metric that trials report is needed, but trial {trial.number} has no such row"

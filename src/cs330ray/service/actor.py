@@ -26,23 +26,30 @@ from cs330ray.service.places import LOG
 from cs330ray.trial import Item, Progress, Scores
 
 SAVE_AGAIN_S = 1.0
+TESTING = "TESTING"  # how often a test of this trial was begun
+TESTS_ALLOWED = 3
 PROBE_BYTES = 1024**2
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
+
+
+class _OutOfMemory(Exception):  # noqa: N818 - the end of a trial
+    """An earlier worker of the trial was ended because it held more memory than a trial may."""
 
 
 class TrialRun:
     """One trial between two batches.
 
     `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), recorded_step (the last
-    row that the ledger holds), checkpoint_s, batch_s, prune_every (0: never), memory (GiB or None), cpus, code and data
-    digests; `test` where the trial is to be scored on the test split; where it continues another, `after_step`, the
-    last row of that one, and `begin_at`, its last checkpoint or None.
+    row that the ledger holds), begun (whether the ledger knows of a start), checkpoint_s, batch_s, prune_every (0:
+    never), memory (GiB or None), cpus, code and data digests; `test` where the trial is to be scored on the test split;
+    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None.
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         self._told = told
         self._home = Path(told["home"])
         self._rows: Iterator[Progress] | None = None
+        self._source: checkpoint.Checkpoint | None = None  # where the generator began
         self._latest: Progress | None = None  # the generator stands at this moment
         self._last = False  # the generator has nothing more
         self._saved_s = time.monotonic()
@@ -50,8 +57,8 @@ class TrialRun:
     def next_batch(self) -> dict[str, Any]:
         """Train until a batch of rows is worth a message.
 
-        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none), "circumstances", "end" and, with that,
-        "scores" or "untested".
+        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (the trial is at its
+        end), "circumstances", "end" and, with that, "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -61,6 +68,7 @@ class TrialRun:
                 self._start(batch)
             self._save_if_due(batch)
             if self._last and "unsaved" in batch:
+                batch["waits"] = True
                 time.sleep(SAVE_AGAIN_S)
             elif self._last:
                 if self._told.get("test"):
@@ -70,7 +78,7 @@ class TrialRun:
                 self._train(batch)
         except Diverged as error:
             batch["end"] = _failure(f"diverged: {error}")
-        except memory.Exceeded as error:
+        except _OutOfMemory as error:
             batch["end"] = {"state": "FAIL", "reason": f"out of memory: {error}"}
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
             batch["end"] = _failure(_reason(error))
@@ -82,6 +90,7 @@ class TrialRun:
         if close is not None:
             close()
         self._rows = self._latest = None
+        memory.leave()
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -92,29 +101,51 @@ class TrialRun:
         trainable = trainables.load(self._told["trainable"])
         settle(self._told["seed"], self._told["cpus"])
         config = trainable.Config(**self._told["config"])
-        memory.refuse_again(self._home)
-        if self._told.get("memory"):
-            memory.watch(self._home, self._told["memory"])
         checkpoint.sweep(self._home)
         checkpoint.forget_after(self._home, self._told["recorded_step"])
         newest = checkpoint.newest(self._home)
-        source = newest or _begun_by_another(self._told)
-        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], source.path if source else None)
-        begin = {"resumed_from_step": source.step if source else None, "began_s": began_s}
+        self._source = newest or _begun_by_another(self._told)
+        begin = {"resumed_from_step": self._source.step if self._source else None, "began_s": began_s}
         batch["circumstances"] = begin | _circumstances(self._told)
+        self._bound_memory()
+        begin_at = self._source.path if self._source else None
+        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], begin_at)
         if newest is not None:
             batch["checkpoint"] = _named(newest)
 
+    def _bound_memory(self) -> None:
+        """Watch this process where there is a bound. Raises _OutOfMemory where an earlier worker exceeded it."""
+        if not self._told["begun"]:  # what lies here is of a trial that the record does not know
+            memory.forget(self._home)
+            (self._home / TESTING).unlink(missing_ok=True)
+        mark = memory.mark_of(self._home)
+        if mark is not None and not (self._home / TESTING).exists():
+            raise _OutOfMemory(mark)
+        if self._told.get("memory"):
+            memory.watch(self._home, self._told["memory"])
+
     def _save_if_due(self, batch: dict[str, Any]) -> None:
         overdue = time.monotonic() - self._saved_s >= self._told["checkpoint_s"]
-        if self._latest is not None and (self._last or overdue):
+        if self._last or (self._latest is not None and overdue):
             self._saved_s = time.monotonic()
             try:
-                batch["checkpoint"] = _named(checkpoint.write(self._home, self._latest.step, self._latest.save))
+                self._save(batch)
             except Exception as error:
                 batch["unsaved"] = _fault_of_storage(error, self._home)
                 if not batch["unsaved"]:
                     raise
+
+    def _save(self, batch: dict[str, Any]) -> None:
+        """Write the moment at which the generator stands; at the end the checkpoints before it go."""
+        keep = 1 if self._last else 2
+        if self._latest is not None:
+            written = checkpoint.write(self._home, self._latest.step, self._latest.save, keep)
+        elif self._source is not None:  # nothing was left to do: a trial that another continues had ended by itself
+            begun_at = self._source
+            written = checkpoint.write(self._home, begun_at.step, lambda path: checkpoint.copy(begun_at, path), keep)
+        else:
+            return
+        batch["checkpoint"] = _named(written)
 
     def _tested(self) -> dict[str, Any]:
         """What the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -124,14 +155,30 @@ class TrialRun:
         last = checkpoint.newest(self._home)
         if last is None:
             return {}  # there was no row
+        if (why := self._ended_testing()) is not None:
+            return {"untested": {"reason": why, "traceback": ""}}
         self.close()  # the memory of training is free for the test
         settle(self._told["seed"], self._told["cpus"])
+        if self._told.get("memory"):
+            memory.watch(self._home, self._told["memory"])
         try:
             trainable = trainables.load(self._told["trainable"])
             found = trainable.test(trainable.Config(**self._told["config"]), self._told["seed"], last.path)
             return {"scores": _scores(found)}
         except Exception as error:  # noqa: BLE001 - the trial boundary
             return {"untested": {name: text for name, text in _failure(_reason(error)).items() if name != "state"}}
+
+    def _ended_testing(self) -> str | None:
+        """Why the test is not tried again, where earlier workers ended in the midst of it."""
+        note = self._home / TESTING
+        if note.exists() and (mark := memory.mark_of(self._home)) is not None:
+            return f"out of memory: {mark}"
+        times = int(note.read_text() or 0) if note.exists() else 0
+        if times >= TESTS_ALLOWED:
+            return f"its worker ended {times} times while it was tested"
+        with contextlib.suppress(OSError):
+            note.write_text(str(times + 1))
+        return None
 
     def _train(self, batch: dict[str, Any]) -> None:
         assert self._rows is not None
@@ -211,13 +258,35 @@ def _fault_of_storage(error: Exception, home: Path) -> str:
 
 def log_into(home: Path) -> None:
     """Let all that this process writes from now on, whatever writes it, go into the log of a trial."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
     with contextlib.suppress(OSError):  # a disk that takes nothing: then it stays in the log before
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         home.mkdir(parents=True, exist_ok=True)
         with (home / LOG).open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), _Forgiving):
+            setattr(sys, name, _Forgiving(getattr(sys, name)))
+
+
+class _Forgiving:
+    """A stream whose words are lost where the disk takes none: no reason for a trial to fail."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def settle(seed: int, cpus: float) -> None:

@@ -1,10 +1,11 @@
 """Backups of an SQLite ledger: whole copies by SQLite's online backup, made while it is written; and the way back.
 
-A PostgreSQL ledger is backed up by whoever runs the server.
+A ledger elsewhere, in PostgreSQL or another file, is backed up by whoever keeps it.
 """
 
 import contextlib
 import os
+import shlex
 import shutil
 import sqlite3
 import time
@@ -16,14 +17,16 @@ import psutil
 
 from cs330ray.errors import LedgerError, SpecError
 
+LEDGER = "ledger.db"
 FOLDER = "backups"
 KEPT = 3
 EVERY_S = 300.0
+LEFT_S = 3600.0
 
 
 def file_of(home: Path) -> Path | None:
     """The SQLite ledger of a home; None where the ledger lies elsewhere."""
-    return None if os.environ.get("CS330RAY_LEDGER") else home / "ledger.db"
+    return None if os.environ.get("CS330RAY_LEDGER") else home / LEDGER
 
 
 def backups(home: Path) -> list[Path]:
@@ -40,6 +43,7 @@ def keep(home: Path) -> Path | None:
     if source is None or not source.exists():
         return None
     (home / FOLDER).mkdir(exist_ok=True)
+    _sweep(home / FOLDER)
     held = backups(home)
     number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
     partial = home / FOLDER / f".partial-{uuid.uuid4().hex[:8]}"
@@ -62,6 +66,13 @@ def keep(home: Path) -> Path | None:
     for old in held[: max(len(held) + 1 - KEPT, 0)]:
         old.unlink(missing_ok=True)
     return final
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-made; another driver of this home may be making one just now."""
+    for partial in folder.glob(".partial-*"):
+        if time.time() - partial.stat().st_mtime > LEFT_S:
+            partial.unlink(missing_ok=True)
 
 
 class Backups:
@@ -103,13 +114,13 @@ def damaged(file: Path, problem: str) -> str:
     else:
         command = f"{_prefix(file.parent)}cs330ray restore"
         way = f"the newest backup is {whole[-1]} ({_age(whole[-1])} old), and `{command}` puts it in place"
+        way += f" (to begin anew, move {whole[-1].parent} away)" if not file.exists() or not file.stat().st_size else ""
     return f"{file}: the ledger must be a whole database, but {problem}; nothing was overwritten, {way}"
 
 
-def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None, dict[str, str]]:
-    """Put a backup in the place of the ledger, the newest by default.
+def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None]:
+    """Put a backup in the place of the ledger, the newest by default; it, and where the old ledger lies now.
 
-    Gives the backup, where the old ledger lies now, and by study the name under which MLflow knew it until now.
 
     Raises SpecError where that cannot be: a process has the ledger open, or the backup is not whole.
     """
@@ -118,7 +129,7 @@ def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None, 
         raise SpecError("restore: the ledger must be the home's own, but CS330RAY_LEDGER is set; use that database's")
     whole = [path for path in backups(home) if damage(path) is None]
     chosen = backup or (whole[-1] if whole else None)
-    if chosen is None or not chosen.exists() or damage(chosen) is not None:
+    if chosen is None or not _is_whole_ledger(chosen):
         known = ", ".join(path.name for path in whole) or "none"
         raise SpecError(
             f"restore: a whole backup is needed, but got {chosen or 'none'}; those in {home / FOLDER}: {known}"
@@ -127,28 +138,42 @@ def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None, 
         raise SpecError(f"{ledger}: nobody may have the ledger open, but process {pid} does; stop that one first")
     partial = home / f".partial-{uuid.uuid4().hex[:8]}"
     shutil.copyfile(chosen, partial)
-    uids = _make_others(partial)
+    _make_others(partial)
     _fsync(partial)
-    aside = None
-    if ledger.exists():
-        aside = home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}"
-        aside.mkdir()
-        for suffix in ("-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{ledger}{suffix}").rename(aside / f"ledger.db{suffix}")
-    partial.rename(ledger)
+    aside = _set_aside(ledger, home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}") if ledger.exists() else None
+    partial.replace(ledger)  # at no moment is there no ledger: a study would begin anew
     _fsync(home)
-    return chosen, aside, uids
+    return chosen, aside
 
 
-def _make_others(file: Path) -> dict[str, str]:
-    """Give the studies of a restored ledger another identity, since MLflow may be ahead; the former ones by study."""
+def _set_aside(ledger: Path, folder: Path) -> Path:
+    """Keep the ledger as it is, with SQLite's log of it, which does not belong to the one that comes."""
+    folder.mkdir()
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(f"{ledger}{suffix}", folder / f"{LEDGER}{suffix}")
+            _fsync(folder / f"{LEDGER}{suffix}")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{ledger}{suffix}").unlink(missing_ok=True)
+    return folder
+
+
+def _is_whole_ledger(file: Path) -> bool:
+    if not file.is_file() or damage(file) is not None:
+        return False
+    try:
+        with _opened(file, readonly=True) as database:
+            return bool(database.execute("select 1 from sqlite_master where name = 'cs330ray_studies'").fetchall())
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _make_others(file: Path) -> None:
+    """Give the studies of a restored ledger another identity, since MLflow may be ahead: the mirror begins anew."""
     with _opened(file) as database, database:
-        former = dict(database.execute("select name, uid from cs330ray_studies").fetchall())
-        for name in former:
+        for (name,) in database.execute("select name from cs330ray_studies").fetchall():
             database.execute("update cs330ray_studies set uid = ? where name = ?", (uuid.uuid4().hex, name))
         database.execute("delete from cs330ray_leases")
-    return former
 
 
 def _users(file: Path) -> list[int]:
@@ -177,7 +202,7 @@ def _age(file: Path) -> str:
 
 
 def _prefix(home: Path) -> str:
-    return "" if home == Path("runs") or home == Path("runs").resolve() else f"CS330RAY_HOME={home} "
+    return "" if home.resolve() == Path("runs").resolve() else f"CS330RAY_HOME={shlex.quote(str(home))} "
 
 
 def _fsync(path: Path) -> None:

@@ -84,10 +84,12 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._leaving.wait(BEAT_S):
-            with contextlib.suppress(LedgerError):  # whoever writes the ledger next says so
+            try:
                 if not self._ledger.beat(self._study, self._owner):
                     self._lost.set()
                     return
+            except LedgerError:  # whoever writes the ledger next says so
+                self._ledger.failure = None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 controller of a study writes; anyone may read.
 """
 
+import datetime
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import backup
+from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
 
@@ -47,7 +49,7 @@ TABLES = sql.MetaData()
 
 
 def _table(name: str, keys: Sequence[str], *columns: sql.Column[Any]) -> sql.Table:
-    """A table of ours, keyed by texts and, under the names `trial`, `step`, `attempt` and `number`, by integers."""
+    """A table of ours, keyed by texts and, under the names `trial`, `step` and `attempt`, by integers."""
     integers = {"trial", "step", "attempt"}
     key_columns = [sql.Column(key, sql.Integer if key in integers else sql.Text, primary_key=True) for key in keys]
     return sql.Table(f"cs330ray_{name}", TABLES, *key_columns, *columns)
@@ -126,6 +128,7 @@ class Ledger:
             self._engine = _engine(address)
             weakref.finalize(self, self._engine.dispose)  # a server counts the connections that are left open
             with _alone(self._engine):
+                self._must_not_be_lost()
                 self._must_be_ours()
                 if self._engine.dialect.name == "sqlite":
                     with self._engine.connect() as connection:
@@ -138,6 +141,14 @@ class Ledger:
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
         self._readers: dict[tuple[str, str], optuna.Study] = {}
+
+    def _must_not_be_lost(self) -> None:
+        """Refuse to begin anew where there was a ledger: SQLite takes an empty file for an empty database."""
+        file = Path(self._engine.url.database or "")
+        if self._engine.dialect.name != "sqlite" or file.name != backup.LEDGER or not backup.backups(file.parent):
+            return
+        if not file.exists() or file.stat().st_size == 0:
+            raise LedgerError(backup.damaged(file, "it is empty" if file.exists() else "it is gone"))
 
     def _must_be_ours(self) -> None:
         """Refuse a database of another program, MLflow for one, before a table is made in it. Raises LedgerError."""
@@ -291,6 +302,7 @@ class Ledger:
             user_attrs={"seed": seed, "steps": study.budget.steps, **of_another},
             system_attrs=trial.system_attrs,
         )
+        whole.datetime_start = datetime.datetime.fromtimestamp(wall_s())  # as Optuna keeps it: naive, local
         with self._guarded():
             trial_id = self.storage.create_new_trial(self._optuna_id(study, cell), whole)
             number = self.storage.get_trial(trial_id).number
@@ -332,13 +344,13 @@ class Ledger:
                 for frozen in history
             ]
         ends = {row.trial: row for row in self._ends(study, cell)}
-        starts = {row.trial: row for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
-        searched = self.history(study, cell.searched) if starts else []
+        starts = {row.trial: row.wall_s for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
+        began_s = {number: end.wall_s for number, end in ends.items()} | starts  # some end before they could say so
+        searched = self.history(study, cell.searched) if began_s else []
+        seed = fresh_seed(study.seed, cell.fresh)
         return [
-            _trial(
-                study, cell, searched[number], _json(start.circumstances)["seed"], start.wall_s, ends.get(number), None
-            )
-            for number, start in sorted(starts.items())
+            _trial(study, cell, searched[number], seed, began_s[number], ends.get(number), None)
+            for number in sorted(began_s)
         ]
 
     def _ends(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> Sequence[sql.Row[Any]]:
@@ -440,6 +452,13 @@ class Ledger:
         found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
         return [_json(row.circumstances) for row in found]
 
+    def begun(self, study: Study, cell: Cell, number: int) -> bool:
+        """Whether a trial was ever started, by what is recorded of it."""
+        return any(
+            self._select(sql.select(table.c.attempt).where(_of_trial(table, study, cell, number)).limit(1))
+            for table in (ATTEMPTS, LOSSES)
+        )
+
     def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
         """Record that a trial's worker was lost; how often by now."""
         where = _of_trial(LOSSES, study, cell, number)
@@ -449,7 +468,7 @@ class Ledger:
         return so_far + 1
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
-        """End a trial, once; its ending, which is a FAIL where a COMPLETE one has no finite value."""
+        """End a trial, once; its ending: FAIL where a COMPLETE one has no finite value, and the first that was given."""
         values = self.values(study, cell, number)
         if ending.state != "FAIL" and values is None:
             ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}")
@@ -460,7 +479,8 @@ class Ledger:
         self._insert(ENDS, [row])
         if cell.fresh is None:  # no sampler sees a confirmation
             self._tell(study, cell, number)
-        return ending
+        (held,) = self._ends(study, cell, [number])
+        return Ending(held.state, held.reason, held.traceback)
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
         """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
@@ -641,6 +661,10 @@ def _alone(engine: sql.Engine) -> Iterator[None]:
     except filelock.Timeout:
         raise LedgerError(
             f"{place}.lock: the ledger must open within {OPEN_S} s, but another process holds it"
+        ) from None
+    except OSError as error:
+        raise LedgerError(
+            f"{place}: the ledger must be readable and writable, but {error.strerror or error}; nothing was overwritten"
         ) from None
 
 

@@ -59,6 +59,7 @@ class Mirror:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
                 self._forget_if_another_wrote(self._home / self._name / "mirror.last")
                 if self._picture is None:
+                    self._forget_former(self._home / self._name / "mirror.uids")
                     runs = Runs(self._home, self._name, self._ledger.uid(self._name))
                     self._picture = _Picture(self._ledger, runs)
                 return self._picture.show(self._ledger.study(self._name))
@@ -69,6 +70,15 @@ class Mirror:
             raise MirrorError(
                 f"{at}: MLflow must answer, but {reason}; the ledger is whole, try again later"
             ) from error
+
+    def _forget_former(self, shown: Path) -> None:
+        """Delete the runs of identities that the study had here before its ledger was restored."""
+        uid = self._ledger.uid(self._name)
+        former = [line for line in shown.read_text().split() if line != uid] if shown.exists() else []
+        shown.write_text("\n".join([*former, uid]))  # before a run is made: one that is cut off is found again
+        for other in former:
+            delete_runs(self._name, other, self._home)
+        shown.write_text(uid)
 
     def _forget_if_another_wrote(self, last: Path) -> None:
         """Read MLflow anew where another mirror has been at work since this one's last pass."""
@@ -123,7 +133,7 @@ class _Picture:
 
     def _front(self, cell: Cell, trials: list[Trial], goals: list[str]) -> int:
         """Say of each COMPLETE trial whether it is on its cell's front just now."""
-        front = {trial.number for trial in confirm.pareto_front(trials, goals)}
+        front = {trial.number for trial in confirm.pareto_front(confirm.rankable(trials), goals)}
         return sum(
             self.runs.tag(("trial", cell.key, str(trial.number)), {"front": str(trial.number in front).lower()})
             for trial in trials
@@ -224,15 +234,20 @@ def _end(trials: list[Trial]) -> float:
 def forget(study: str, uid: str, home: Path) -> int:
     """Delete a study's runs from MLflow; how many. Raises MirrorError."""
     try:
-        client = client_of(home)
-        experiment = client.get_experiment_by_name(study)
-        runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
-        for run in runs:
-            client.delete_run(run.info.run_id)
+        return delete_runs(study, uid, home)
     except FAULTS as error:
         raise MirrorError(
             f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
         ) from error
+
+
+def delete_runs(study: str, uid: str, home: Path) -> int:
+    """Delete the runs of one identity of a study from MLflow; how many."""
+    client = client_of(home)
+    experiment = client.get_experiment_by_name(study)
+    runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
+    for run in runs:
+        client.delete_run(run.info.run_id)
     return len(runs)
 
 

@@ -61,7 +61,8 @@ class Recorder:
         self._place = place  # where a trial's checkpoints lie; nothing is thinned without
         self._all_fail = True  # so far, as this one knows
         self.failure: Cs330rayError | None = None  # why the study cannot go on
-        self._unsaved_s: dict[tuple[str, int], float] = {}  # since when a trial's checkpoint cannot be written
+        self._unsaved: set[tuple[str, int]] = set()  # the trials whose last checkpoint could not be written
+        self._waits_s: dict[tuple[str, int], float] = {}  # since when a trial waits for room to end
         self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
         self._goals = ledger.goals(study)
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
@@ -73,8 +74,10 @@ class Recorder:
             return self._taken[trial_id][1]
         batch = result["batch"][0]
         cell, number = self._cells[told["cell"]], int(told["trial"])
+        begins = "circumstances" in batch and self._ledger.last_step(self._study, cell, number) == 0
         self._record(cell, number, told, batch)
-        ending = self._prune(cell, number, batch)
+        ending = self._prune_before(cell, number, told) if begins and "after_step" in told else None
+        ending = ending or self._prune(cell, number, batch)
         if ending is None and "end" in batch:
             ending = Ending(**batch["end"])
         if ending is not None:
@@ -86,6 +89,7 @@ class Recorder:
         """Record that a trial's worker was lost; whether the trial is to be taken up again."""
         cell, number = self._cells[told["cell"]], int(told["trial"])
         times = self._ledger.write_loss(self._study, cell, number, reason)
+        self._waits_s.pop((cell.key, number), None)
         self._listener.lost(cell, number, times)
         if times <= LOSSES_ALLOWED:
             return True
@@ -98,10 +102,16 @@ class Recorder:
         self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:
             if self._place is not None:
-                thin(self._ledger, self._study, cell, self._place)
+                thin(self._ledger, self._study, cell, self._place, [number])
             self._all_fail &= ending.state == "FAIL"
             if self._all_fail:
                 self.failure = self.failure or why_to_stop(self._ledger, self._study)
+
+    def _complete_lines(self, cell: Cell) -> set[int]:
+        """The trials that are COMPLETE with all steps, and those that they continue."""
+        trials = self._ledger.trials(self._study, cell)
+        ends = [trial for trial in confirm.finished(self._study, trials) if trial.state == "COMPLETE"]
+        return {number for trial in ends for number in self._ledger.lineage(self._study, cell, trial.number)}
 
     def cell(self, told: Mapping[str, Any]) -> Cell:
         """The cell of what a trial was told."""
@@ -137,14 +147,13 @@ class Recorder:
         """Say so, once, when a checkpoint cannot be written, and give up where a trial cannot end for want of one."""
         key = (cell.key, number)
         if "checkpoint" in batch:
-            self._unsaved_s.pop(key, None)
+            self._unsaved.discard(key)
         if "unsaved" not in batch:
             return
-        now = time.monotonic()
-        if key not in self._unsaved_s:
-            self._unsaved_s[key] = now
+        if key not in self._unsaved:
+            self._unsaved.add(key)
             self._listener.says(f"trial {number}: no checkpoint can be written ({batch['unsaved']}); it is tried again")
-        if not batch["rows"] and now - self._unsaved_s[key] > DISK_PATIENCE_S:
+        if "waits" in batch and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
             self.failure = StudyError(
                 f"{self._study.name}: trial {number} needs a checkpoint to end, but {batch['unsaved']} for "
                 f"{DISK_PATIENCE_S:.0f}s; make room, and the same command goes on"
@@ -170,20 +179,26 @@ class Recorder:
             return None
         return self._asked_pruner(cell, number, step)
 
+    def _prune_before(self, cell: Cell, number: int, told: Mapping[str, Any]) -> Ending | None:
+        """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
+        if self._study.prune.kind == "none" or not is_rung(self._study.prune, int(told["after_step"])):
+            return None
+        return self._asked_pruner(cell, number, int(told["after_step"]))
+
     def _asked_pruner(self, cell: Cell, number: int, step: int) -> Ending | None:
         prune, metric = self._study.prune, self._study.objective[0]
         sign = -1.0 if self._goals[0] == "max" else 1.0
         losses = {n: sign * value for n, value in self._ledger.values_at(self._study, cell, step, metric).items()}
-        own = losses.pop(number, None)
+        line = self._ledger.lineage(self._study, cell, number)
+        own = next((losses.pop(each) for each in reversed(line) if each in losses), None)
         if own is None:
             return None
         if prune.kind == "asha":
             stops = asha_stops(own, list(losses.values()), prune.reduction)
         else:
-            complete = {trial.number for trial in self._ledger.trials(self._study, cell) if trial.state == "COMPLETE"}
+            complete = self._complete_lines(cell)
             rivals = [loss for n, loss in losses.items() if n in complete]
-            line = self._ledger.lineage(self._study, cell, number)
-            rows = [row for each in line for row in self._ledger.rows(self._study, cell, each)]
+            rows = [row for each in line for row in self._ledger.rows(self._study, cell, each) if row.step <= step]
             own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
             best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
@@ -201,10 +216,12 @@ def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
     if any(trial.state != "FAIL" for trial in ended):
         return None
     reason, times = Counter(trial.reason for trial in ended).most_common(1)[0]
+    one = next(trial for trial in ended if trial.reason == reason)
+    which = f" --cell '{one.cell.title}'" if len(study.cells) > 1 else ""
     return StudyError(
         f"{study.name}: some trial must do well, but all {len(ended)} that ended have failed, {times} of them with: "
-        f"{reason}; `cs330ray show {study.name} 0 --log` has a traceback. Mend it and `--fork NAME`, or go on with "
-        f"`--set budget.fail_share=1` (now {study.budget.fail_share:g})"
+        f"{reason}; see `cs330ray show {study.name} {one.number}{which} --log`. Mend it and `--fork NAME`, or go on "
+        f"with `--set budget.fail_share=1` (now {study.budget.fail_share:g})"
     )
 
 

@@ -24,6 +24,7 @@ import psutil
 import ray
 from ray import tune
 
+from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.service import confirm, grow, trainables
@@ -78,6 +79,8 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     data = prepare(study)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
+        if (old := ledger.find(study.name)) is not None:
+            growth.growth(old, study)  # what is refused leaves no trace, not even of a lease
         _folder(study, home)
         try:
             with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:

@@ -4,7 +4,6 @@ A trial is asked in memory and then entered into the ledger whole. Samplers are 
 (study seed, cell, number), so that a study asks the same after a crash as without one.
 """
 
-import hashlib
 import math
 import time
 import warnings
@@ -26,24 +25,8 @@ from scipy.stats import qmc
 
 from cs330ray.service import confirm
 from cs330ray.service.ledger import LOST, Ledger, continues, directions, standing
+from cs330ray.service.seeds import fresh_seed, hashed, trial_seed
 from cs330ray.spec import Cell, Choice, Domain, Study, applies
-
-SEED_BITS = 31
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """The training seed of trial `number`, the same in every cell: common random numbers."""
-    return _hashed(study_seed, number)
-
-
-def fresh_seed(study_seed: int, index: int) -> int:
-    """Seed number `index` of confirmation, the same for every candidate of every cell."""
-    return _hashed("confirm", study_seed, index)
-
-
-def _hashed(*parts: object) -> int:
-    text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - SEED_BITS)
 
 
 def distribution(domain: Domain) -> BaseDistribution:
@@ -64,7 +47,7 @@ def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[Frozen
     number = len(history)
     if study.sampler.kind == "qmc":
         return _sobol_point(study, cell, number)
-    sampler = _sampler(study, _hashed(study.seed, cell.key, number))
+    sampler = _sampler(study, hashed(study.seed, cell.key, number))
     memory = optuna.create_study(sampler=sampler, directions=directions(goals))
     if study.sampler.kind != "random":
         memory.add_trials(as_seen_by_sampler(history, goals))
@@ -135,7 +118,7 @@ def _sobol_point(study: Study, cell: Cell, number: int) -> FrozenTrial:
     space = {name: distribution(domain) for name, domain in _in_order(cell.space).items()}
     params: dict[str, Any] = {}
     if space:
-        sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(_hashed(study.seed, cell.key)))
+        sequence = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(hashed(study.seed, cell.key)))
         point = sequence.fast_forward(number).random(1)[0] if number else sequence.random(1)[0]
         params = {name: _at_quantile(wanted, u) for (name, wanted), u in zip(space.items(), point, strict=True)}
     return optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=space)
@@ -197,13 +180,17 @@ class LedgerSearcher(tune.search.Searcher):
         return told
 
     def _next(self) -> dict[str, Any] | str | None:
-        if self._waiting:
+        while self._waiting:
             cell, number = self._waiting.pop(0)
+            if self._is_too_late(cell, number):
+                self.ran_out_of_time = True
+                continue
             return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
         histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
         open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
-        self.ran_out_of_time = bool(open_cells) and time.monotonic() >= self._deadline
-        if not open_cells or self.ran_out_of_time:
+        late = bool(open_cells) and time.monotonic() >= self._deadline
+        self.ran_out_of_time |= late
+        if not open_cells or late:
             return self._next_to_confirm()
         cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
         history = histories[cell.key]
@@ -211,6 +198,11 @@ class LedgerSearcher(tune.search.Searcher):
         self._fence()
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
         return self._told(cell, self._ledger.history(self._study, cell)[number])
+
+    def _is_too_late(self, cell: Cell, number: int) -> bool:
+        """Whether a trial that was entered, as those that continue others are, but never begun waits for more time."""
+        never = not self._ledger.begun(self._study, cell, number)
+        return cell.fresh is None and never and time.monotonic() >= self._deadline
 
     def _next_to_confirm(self) -> dict[str, Any] | str | None:
         if self._live:  # a worker may yet be lost, and its trial come again; and who is confirmed hangs on every end
@@ -246,12 +238,14 @@ class LedgerSearcher(tune.search.Searcher):
         """Where a trial goes on: after which rows of the record, and from which trial's checkpoint."""
         ledger, study = self._ledger, self._study
         recorded = ledger.last_step(study, cell, trial.number)
+        begun = {"begun": ledger.begun(study, cell, trial.number)}
         before = continues(trial) if cell.fresh is None else None
         if before is None:
-            return {"recorded_step": recorded}
+            return {"recorded_step": recorded, **begun}
         after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
         begin_at = ledger.checkpoint(study, cell, before)
         return {
+            **begun,
             "recorded_step": max(recorded, after),
             "after_step": after,
             "begin_at": str(begin_at) if begin_at else None,

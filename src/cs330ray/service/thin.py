@@ -32,16 +32,26 @@ def kept(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -> set[int
     }
 
 
-def thin(ledger: Ledger, study: Study, cell: Cell, place: Callable[[Cell, int], Path]) -> list[int]:
-    """Remove the checkpoints of a cell that are not to be kept; of which trials. `place` is where a trial's lie.
+def thin(
+    ledger: Ledger,
+    study: Study,
+    cell: Cell,
+    place: Callable[[Cell, int], Path],
+    ended: Sequence[int] | None = None,
+) -> list[int]:
+    """Remove the checkpoints of a cell that are not to be kept, recorded or not; of which trials.
 
-    The files go first: cut off between, the record names what is gone, and the next call goes on.
+    `place` is where a trial's lie, `ended` who has just ended; by default every trial is looked at. The files go first:
+    cut off between, the record names what is gone, and the next call goes on. What this machine does not see stays.
     """
     held = ledger.checkpoints(study, cell)
-    stay = kept(study, ledger.goals(study), ledger.trials(study, cell, held))
+    trials = ledger.trials(study, cell, None if ended is None else {*held, *ended})
+    stay = kept(study, ledger.goals(study), trials)
     removed = []
-    for number in sorted(set(held) - stay):
-        checkpoint.remove(place(cell, number))
-        ledger.forget_checkpoints(study, cell, number)
-        removed.append(number)
+    for trial in trials:
+        home = place(cell, trial.number)
+        if trial.number not in stay and home.exists() and (trial.number in held or any(home.glob("step-*"))):
+            checkpoint.remove(home)
+            ledger.forget_checkpoints(study, cell, trial.number)
+            removed.append(trial.number)
     return removed
