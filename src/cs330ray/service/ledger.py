@@ -468,7 +468,7 @@ class Ledger:
         return so_far + 1
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
-        """End a trial, once; its ending: FAIL where a COMPLETE one has no finite value, and the first that was given."""
+        """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""
         values = self.values(study, cell, number)
         if ending.state != "FAIL" and values is None:
             ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}")
