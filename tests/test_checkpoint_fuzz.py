@@ -22,7 +22,7 @@ from cs330ray.service import trainables
 from tests.spoilt_bytes import spoilt
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MULTITASK
 
-CASES = int(os.environ.get("CS330RAY_FUZZ", "100"))
+CASES = int(os.environ.get("CS330RAY_FUZZ", "50"))
 
 
 class Planted:

@@ -22,6 +22,7 @@ from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
 from cs330ray.spec import Study
 from tests import toy as toy_trainable
+from tests.service.test_run import dump
 from tests.studies_of_tests import toml, toy
 
 MAML = """
@@ -217,7 +218,7 @@ def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_no
 ) -> None:
     file = str(toml(toy(budget={"trials": 1, "steps": 5}), tmp_path / "toy.toml"))
     assert ran(capsys, "run", file)[0] == 0
-    before = (home / "ledger.db").read_bytes()
+    before = dump(home / "ledger.db")
     for override, difference in [
         ("search.lr.high=2.0", "search.lr.high: 1.0 -> 2.0"),
         ("seed=4", "seed: 0 -> 4"),
@@ -226,7 +227,7 @@ def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_no
         code, _, err = ran(capsys, "run", file, "--set", override)
         assert (code, err.count("\n")) == (2, 1)
         assert difference in err
-    assert (home / "ledger.db").read_bytes() == before
+    assert dump(home / "ledger.db") == before
 
 
 def test_a_study_is_run_listed_shown_mirrored_and_deleted(

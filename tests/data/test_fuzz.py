@@ -28,7 +28,7 @@ from cs330ray.errors import DataError
 from tests.data.conftest import write_zip
 from tests.spoilt_bytes import spoilt
 
-CASES = int(os.environ.get("CS330RAY_FUZZ", "60"))  # of each kind of file
+CASES = int(os.environ.get("CS330RAY_FUZZ", "30"))  # of each kind of file
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,7 +18,7 @@ from tests.data.test_fuzz import Planted, refusal
 from tests.spoilt_bytes import spoilt
 
 pytest.importorskip("transformers")
-CASES = int(os.environ.get("CS330RAY_FUZZ", "60"))
+CASES = int(os.environ.get("CS330RAY_FUZZ", "30"))
 CPU = torch.device("cpu")
 
 

@@ -499,7 +499,8 @@ def test_deleting_a_study_deletes_its_confirmations(cursed: Path, tmp_path: Path
     assert all(ledger.test_metrics(study, cell, n) == {} for cell in fresh_cells(study) for n in range(8))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_ends_in_the_middle_of_confirmation_goes_on_as_if_it_had_not(
     home: Path, tmp_path: Path, ray_here: str, sign: signal.Signals
 ) -> None:

@@ -277,6 +277,7 @@ def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothi
     assert second["resumed_from_step"] is None or second["resumed_from_step"] >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_study_leaves_a_consistent_ledger_and_says_how_to_go_on(
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]], number: signal.Signals
@@ -295,6 +296,7 @@ def test_an_interrupted_study_leaves_a_consistent_ledger_and_says_how_to_go_on(
     assert whole(home) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_told_who_runs_the_study_and_leaves(home: Path, ray_here: str) -> None:
     first = Driver(home, ray_here)
     first.until_rows(1)
@@ -305,6 +307,7 @@ def test_a_second_driver_is_told_who_runs_the_study_and_leaves(home: Path, ray_h
     first.end()
 
 
+@pytest.mark.slow
 def test_mlflow_that_is_down_from_start_to_end_hinders_nothing_and_sync_shows_all_afterwards(
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
 ) -> None:
@@ -390,6 +393,7 @@ def test_two_mirrors_at_once_make_each_run_once(
     assert len(runs_of(tmp_path)) == 1 + 4 + trials
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_the_last_trial_is_replaced_too(
     home: Path, ray_here: str, undisturbed: list[tuple[Any, ...]]
 ) -> None:
@@ -412,6 +416,7 @@ def test_a_trial_that_kills_its_worker_every_time_fails_in_the_end_and_the_study
     assert well[2] == "COMPLETE"
 
 
+@pytest.mark.slow
 def test_the_mirror_of_a_killed_driver_leaves_by_itself_when_it_has_caught_up(home: Path, ray_here: str) -> None:
     driver = Driver(home, ray_here)
     driver.until_rows(20)
@@ -424,6 +429,7 @@ def test_the_mirror_of_a_killed_driver_leaves_by_itself_when_it_has_caught_up(ho
     assert Mirror(Ledger.at(home), "toy", home).sync() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_mirror_is_started_again_and_mlflow_agrees_at_the_end(home: Path, ray_here: str) -> None:
     driver = Driver(home, ray_here)
     driver.until_rows(4)
@@ -527,6 +533,7 @@ def test_a_metric_of_another_type_is_a_number_and_what_is_no_number_fails_its_tr
     assert "could not convert string to float" in text[3]
 
 
+@pytest.mark.slow
 def test_a_ledger_that_stops_writing_is_one_line_and_the_study_goes_on_afterwards(home: Path, ray_here: str) -> None:
     driver = Driver(home, ray_here)
     driver.until_rows(2)
