@@ -127,10 +127,6 @@ class _RayDied(Exception):  # noqa: N818 - not an error: another is started
     """The Ray that this process had started is gone."""
 
 
-class _Over(Exception):  # noqa: N818 - not an error
-    """All trials have ended. Tune cleans up as at any end, but writes no state of all of them: the ledger holds it."""
-
-
 class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
@@ -254,8 +250,6 @@ def _tune(
                 storage_path=scratch,
                 verbose=0,
             )
-    except _Over:
-        pass
     except tune.TuneError:
         if ledger.failure is not None:
             raise ledger.failure from None

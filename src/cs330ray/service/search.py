@@ -163,7 +163,6 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
-        self.over = False  # nothing runs, and nothing is to come
         self._fence = fence  # raises where another driver has the study by now
         self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
         self._searches = True
@@ -214,7 +213,6 @@ class LedgerSearcher(tune.search.Searcher):
             if self._waiting:
                 self._confirms(len(self._waiting))
                 return self._next()
-        self.over = True
         return str(self.FINISHED)
 
     def again(self, cell: Cell, number: int) -> None:
