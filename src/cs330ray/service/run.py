@@ -127,6 +127,10 @@ class _RayDied(Exception):  # noqa: N818 - not an error: another is started
     """The Ray that this process had started is gone."""
 
 
+class _Over(Exception):  # noqa: N818 - not an error
+    """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
+
+
 class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
@@ -227,13 +231,15 @@ def _tune(
         session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
         if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
             raise _RayDied
+        if searcher.is_over:
+            raise _Over
 
     session.tick()  # a Ctrl-C need not wait for Ray
     raylet = _start_ray(machine)
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.suppress(_Over):
             warnings.simplefilter("ignore")
             tune.run(
                 TrialActor,

@@ -163,6 +163,7 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
+        self.is_over = False
         self._fence = fence  # raises where another driver has the study by now
         self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
         self._searches = True
@@ -213,6 +214,7 @@ class LedgerSearcher(tune.search.Searcher):
             if self._waiting:
                 self._confirms(len(self._waiting))
                 return self._next()
+        self.is_over = True
         return str(self.FINISHED)
 
     def again(self, cell: Cell, number: int) -> None:
