@@ -140,7 +140,7 @@ def _dry_run(study: "Study", source: str) -> None:
     machine = Machine.here()
     slots = machine.slots(study)
     console = Console(highlight=False)
-    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_trial(study))]:
+    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_worker(study))]:
         console.print(line, soft_wrap=True, markup=False)
 
 

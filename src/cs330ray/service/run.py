@@ -36,6 +36,7 @@ from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
 from cs330ray.service.places import checkpoints_of
+from cs330ray.service.preflight import Nodes, preparations
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
@@ -74,9 +75,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     """Run, resume or extend a checked study under `home`; what was done. Raises SpecError, DataError or LedgerError."""
     listener = listener or Listener()
     began = time.monotonic()
-    machine = _join(study)
-    slots = machine.slots(study)
-    data = prepare(study)
+    ground = _survey(study, home, listener.says)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
         if (old := ledger.find(study.name)) is not None:
@@ -88,24 +87,59 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
                     listener.says(f"grown: {line}")
                 for line in grow.announced(ledger, study):
                     listener.says(f"grown: {line}")
-                _announce(study, machine, slots, listener)
+                _announce(study, ground, listener)
                 session = _Session(ledger, study, lease, listener, interrupted)
-                _conduct(session, home, machine, slots, data, mirror=mirror)
+                _conduct(session, home, ground, mirror=mirror)
         except Interrupted:
             return Outcome(time.monotonic() - began, 0.0, True, ledger)
     return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
 
 
-def _conduct(
-    session: "_Session", home: Path, machine: Machine, slots: int, data: dict[str, str], *, mirror: bool
-) -> None:
+@dataclass(frozen=True)
+class _Ground:
+    """What a study stands on."""
+
+    machine: Machine
+    slots: int
+    data: dict[str, str]  # digest by cell
+    nodes: Nodes | None  # of a cluster
+
+    def room(self) -> float:
+        """How many trials may be under way just now."""
+        return self.slots if self.nodes is None else self.nodes.room()
+
+    def request(self, study: Study) -> tune.PlacementGroupFactory:
+        """What a trial wants: one bundle, or one for each of its workers and none for the process that leads them."""
+        wanted = study.resources
+        worker = {"CPU": wanted.cpus, "GPU": self.machine.gpus_per_worker(study)}
+        bundles = [worker] if wanted.workers == 1 else [{}, *[worker] * wanted.workers]
+        unfit = sorted(self.nodes.unfit) if self.nodes is not None else []
+        if not unfit:
+            return tune.PlacementGroupFactory(bundles)
+        selector = {"ray.io/node-id": f"!in({','.join(unfit)})"}
+        return tune.PlacementGroupFactory(bundles, bundle_label_selector=[selector] * wanted.workers)
+
+
+def _survey(study: Study, home: Path, says: Callable[[str], None]) -> _Ground:
+    """Find what there is to run on, and prepare the data there. Raises SpecError or DataError."""
+    machine = _join(study)
+    machine.slots(study)  # the quickest to refuse comes first
+    data, nodes = prepare(study), None
+    if machine.joined:
+        nodes = Nodes(study, home.absolute(), data, says)
+        nodes.meet()
+        machine = Machine.here(nodes.unfit)
+    return _Ground(machine, machine.slots(study), data, nodes)
+
+
+def _conduct(session: "_Session", home: Path, ground: _Ground, *, mirror: bool) -> None:
     """Run the trials with what runs beside them: the mirror, and backups. Raises Interrupted."""
-    study, ledger, backups, deaths = session.study, session.ledger, Backups(home), 0
+    study, backups, deaths = session.study, Backups(home), 0
     backups.make()
     with mirrored(study.name, home, session, wanted=mirror) as beside:
         session.tends = [beside.tend, backups.tend]
         try:
-            while not _tuned(study, home, ledger, session, machine, slots, data):
+            while not _tuned(session, home, ground):
                 deaths += 1
                 if deaths > RAY_DEATHS_ALLOWED:
                     raise StudyError(
@@ -181,8 +215,8 @@ class _Session(Listener):
     def ended(self, *args: Any) -> None:
         self.listener.ended(*args)
 
-    def lost(self, *args: Any) -> None:
-        self.listener.lost(*args)
+    def lost(self, *args: Any, **how: Any) -> None:
+        self.listener.lost(*args, **how)
 
     def confirms(self, runs: int) -> None:
         self.seen()
@@ -196,20 +230,17 @@ class _Session(Listener):
                 self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
 
 
-def _tuned(
-    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
-) -> bool:
+def _tuned(session: _Session, home: Path, ground: _Ground) -> bool:
     """Run the trials; False where the Ray that was started for them died before they were over."""
     try:
-        _tune(study, home, ledger, session, machine, slots, data)
+        _tune(session, home, ground)
     except _RayDied:
         return False
     return True
 
 
-def _tune(
-    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
-) -> None:
+def _tune(session: _Session, home: Path, ground: _Ground) -> None:
+    study, ledger, nodes = session.study, session.ledger, ground.nodes
     grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
@@ -222,7 +253,13 @@ def _tune(
         return
     recorder = Recorder(ledger, study, session, place)
     searcher = LedgerSearcher(
-        ledger, study, _assignment(study, home, data), interrupted, session.confirms, session.lease.fence
+        ledger,
+        study,
+        _assignment(study, home, ground),
+        interrupted,
+        session.confirms,
+        session.lease.fence,
+        ground.room,
     )
 
     def tick() -> None:
@@ -233,9 +270,13 @@ def _tune(
             raise _RayDied
         if searcher.is_over:
             raise _Over
+        if nodes is not None:
+            nodes.look()
 
     session.tick()  # a Ctrl-C need not wait for Ray
-    raylet = _start_ray(machine)
+    raylet = _start_ray(ground.machine)
+    if ground.machine.waits(study):
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ground.slots)  # more than one at a time: nodes come for them
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:
@@ -245,11 +286,11 @@ def _tune(
                 TrialActor,
                 name=study.name,
                 search_alg=searcher,
-                scheduler=ForwardingScheduler(recorder),
-                callbacks=[ForwardingCallback(recorder, searcher.again, tick)],
+                scheduler=ForwardingScheduler(recorder, functools.partial(ground.request, study)),
+                callbacks=[ForwardingCallback(recorder, searcher.again, tick, nodes)],
                 num_samples=-1,
-                max_concurrent_trials=slots,
-                resources_per_trial={"cpu": study.resources.cpus, "gpu": machine.gpus_per_trial(study)},
+                max_concurrent_trials=ground.slots,
+                resources_per_trial=ground.request(study),
                 reuse_actors=True,
                 max_failures=0,
                 raise_on_failed_trial=False,
@@ -268,12 +309,16 @@ def _tune(
         session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
-def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cell, int], dict[str, Any]]:
+def _assignment(study: Study, home: Path, ground: _Ground) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
+    prepares = preparations(study)
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
+        key = cell.searched.key
+        must_have = {} if ground.nodes is None else {"node": ground.nodes.wanted, "prepares": {key: prepares[key][1]}}
         return {
+            **must_have,
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
@@ -281,9 +326,11 @@ def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cel
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
             "cpus": study.resources.cpus,
+            "gpus": ground.machine.gpus_per_worker(study),
+            "workers": study.resources.workers,
             "memory": study.resources.memory,
             "code": code[cell.trainable],
-            "data": data[cell.searched.key],
+            "data": ground.data[key],
         }
 
     return told
@@ -335,14 +382,15 @@ def _lives(process: psutil.Process) -> bool:
     return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
-def _announce(study: Study, machine: Machine, slots: int, listener: Listener) -> None:
-    gpus = machine.gpus_per_trial(study)
+def _announce(study: Study, ground: _Ground, listener: Listener) -> None:
+    gpus, workers = ground.machine.gpus_per_worker(study), study.resources.workers
     on = f"{gpus:g} GPU and {study.resources.cpus:g} CPU" if gpus else f"{study.resources.cpus:g} CPU"
+    on = f"{workers} times {on}" if workers > 1 else on
     without = "; no GPU here, so resources.gpus counts as 0" if study.resources.gpus and not gpus else ""
     cells = len(study.cells)
     budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
     listener.says(
-        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {slots} at once, {on} per trial{without}"
+        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {ground.slots} at once, {on} per trial{without}"
     )
     random = {"tpe": study.sampler.startup, "nsga2": study.sampler.population}.get(study.sampler.kind, 0)
     if 2 * random > study.budget.trials and any(cell.space for cell in study.cells):
