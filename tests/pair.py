@@ -22,15 +22,14 @@ def free_port() -> int:
 class Workers:
     """Processes that have joined one another and do what they are told, all of them the same."""
 
-    def __init__(self, count: int = 2, *, timeout_s: float = PATIENCE_S) -> None:
+    def __init__(self, count: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends: list[Connection] = []
         self.processes = []
         port = free_port()
         for rank in range(count):
             here, there = context.Pipe()
-            told = (rank, count, port, timeout_s, there)
-            self.processes.append(context.Process(target=_serve, args=told, daemon=True))
+            self.processes.append(context.Process(target=_serve, args=(rank, count, port, there), daemon=True))
             self._ends.append(here)
             self.processes[-1].start()
             there.close()
@@ -74,7 +73,7 @@ class Workers:
         return answers
 
 
-def _serve(rank: int, count: int, port: int, timeout_s: float, commands: Connection) -> None:
+def _serve(rank: int, count: int, port: int, commands: Connection) -> None:
     os.environ["CS330RAY_DEVICE"] = "cpu"
     import torch
 
@@ -82,7 +81,7 @@ def _serve(rank: int, count: int, port: int, timeout_s: float, commands: Connect
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    parallel.join(rank, count, "127.0.0.1", port, timeout=timedelta(seconds=timeout_s))
+    parallel.join(rank, count, "127.0.0.1", port, timeout=timedelta(seconds=PATIENCE_S))
     commands.send("joined")
     while True:
         try:

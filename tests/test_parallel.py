@@ -15,7 +15,7 @@ from cs330ray.learners import lora, maml
 from cs330ray.learners.maml import Maml
 from tests.learners import test_lora as tiny
 from tests.learners.test_maml import drawn_batch, drawn_lrs, drawn_params, reference_outer_loss
-from tests.pair import Workers, free_port
+from tests.pair import PATIENCE_S, Workers, free_port
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +78,12 @@ def added_in_place() -> list[float]:
     return view.tolist()
 
 
-def moved_house(port: int) -> tuple[int, float]:
+def moved_house(port: int, timeout_s: float) -> tuple[float, float]:
+    rank = parallel.rank()
     parallel.leave()
-    parallel.add_gradients([torch.zeros(1)])  # alone: nobody is waited for
-    alone = parallel.workers()
-    parallel.join(int(os.environ["TEST_RANK"]), 2, "127.0.0.1", port, timeout=timedelta(seconds=30))
+    alone = parallel.add(1.0)
+    parallel.join(rank, 2, "127.0.0.1", port, timeout=timedelta(seconds=timeout_s))
     return alone, parallel.add(1.0)
-
-
-def remember_rank() -> None:
-    os.environ["TEST_RANK"] = str(parallel.rank())
 
 
 def maml_gradient(body: str, told: dict[str, object], tasks: int) -> tuple[float, list[Tensor]]:
@@ -119,8 +115,7 @@ def test_each_worker_knows_its_rank_and_device_and_keeps_its_threads(pair):
 
 
 def test_a_worker_that_leaves_is_alone_and_may_join_others_elsewhere(pair):
-    pair.call(remember_rank)
-    assert pair.call(moved_house, free_port()) == [(1, 2.0), (1, 2.0)]
+    assert pair.call(moved_house, free_port(), 30) == [(1.0, 2.0), (1.0, 2.0)]
 
 
 def test_leaving_takes_back_what_joining_told_the_environment(monkeypatch):
@@ -147,15 +142,16 @@ def test_a_first_worker_that_is_not_there_is_lost_and_leaves_a_lone_process_behi
     assert (parallel.workers(), parallel.rank(), dict(os.environ)) == (1, 0, before)
 
 
-def test_a_partner_that_is_killed_is_lost_at_once_and_a_silent_one_after_a_while():
-    with Workers(2, timeout_s=2) as workers:
-        (silent,) = workers.outcomes(added, [1.0, 2.0], ranks=range(1))
-        assert isinstance(silent, WorkerLost)
+def test_a_partner_that_is_silent_is_lost_after_the_timeout_and_one_that_is_killed_at_once():
     with Workers(2) as workers:
+        workers.call(moved_house, free_port(), 5)
+        (silent,) = workers.outcomes(added, [1.0, 2.0], ranks=range(1))
+        workers.call(moved_house, free_port(), PATIENCE_S)
         workers.processes[1].kill()
         (killed,) = workers.outcomes(added, [1.0, 2.0], ranks=range(1))
-        assert isinstance(killed, WorkerLost)
-        assert str(killed).startswith("worker 0 of 2: an answer of all workers is needed, but ")
+    for lost in (silent, killed):
+        assert isinstance(lost, WorkerLost)
+        assert str(lost).startswith("worker 0 of 2: an answer of all workers is needed, but ")
 
 
 # What they share out

@@ -40,7 +40,8 @@ def join(rank: int, workers: int, address: str, port: int, *, timeout: timedelta
     leave()
     try:
         with _partners(f"worker {rank} of {workers} at {address}:{port}"):
-            _tell(RANK=rank, WORLD_SIZE=workers, LOCAL_RANK=0, MASTER_ADDR=address, MASTER_PORT=port)
+            _tell(RANK=rank, WORLD_SIZE=workers, MASTER_ADDR=address, MASTER_PORT=port)
+            _tell(LOCAL_RANK=0, LOCAL_WORLD_SIZE=1)  # as if alone on its machine: it sees no other's GPU
             if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
                 _tell(OMP_NUM_THREADS=torch.get_num_threads())  # else accelerate sets the threads by itself
             if kind == "cpu" and "GLOO_SOCKET_IFNAME" not in os.environ:
