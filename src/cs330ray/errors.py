@@ -42,6 +42,10 @@ class StudyError(Cs330rayError):
     """The study cannot go on; it stopped, and what was recorded stays."""
 
 
+class WorkerLost(Exception):  # noqa: N818 - what it is, not what went wrong
+    """A process of a trial is gone or silent; the trial is taken up again from its newest checkpoint."""
+
+
 class Diverged(Exception):  # noqa: N818 - the field's word
     """A loss stopped being finite; the trial is recorded as failed and not tried again."""
 
