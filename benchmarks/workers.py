@@ -7,6 +7,7 @@ each worker; the next ones find them. `alone` is the same study with one worker 
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -74,7 +75,7 @@ def told(home: Path, launched: float) -> dict[str, float]:
     return {
         "first_began_s": round(first - launched, 2),  # the driver's start is in it
         "first_trial_s": round(ends[0] - first, 2),
-        "next_trial_s": round(statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False)), 2),
+        "next_trial_s": round(statistics.median(b - a for a, b in itertools.pairwise(ends)), 2),
     }
 
 

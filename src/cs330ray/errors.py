@@ -50,10 +50,6 @@ class Diverged(Exception):  # noqa: N818 - the field's word
     """A loss stopped being finite; the trial is recorded as failed and not tried again."""
 
 
-class WorkerLost(Exception):  # noqa: N818 - the field's word
-    """A process of a trial is gone; the trial is taken up again from its newest checkpoint."""
-
-
 class NodeUnfit(WorkerLost):
     """A node differs from the others (`node`, `why`); it gets no trials, and the one that came to it goes elsewhere."""
 
