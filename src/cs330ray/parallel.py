@@ -76,9 +76,10 @@ def share(count: int) -> slice:
 
     A share is empty where there are fewer things than workers.
     """
+    own = rank()
     each, more = divmod(count, workers())
-    first = rank() * each + min(rank(), more)
-    return slice(first, first + each + (rank() < more))
+    first = own * each + min(own, more)
+    return slice(first, first + each + (own < more))
 
 
 def add_gradients(params: Iterable[Tensor]) -> None:
