@@ -144,7 +144,7 @@ def test_a_first_worker_that_is_not_there_is_lost_and_leaves_a_lone_process_behi
 
 def test_a_partner_that_is_silent_is_lost_after_the_timeout_and_one_that_is_killed_at_once():
     with Workers(2) as workers:
-        workers.call(moved_house, free_port(), 5)
+        workers.call(moved_house, free_port(), 2)
         (silent,) = workers.outcomes(added, [1.0, 2.0], ranks=range(1))
         workers.call(moved_house, free_port(), PATIENCE_S)
         workers.processes[1].kill()

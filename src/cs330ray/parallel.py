@@ -76,9 +76,10 @@ def share(count: int) -> slice:
 
     A share is empty where there are fewer things than workers.
     """
+    own = rank()
     each, more = divmod(count, workers())
-    first = rank() * each + min(rank(), more)
-    return slice(first, first + each + (rank() < more))
+    first = own * each + min(own, more)
+    return slice(first, first + each + (own < more))
 
 
 def add_gradients(params: Iterable[Tensor]) -> None:
@@ -91,7 +92,7 @@ def add_gradients(params: Iterable[Tensor]) -> None:
     flat = torch.cat([*(grad.flatten() for grad in grads), there])
     with _partners():
         torch.distributed.all_reduce(flat)  # in place, where accelerate's `reduce` would copy
-    *sums, there = flat.split([*(param.numel() for param in held), len(held)])
+    *sums, there = torch.split(flat, [*(param.numel() for param in held), len(held)])
     for param, grad, total, known in zip(held, grads, sums, there.tolist(), strict=True):
         if known:
             param.grad = grad.copy_(total.view_as(grad))
@@ -163,5 +164,5 @@ def _interface(address: str, port: int) -> str:
         here = probe.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == here for each in addresses):
-            return name
+            return str(name)
     raise OSError(f"no network interface has the address {here}, by which {address} is reached")

@@ -257,7 +257,7 @@ def train_epoch(
     *,
     batch: int,
     generator: torch.Generator,
-    share: Callable[[int], slice] = slice,
+    share: Callable[[int], slice] | None = None,
     add_gradients: Callable[[Iterable[Tensor]], None] | None = None,
 ) -> tuple[float, float]:
     """Descend the joint loss over all ratings once; the means of L_F and of L_R.
@@ -270,14 +270,15 @@ def train_epoch(
     totals = torch.zeros(2, device=grad.device)
     drawn = batches(ratings, items=rated_UI.shape[1], batch=batch, candidates=multitask.candidates, generator=generator)
     for part, candidates_BJ in drawn:
-        mine = share(len(part))
-        masks = [mask[mine] for mask in dropout_masks(multitask, weights.params, len(part), generator)]
-        own = part[mine]
+        of, masks = len(part), dropout_masks(multitask, weights.params, len(part), generator)
+        if share is not None:
+            mine = share(of)
+            part, candidates_BJ, masks = part[mine], candidates_BJ[mine], [mask[mine] for mask in masks]
         grad.zero_()
-        if len(own):
-            negatives_B = hardest(weights.params, own, candidates_BJ[mine], rated_UI)
-            found = backward(multitask, weights.params, weights.grads, own, negatives_B, masks, of=len(part))
-            totals += torch.stack(found) * len(own)
+        if len(part):
+            negatives_B = hardest(weights.params, part, candidates_BJ, rated_UI)
+            found = backward(multitask, weights.params, weights.grads, part, negatives_B, masks, of=of)
+            totals += torch.stack(found) * len(part)
         if add_gradients is not None:
             add_gradients([weights.flat])
         optimizer.step()

@@ -255,10 +255,10 @@ def _together(one: Ratings, other: Ratings) -> Ratings:
 
 def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
     """Train an epoch, one step of the trial; the means of its losses. Raises Diverged."""
-    told = config.algorithm
+    told, several = config.algorithm, parallel.workers() > 1
     factorization, regression = multitask.train_epoch(
         told, state.weights, state.optimizer, ratings, batch=config.batch, generator=state.generator,
-        share=parallel.share, add_gradients=parallel.add_gradients,
+        share=parallel.share if several else None, add_gradients=parallel.add_gradients if several else None,
     )  # fmt: skip
     factorization, regression = parallel.add(factorization), parallel.add(regression)
     state.step += 1
@@ -272,6 +272,8 @@ def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
 
 def _scores(params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
     """Score held-out ratings, and users by all of theirs: each worker takes a share of the users."""
+    if parallel.workers() == 1:
+        return multitask.evaluate(params, held_out, known)
     users = torch.unique(held_out.users_B)
     mine_B = torch.isin(held_out.users_B, users[parallel.share(len(users))])
     place_B = mine_B.nonzero().squeeze(1).cpu()
