@@ -36,7 +36,10 @@ SEES: Mapping[str, frozenset[str]] = {
     "report": frozenset({"errors", "spec", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
-SEES_TOO = {"service.trainables": frozenset({"studies"})}  # a trainable by name
+SEES_TOO = {
+    "service.trainables": frozenset({"studies"}),  # a trainable by name
+    "service.workers": frozenset({"parallel"}),  # what the workers of a trial share
+}
 STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study module may import
 
 SERVICE_ALONE = {"ray", "optuna", "mlflow"}

@@ -18,6 +18,7 @@ from tests.team_toy import NUMBERS
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 STEPS = 6
+ENDS = ["one dies", "one raises", "all diverge", "well"]
 
 
 def study(**changes: Any) -> Study:
@@ -39,13 +40,13 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trial, li
     """A study with a trial of each end, confirmed: by end the trial, its rows and attempts."""
     home = tmp_path_factory.mktemp("team")
     asked = study(
-        compare={"ends": ["one dies", "one raises", "all diverge", "well"]},
+        compare={"ends": ENDS},
         fixed={"mark": str(home / "died"), "sleep_s": 0.3},
         confirm={"top": 1, "seeds": 1},
     )
     run(asked, home, mirror=False)
     ledger = Ledger.at(home)
-    return {
+    found: dict[str, Any] = {
         str(cell.values["ends"]): (
             trial,
             [dict(row.metrics) for row in ledger.rows(asked, cell, trial.number)],
@@ -54,6 +55,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trial, li
         for cell in asked.cells
         for trial in ledger.trials(asked, cell)
     }
+    fresh = asked.cells[-1].under(0)
+    return {**found, "confirmed": (ledger.values(asked, fresh, 0), ledger.test_metrics(asked, fresh, 0))}
 
 
 def the_sum(trial: Trial, steps: int = STEPS) -> float:
@@ -89,8 +92,15 @@ def test_workers_that_diverge_together_go_on_with_the_next_trial(ended):
     assert later_rows[0]["pid"] == rows[0]["pid"]
 
 
+def test_a_confirmation_is_trained_and_tested_by_all_workers(ended):
+    trial, *_ = ended["well"]
+    values, scores = ended["confirmed"]
+    assert values == trial.values
+    assert scores["test_sum"] == the_sum(trial) + NUMBERS * (NUMBERS - 1) / 2
+
+
 def test_what_is_left_of_a_team_after_its_study_is_nothing(ended):
-    pids = {int(row["pid"]) for _, rows, _ in ended.values() for row in rows}
+    pids = {int(row["pid"]) for end in ENDS for row in ended[end][1]}
     until = time.monotonic() + 20
     while any(psutil.pid_exists(pid) for pid in pids) or ray.available_resources().get("CPU") != 2.0:
         assert time.monotonic() < until, (pids, ray.available_resources())
