@@ -43,15 +43,17 @@ def submit(
     from cs330ray import spec
     from cs330ray.service import trainables
     from cs330ray.service.jobs import Cluster, Parcel
+    from cs330ray.service.jobserver import JobServer
 
     path = study_file(file)
     study = spec.read(path, set_ or (), fork)
     trainables.check(study, str(path))
     words = [*(word for text in set_ or () for word in ("--set", text)), *(["--fork", fork] if fork else [])]
-    cluster, place = Cluster(address, token_file), _place(address, token_file)
+    server, place = JobServer(address, token_file), _place(address, token_file)
     command = shlex.join(["cs330ray", "submit", file, *words, *place])
+    cluster = Cluster(server)
     job = cluster.send(Parcel(study, path, words, command), shipped())
-    typer.echo(f"{study.name}: job {job} on {cluster.address}; Ctrl-C leaves it running")
+    typer.echo(f"{study.name}: job {job} on {server.address}; Ctrl-C leaves it running")
     _follow(cluster, job, study.name, place)
 
 
@@ -63,11 +65,13 @@ def status(
     """Show the studies of a cluster, or the last job of one."""
     from cs330ray.console import print_table
     from cs330ray.service.jobs import Cluster
+    from cs330ray.service.jobserver import JobServer
 
-    cluster = Cluster(address, token_file)
+    server = JobServer(address, token_file)
+    cluster = Cluster(server)
     found = cluster.jobs() if study is None else [cluster.last(study)]
     columns = ["study", "job", "state", "since", "for", "code", "by"]
-    print_table(f"{cluster.address}: {cluster.nodes()}", columns, [_row(job) for job in found])
+    print_table(f"{server.address}: {cluster.nodes()}", columns, [_row(job) for job in found])
     if study is not None:
         typer.echo("\n".join(cluster.log(found[-1].id).splitlines()[-LAST_LINES:]))
 
@@ -80,8 +84,9 @@ def logs(
 ) -> None:
     """Print what the last job of a study has written."""
     from cs330ray.service.jobs import Cluster
+    from cs330ray.service.jobserver import JobServer
 
-    cluster = Cluster(address, token_file)
+    cluster = Cluster(JobServer(address, token_file))
     job = cluster.last(study)
     if follow:
         _follow(cluster, job.id, study, _place(address, token_file))
@@ -92,8 +97,9 @@ def logs(
 def stop(study: Name, address: Address = None, token_file: TokenFile = None) -> None:
     """Stop a study on a cluster; nothing is lost, and the same submit goes on."""
     from cs330ray.service.jobs import Cluster
+    from cs330ray.service.jobserver import JobServer
 
-    job = Cluster(address, token_file).stop(study)
+    job = Cluster(JobServer(address, token_file)).stop(study)
     if job.state != "STOPPED":
         typer.echo(f"{study}: job {job.id} had {job.state} before it was stopped")
         return

@@ -18,6 +18,7 @@ from cs330ray.errors import SpecError
 from cs330ray.home import shipped
 from cs330ray.service import jobs
 from cs330ray.service.jobs import Cluster, Job, Parcel, own_packages
+from cs330ray.service.jobserver import JobServer
 from tests.studies_of_tests import toml, toy
 from tests.test_cli import ran
 
@@ -28,7 +29,7 @@ NODES = {"data": {"result": {"result": [
     {"state": "ALIVE", "resources_total": {"CPU": 4.0, "GPU": 1.0}}]}}}  # fmt: skip
 
 
-class JobServer:
+class StandIn:
     """A job server with given answers: by method and path, a status and a body."""
 
     def __init__(self) -> None:
@@ -79,8 +80,8 @@ def details(study: str, name: str, status: str, began_s: int, **more: Any) -> di
 
 
 @pytest.fixture
-def server() -> Iterator[JobServer]:
-    made = JobServer()
+def server() -> Iterator[StandIn]:
+    made = StandIn()
     yield made
     made.close()
 
@@ -147,7 +148,7 @@ class Sent(Exception):  # noqa: N818
 
 
 def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wheel(
-    server: JobServer, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has()
     study = toy()
@@ -162,9 +163,11 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wh
                         wheel=Path(environment["py_modules"][0]).stat().st_size)  # fmt: skip
             return str(all_of_it["submission_id"])
 
-    monkeypatch.setattr(Cluster, "_client", lambda _: Client())
+    monkeypatch.setattr(JobServer, "client", lambda _: Client())
     jobs.trainables.check(study, "toy")
-    name = Cluster(server.address).send(Parcel(study, file, [], "cs330ray submit 'any name.toml'"), shipped())
+    name = Cluster(JobServer(server.address)).send(
+        Parcel(study, file, [], "cs330ray submit 'any name.toml'"), shipped()
+    )
     assert name.startswith("toy-")
     assert len(name) == len("toy-123abc")
     assert sent["files"] == {"toy.toml": file.read_text()}
@@ -176,7 +179,7 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wh
 
 
 def test_a_study_that_cannot_be_meant_is_refused_before_anything_is_asked(
-    server: JobServer, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: StandIn, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = toml(toy(), tmp_path / "toy.toml")
     code, _, err = ran(capsys, "submit", str(file), "--set", "fixed.wdth=3", "--address", server.address)
@@ -187,7 +190,7 @@ def test_a_study_that_cannot_be_meant_is_refused_before_anything_is_asked(
 
 
 def test_a_study_whose_job_still_runs_is_not_sent_again(
-    server: JobServer, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: StandIn, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.has(details("other", "other-1", "RUNNING", 1), details("toy", "toy-2", "PENDING", 2))
     file = toml(toy(), tmp_path / "toy.toml")
@@ -214,7 +217,7 @@ REFUSALS: list[tuple[str, tuple[int, Any], str]] = [
 
 @pytest.mark.parametrize(("answer", "fragment"), [case[1:] for case in REFUSALS], ids=[case[0] for case in REFUSALS])
 def test_a_server_that_will_not_do_is_one_line_with_the_next_step(
-    server: JobServer,
+    server: StandIn,
     token: Path,
     capsys: pytest.CaptureFixture[str],
     answer: tuple[int, Any],
@@ -248,20 +251,19 @@ def test_an_address_that_is_none_of_a_dashboard_is_one_line(
     assert err == f"--address: an address such as http://127.0.0.1:8265 is needed, but got {address!r}\n"
 
 
-def test_the_token_is_that_of_the_file_that_was_named(server: JobServer, token: Path, tmp_path: Path) -> None:
+def test_the_token_is_that_of_the_file_that_was_named(server: StandIn, token: Path, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("another\n")
-    Cluster(server.address, tmp_path / "other")
-    Cluster(server.address)
+    JobServer(server.address, tmp_path / "other")
+    JobServer(server.address)
     assert [header for _, header in server.asked] == ["Bearer another", f"Bearer {TOKEN}"]
 
 
 def test_without_a_token_file_no_token_is_sent_not_even_that_of_this_machines_own_ray(
-    server: JobServer, token: Path, monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token.unlink()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of another Ray")
-    cluster = Cluster(server.address)
-    cluster._client()
+    JobServer(server.address).client()
     assert {header or "" for _, header in server.asked} == {""}
 
 
@@ -270,7 +272,7 @@ def test_without_a_token_file_no_token_is_sent_not_even_that_of_this_machines_ow
     [(None, "No such file or directory"), (b"", "one word"), (b"two words", "one word"), (b"\xff", "no token")],
 )
 def test_a_token_file_that_holds_no_token_is_one_line_that_does_not_show_what_it_holds(
-    server: JobServer,
+    server: StandIn,
     token: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -290,7 +292,7 @@ def test_a_token_file_that_holds_no_token_is_one_line_that_does_not_show_what_it
 
 
 def test_a_ray_that_was_installed_without_its_client_is_one_line(
-    server: JobServer, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has()
     monkeypatch.setitem(sys.modules, "ray.job_submission", None)
@@ -301,7 +303,7 @@ def test_a_ray_that_was_installed_without_its_client_is_one_line(
 
 
 def test_status_shows_the_jobs_of_studies_and_what_lives_of_the_cluster(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     server.has(
@@ -320,7 +322,7 @@ def test_status_shows_the_jobs_of_studies_and_what_lives_of_the_cluster(
 
 
 def test_status_of_one_study_ends_with_its_last_lines(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str]
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.has(details("toy", "toy-1", "SUCCEEDED", 1), details("toy", "toy-2", "RUNNING", 2))
     code, out, _ = ran(capsys, "status", "toy", "--address", server.address)
@@ -331,7 +333,7 @@ def test_status_of_one_study_ends_with_its_last_lines(
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop"])
 def test_a_study_that_was_never_sent_is_one_line_with_those_that_were(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], command: str
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     server.has(details("toy", "toy-1", "RUNNING", 1))
     code, _, err = ran(capsys, command, "tyo", "--address", server.address)
@@ -341,7 +343,7 @@ def test_a_study_that_was_never_sent_is_one_line_with_those_that_were(
 
 
 def test_stop_says_that_the_same_submit_goes_on(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str]
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.has(details("toy", "toy-1", "RUNNING", 1))
     server.answers["POST /api/jobs/toy-1/stop"] = (200, {"stopped": True})
@@ -353,7 +355,7 @@ def test_stop_says_that_the_same_submit_goes_on(
 
 
 def test_there_is_nothing_to_stop_where_the_last_job_has_ended(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str]
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.has(details("toy", "toy-1", "SUCCEEDED", 1, end_time=2_000))
     code, _, err = ran(capsys, "stop", "toy", "--address", server.address)
@@ -379,12 +381,12 @@ def follows(monkeypatch: pytest.MonkeyPatch, tail: Tail) -> None:
     class Client:
         tail_job_logs = staticmethod(tail)
 
-    monkeypatch.setattr(Cluster, "_client", lambda _: Client())
+    monkeypatch.setattr(JobServer, "client", lambda _: Client())
     monkeypatch.setattr(jobs, "AGAIN_S", 0.01)
 
 
 def test_a_log_whose_connection_breaks_is_shown_once_and_whole(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has(details("toy", "toy-1", "RUNNING", 1))
     ended = details("toy", "toy-1", "FAILED", 1, end_time=2_000, driver_exit_code=2)
@@ -404,7 +406,7 @@ def test_a_log_whose_connection_breaks_is_shown_once_and_whole(
 
 
 def test_after_a_ctrl_c_the_job_goes_on_and_a_person_reads_how_to_come_back(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has(details("toy", "toy-1", "RUNNING", 1))
 
@@ -423,7 +425,7 @@ def test_after_a_ctrl_c_the_job_goes_on_and_a_person_reads_how_to_come_back(
 
 
 def test_a_cluster_that_vanishes_is_given_up_after_a_while(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has(details("toy", "toy-1", "RUNNING", 1))
 
@@ -440,7 +442,7 @@ def test_a_cluster_that_vanishes_is_given_up_after_a_while(
 
 
 def test_a_job_that_failed_before_its_study_began_says_why(
-    server: JobServer, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = "runtime_env setup failed: pip is missing\nTraceback"
     server.has(details("toy", "toy-1", "FAILED", 1, end_time=2_000, message=message))
@@ -471,8 +473,8 @@ def test_a_token_in_the_environment_of_a_named_cluster_is_used(tmp_path: Path) -
 
 
 def test_a_cluster_whose_answer_is_no_use_is_a_spec_error_that_names_what_was_asked(
-    server: JobServer, token: Path
+    server: StandIn, token: Path
 ) -> None:
     server.answers["GET /api/jobs/"] = (500, "Traceback\n of the dashboard")
     with pytest.raises(SpecError, match=r"Ray must answer /api/jobs/, but says 500: Traceback of the dashboard"):
-        Cluster(server.address).jobs()
+        Cluster(JobServer(server.address)).jobs()

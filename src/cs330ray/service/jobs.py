@@ -1,14 +1,8 @@
-"""Studies on a cluster, as Ray Jobs: sent with the code that runs them, then seen, followed and stopped over HTTP.
-
-The cluster's token is read from a file; it is in no command line, no job and no message.
-"""
+"""Studies on a cluster, as Ray Jobs: sent with the code that runs them, then seen, followed and stopped."""
 
 import asyncio
 import contextlib
 import getpass
-import http.client
-import json
-import os
 import secrets
 import shlex
 import shutil
@@ -16,24 +10,18 @@ import socket
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-
-import ray
 
 import cs330ray
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.service import trainables, wheel
+from cs330ray.service.jobserver import ANSWER_S, TROUBLE, JobServer, line_of
 from cs330ray.spec import Study
 
-ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` brings a cluster's dashboard
-ANSWER_S = 30.0  # for one answer of the cluster
 SILENCE_S = 60.0  # a log that says nothing for so long may have lost its connection
 LOST_S = 120.0  # a cluster that does not answer for so long is lost from sight
 AGAIN_S = 1.0
@@ -87,37 +75,21 @@ class Parcel:
 
 
 class Cluster:
-    """A cluster whose job server has answered."""
+    """A cluster, through its job server."""
 
-    def __init__(self, address: str | None = None, token_file: Path | None = None) -> None:
-        """Reach the job server at an address, by default the end of a tunnel here. Raises SpecError."""
-        self.address = _address(address)
-        self._token_file, token = _token(token_file)
-        # An empty one, where there is none, keeps Ray's client from adding the token of this process's own Ray.
-        self._headers = {"Authorization": f"Bearer {token}" if token else ""}
-        self._check()
-
-    def _check(self) -> None:
-        found = self._ask("GET", "/api/version")
-        theirs = found.get("ray_version") if isinstance(found, dict) else None
-        if theirs is None:
-            raise SpecError(self._is_not_ray("other JSON"))
-        if theirs != ray.__version__:
-            raise SpecError(
-                f"{self.address}: the cluster must run the Ray of this machine, {ray.__version__}, but it runs "
-                f"{theirs}; install ray=={theirs} here, or start the cluster with this one"
-            )
+    def __init__(self, server: JobServer) -> None:
+        self._server = server
 
     def nodes(self) -> str:
         """What lives of the cluster, in words."""
-        found = self._ask("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"]
+        found = self._server.ask("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"]
         alive = [node.get("resources_total") or {} for node in found if node["state"] == "ALIVE"]
         cpus, gpus = (sum(float(node.get(kind, 0)) for node in alive) for kind in ("CPU", "GPU"))
         return f"{len(alive)} node{'s' * (len(alive) != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
 
     def jobs(self, study: str | None = None) -> list[Job]:
         """The jobs of all studies, or of one, in the order in which they were sent."""
-        found = [_job(details) for details in self._ask("GET", "/api/jobs/") if _is_study(details)]
+        found = [_job(details) for details in self._server.ask("GET", "/api/jobs/") if _is_study(details)]
         return sorted((job for job in found if study in (None, job.study)), key=lambda job: job.began_s)
 
     def last(self, study: str) -> Job:
@@ -126,18 +98,18 @@ class Cluster:
         if not found:
             known = ", ".join(sorted({job.study for job in self.jobs()})) or "none"
             raise SpecError(
-                f"{study}: a study that was sent to {self.address} is needed, but there are only: {known}; "
+                f"{study}: a study that was sent to {self._server.address} is needed, but there are only: {known}; "
                 "`cs330ray submit FILE` sends one"
             )
         return found[-1]
 
     def job(self, name: str) -> Job:
         """One job by its id, as it stands now."""
-        return _job(self._ask("GET", f"/api/jobs/{urllib.parse.quote(name)}"))
+        return _job(self._server.ask("GET", f"/api/jobs/{urllib.parse.quote(name)}"))
 
     def log(self, name: str) -> str:
         """All that a job has written."""
-        return str(self._ask("GET", f"/api/jobs/{urllib.parse.quote(name)}/logs")["logs"] or "")
+        return str(self._server.ask("GET", f"/api/jobs/{urllib.parse.quote(name)}/logs")["logs"] or "")
 
     def send(self, parcel: Parcel, shipped: Path) -> str:
         """Start a checked study as a job, with the running package and the study files of `shipped`; the job's id.
@@ -157,7 +129,7 @@ class Cluster:
             shutil.copyfile(parcel.file, folder / f"{study.name}.toml")
             code = wheel.build(shipped, Path(scratch))
             try:
-                sent = self._client().submit_job(
+                sent = self._server.client().submit_job(
                     entrypoint=parcel.entrypoint,
                     submission_id=f"{study.name}-{secrets.token_hex(3)}",
                     runtime_env={
@@ -168,9 +140,10 @@ class Cluster:
                     },
                     metadata=_metadata(parcel, code),
                 )
-            except _TROUBLE as error:
+            except TROUBLE as error:
+                at = self._server.address
                 raise SpecError(
-                    f"{study.name}: the study must reach {self.address}, but {_line(error)}; nothing was started"
+                    f"{study.name}: the study must reach {at}, but {line_of(error)}; nothing was started"
                 ) from None
         return str(sent)
 
@@ -178,9 +151,9 @@ class Cluster:
         """Write what a job has said, and says, until it ends; the ended job. None where the cluster fell silent."""
         reader, answered_s = _Reader(write), time.monotonic()
         while time.monotonic() - answered_s < LOST_S:
-            with contextlib.suppress(*_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 reader.begin()
-                asyncio.run(_tail(self._client(), name, reader))
+                asyncio.run(_tail(self._server.client(), name, reader))
             try:
                 job = self.job(name)
                 if job.has_ended:
@@ -199,7 +172,7 @@ class Cluster:
         job = self.last(study)
         if job.has_ended:
             raise SpecError(f"{study}: a job that runs is needed, but the last one, {job.id}, has {job.state}")
-        self._ask("POST", f"/api/jobs/{urllib.parse.quote(job.id)}/stop")
+        self._server.ask("POST", f"/api/jobs/{urllib.parse.quote(job.id)}/stop")
         until = time.monotonic() + STOP_S + ANSWER_S
         while not (job := self.job(job.id)).has_ended:
             if time.monotonic() > until:
@@ -209,61 +182,6 @@ class Cluster:
                 )
             time.sleep(AGAIN_S / 4)
         return job
-
-    def _client(self) -> Any:
-        """Ray's own client, at this very address. Raises SpecError where Ray was installed without it."""
-        try:
-            from ray.job_submission import JobSubmissionClient
-
-            with _environment("RAY_API_SERVER_ADDRESS", self.address):  # goes before any argument
-                return JobSubmissionClient(self.address, headers=dict(self._headers))
-        except ImportError as error:
-            raise SpecError(_INSTALL.format(_line(error))) from None
-        except RuntimeError as error:
-            if "ray[default]" not in str(error):
-                raise
-            raise SpecError(_INSTALL.format("parts are missing")) from None
-
-    def _ask(self, method: str, path: str) -> Any:
-        """The JSON that the cluster answers. Raises SpecError in one line."""
-        request = urllib.request.Request(self.address + path, method=method, headers=self._headers)  # noqa: S310
-        try:
-            with _OPENER.open(request, timeout=ANSWER_S) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise SpecError(self._refusal(error.code, path, error.read(1000).decode(errors="replace"))) from None
-        except http.client.HTTPException as error:
-            raise SpecError(self._is_not_ray(_line(error))) from None
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            raise SpecError(
-                f"{self.address}: a cluster must answer here, but {getattr(reason, 'strerror', None) or reason}; "
-                "`ray dashboard cluster.yaml` opens a tunnel to it, --address names another place"
-            ) from None
-        except ValueError:
-            raise SpecError(self._is_not_ray("no JSON")) from None
-
-    def _refusal(self, code: int, path: str, body: str) -> str:
-        if code == HTTPStatus.UNAUTHORIZED:
-            return (
-                f"{self.address}: the cluster asks for its token, but there is none in {self._token_file}; put the "
-                "head's ~/.ray/auth_token there, or name a copy with --token-file"
-            )
-        if code == HTTPStatus.FORBIDDEN:
-            return (
-                f"{self.address}: the cluster must know the token in {self._token_file}, but refuses it; copy the "
-                "head's ~/.ray/auth_token again, or name another with --token-file"
-            )
-        if path == "/api/version":
-            return self._is_not_ray(f"status {code}")
-        return f"{self.address}: Ray must answer {path}, but says {code}: {' '.join(body.split())[:200]}"
-
-    def _is_not_ray(self, got: str) -> str:
-        return (
-            f"{self.address}: the job server of a Ray cluster is needed, but what answers is another one ({got}); "
-            "name its address with --address"
-        )
 
 
 def own_packages(study: Study) -> list[Path]:
@@ -276,36 +194,6 @@ def own_packages(study: Study) -> list[Path]:
             above = name.count(".") - (0 if hasattr(module, "__path__") else 1)
             folders[top] = Path(module.__file__).absolute().parents[above]
     return list(folders.values())
-
-
-def _address(text: str | None) -> str:
-    address = (text or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS).rstrip("/")
-    try:
-        parts = urllib.parse.urlsplit(address)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
-    except ValueError:
-        known = False
-    if not known:
-        raise SpecError(f"--address: an address such as {ADDRESS} is needed, but got {address!r}")
-    return address
-
-
-def _token(file: Path | None) -> tuple[Path, str | None]:
-    """Where the token is read from, and the token; None where nobody named a file and Ray's own is not there."""
-    named = file or (Path(path) if (path := os.environ.get("RAY_AUTH_TOKEN_PATH")) else None)
-    place = named or Path.home() / ".ray" / "auth_token"
-    try:
-        token = place.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if named is None and isinstance(error, FileNotFoundError):
-            return place, None
-        reason = error.strerror if isinstance(error, OSError) else "what it holds is no token"
-        raise SpecError(
-            f"{place}: the cluster's token must be in this file, but {reason}; name it with --token-file"
-        ) from None
-    if not token or not token.isprintable() or " " in token:
-        raise SpecError(f"{place}: the cluster's token, one word, must be in this file, but what it holds is not one")
-    return place, token
 
 
 def _metadata(parcel: Parcel, code: Path) -> dict[str, str]:
@@ -372,34 +260,3 @@ async def _tail(client: Any, name: str, reader: _Reader) -> None:
                 if piece is None:
                     return
                 reader.take(piece)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-class _NoDetours(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the token is for one address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Take none."""
-
-
-# What Ray's client raises where a cluster refuses, or is gone.
-_TROUBLE = (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError)
-_OPENER = urllib.request.build_opener(_NoDetours)
-_INSTALL = "submit: Ray's own client is needed, but {}; install it: pip install 'cs330ray[cluster]'"
-
-
-def _line(error: BaseException) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:300]}..."
