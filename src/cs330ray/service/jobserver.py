@@ -104,7 +104,7 @@ class JobServer:
 
 
 def _address(text: str | None) -> str:
-    address = (text or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS).rstrip("/")
+    address = text or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS
     try:
         parts = urllib.parse.urlsplit(address)
         known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
@@ -112,7 +112,7 @@ def _address(text: str | None) -> str:
         known = False
     if not known:
         raise SpecError(f"--address: an address such as {ADDRESS} is needed, but got {address!r}")
-    return address
+    return address.rstrip("/")
 
 
 def _token(file: Path | None) -> tuple[Path, str | None]:
