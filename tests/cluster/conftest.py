@@ -17,6 +17,7 @@ import yaml
 from tests.cluster.hosts import ROOT, Hosts, hosts, why_not
 from tests.service.conftest import DEBIAN, Server
 
+NAMES = ("desk", "head", "worker")
 BOOT_S = 120
 MLFLOW = "http://127.0.0.1:5000"
 START = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0"
@@ -45,6 +46,30 @@ class UpCluster:
     def submit(self, *words: str) -> list[str]:
         """The words of a submit from the desk."""
         return ["cs330ray", "submit", *words, "--token-file", str(self.token)]
+
+    def up(self) -> None:
+        """Bring it up, from a head that has just booted: its MLflow, Ray, and a tunnel from the desk to it."""
+        desk, head = self.hosts["desk"], self.hosts["head"]
+        head.start(
+            "env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "mlflow", "server", "--backend-store-uri", self.mlflow,
+            "--host", "127.0.0.1", "--workers", "1", log=self.hosts.folder / "mlflow.log",
+        )  # fmt: skip
+        desk.run("ray", "up", "-y", "--no-config-cache", str(self.file), seconds=BOOT_S)
+        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ServerAliveInterval=2"]
+        desk.start(
+            "ssh", "-N", "-i", str(self.hosts.key), *(word for option in options for word in ("-o", option)),
+            "-L", "8265:127.0.0.1:8265", f"root@{head.address}", log=self.hosts.folder / "tunnel.log",
+        )  # fmt: skip
+        self._until_joined()
+
+    def _until_joined(self) -> None:
+        until = time.monotonic() + BOOT_S
+        while True:
+            done = self.hosts["desk"].run("cs330ray", "status", "--token-file", str(self.token), check=False)
+            if ": 2 nodes, 4 CPUs" in done.stdout:
+                return
+            assert time.monotonic() < until, f"{done.stdout}{done.stderr}"
+            time.sleep(1)
 
 
 def cluster_file(made: Hosts, token: Path) -> dict[str, Any]:
@@ -85,7 +110,7 @@ def cluster() -> Iterator[UpCluster]:
     if (reason := _without()) is not None:
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
-        made = stack.enter_context(hosts(["desk", "head", "worker"]))
+        made = stack.enter_context(hosts(NAMES))
         folder = made.folder / "postgres"
         folder.mkdir()
         installed = shutil.which("initdb")
@@ -97,30 +122,11 @@ def cluster() -> Iterator[UpCluster]:
         home, token = made.folder / "runs", made.folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        made.boot(PROFILE.format(home=home, ledger=ledger))
-        log = stack.enter_context((made.folder / "mlflow.log").open("w"))
-        made["head"].start(
-            "env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "mlflow", "server", "--backend-store-uri", mlflow,
-            "--host", "127.0.0.1", "--workers", "1", output=log,
-        )  # fmt: skip
+        made.furnish(PROFILE.format(home=home, ledger=ledger))
+        for name in NAMES:
+            made.boot(name)
         file = made.folder / "cluster.yaml"
         file.write_text(yaml.safe_dump(cluster_file(made, token)))
         up = UpCluster(made, file, token, home, ledger, mlflow)
-        made["desk"].run("ray", "up", "-y", "--no-config-cache", str(file), seconds=BOOT_S)
-        tunnel = stack.enter_context((made.folder / "tunnel.log").open("w"))
-        made["desk"].start(
-            "ssh", "-N", "-i", str(made.key), "-o", "StrictHostKeyChecking=no", "-L", "8265:127.0.0.1:8265",
-            f"root@{made.address('head')}", output=tunnel,
-        )  # fmt: skip
-        _until_joined(up)
+        up.up()
         yield up
-
-
-def _until_joined(up: UpCluster) -> None:
-    until = time.monotonic() + BOOT_S
-    while True:
-        done = up.hosts["desk"].run("cs330ray", "status", "--token-file", str(up.token), check=False)
-        if ": 2 nodes, 4 CPUs" in done.stdout:
-            return
-        assert time.monotonic() < until, f"{done.stdout}{done.stderr}"
-        time.sleep(1)

@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "mount")
@@ -77,6 +77,7 @@ class Host:
     address: str
     folder: Path  # its files, on the disk of all
     outside: "subprocess.Popen[str]"  # `unshare`, whose only child is the first process
+    started: "list[subprocess.Popen[str]]" = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -103,18 +104,25 @@ class Host:
         assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def start(self, *words: str, output: IO[str]) -> "subprocess.Popen[str]":
-        """Start a command on it."""
-        return subprocess.Popen(
-            self.command(words), stdout=output, stderr=output, text=True, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+    def start(self, *words: str, log: Path) -> "subprocess.Popen[str]":
+        """Start a command on it, which ends with it."""
+        with log.open("w") as output:
+            started = subprocess.Popen(
+                self.command(words), stdout=output, stderr=output, text=True, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self.started.append(started)
+        return started
 
     def die(self) -> None:
         """Pull the plug."""
         with contextlib.suppress(IndexError, OSError):
             os.kill(self.first, signal.SIGKILL)
-        self.outside.wait(30)
+        for process in [self.outside, *self.started]:
+            process.wait(30)
+        for pipe in (self.outside.stdin, self.outside.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 class Hosts:
@@ -124,7 +132,8 @@ class Hosts:
         self.folder = folder
         self.key = folder / "key"
         self.all: dict[str, Host] = {}
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
+        self.booted: list[Host] = []  # those that died too
+        _key(self.key)
         self._addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, start=1)}
 
     def __getitem__(self, name: str) -> Host:
@@ -134,39 +143,49 @@ class Hosts:
         """The address of a host."""
         return self._addresses[name]
 
-    def boot(self, profile: str) -> None:
-        """Start all hosts and join them; `profile` is read by every login shell."""
+    def furnish(self, profile: str) -> None:
+        """Give every host its home, whose login shells read `profile`, and the keys of its door."""
         for name in self._addresses:
-            self.all[name] = self._host(name, profile)
-        first, *rest = self.all.values()
-        self._on(first, "link add bridge type bridge", f"addr add {first.address}/24 dev bridge",
-                 "link set bridge up")  # fmt: skip
-        for number, host in enumerate(rest):
-            self._on(first, f"link add port{number} type veth peer name eth0 netns {host.first}",
-                     f"link set port{number} master bridge", f"link set port{number} up")  # fmt: skip
-            self._on(host, f"addr add {host.address}/24 dev eth0", "link set eth0 up",
-                     f"route add default via {first.address}")  # fmt: skip
+            folder = self.folder / name
+            (folder / "home").mkdir(parents=True)
+            (folder / "home" / ".bash_profile").write_text(profile)
+            (folder / "passwd").write_text(self._passwd(folder / "home"))
+            (folder / "hosts").write_text(
+                "127.0.0.1 localhost\n" + "".join(f"{address} {host}\n" for host, address in self._addresses.items())
+            )
+            _key(folder / "host_key")
+            (folder / "sshd_config").write_text(SSHD.format(folder=folder, key=self.key))
 
-    def _host(self, name: str, profile: str) -> Host:
+    def boot(self, name: str) -> None:
+        """Start a host, or start it again with an empty /tmp, and join it to the first."""
         folder = self.folder / name
-        for part in ("tmp", "home"):
-            (folder / part).mkdir(parents=True)
-        (folder / "home" / ".bash_profile").write_text(profile)
-        (folder / "passwd").write_text(self._passwd(folder / "home"))
-        (folder / "hosts").write_text(
-            "127.0.0.1 localhost\n" + "".join(f"{address} {host}\n" for host, address in self._addresses.items())
-        )
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")], check=True)
-        (folder / "sshd_config").write_text(SSHD.format(folder=folder, key=self.key))
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        (folder / "tmp").mkdir()
         script = FIRST.format(folder=folder, name=name, sshd=_program("sshd"), binds=self._binds(folder))
-        outside = subprocess.Popen(
-            [*_UNSHARE, "bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=(folder / "boot.log").open("w"), text=True, start_new_session=True,
-        )  # fmt: skip
+        with (folder / "boot.log").open("w") as log:
+            outside = subprocess.Popen(
+                [*_UNSHARE, "bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, start_new_session=True,
+            )  # fmt: skip
+        host = Host(name, self._addresses[name], folder, outside)
+        self.booted.append(host)
+        self.all[name] = host
         assert outside.stdout is not None
         said = outside.stdout.readline()
         assert said == "ready\n", (folder / "boot.log").read_text()
-        return Host(name, self._addresses[name], folder, outside)
+        self._join(host)
+
+    def _join(self, host: Host) -> None:
+        first = next(iter(self.all.values()))
+        if host is first:
+            self._on(host, "link add bridge type bridge", f"addr add {host.address}/24 dev bridge",
+                     "link set bridge up")  # fmt: skip
+            return
+        port = f"port{len(self.booted)}"
+        self._on(first, f"link add {port} type veth peer name eth0 netns {host.first}",
+                 f"link set {port} master bridge", f"link set {port} up")  # fmt: skip
+        self._on(host, f"addr add {host.address}/24 dev eth0", "link set eth0 up",
+                 f"route add default via {first.address}")  # fmt: skip
 
     def _passwd(self, home: Path) -> str:
         lines = Path("/etc/passwd").read_text().splitlines()
@@ -191,16 +210,17 @@ class Hosts:
 
     def end(self) -> None:
         """End all hosts."""
-        for host in self.all.values():
+        for host in self.booted:
             host.die()
-            for pipe in (host.outside.stdin, host.outside.stdout):
-                if pipe is not None:
-                    pipe.close()
+
+
+def _key(file: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True)
 
 
 @contextlib.contextmanager
 def hosts(names: Sequence[str]) -> Iterator[Hosts]:
-    """Hosts that are not booted yet; afterwards nothing of them is left."""
+    """Hosts that are neither furnished nor booted yet; afterwards nothing of them is left."""
     before = _outside()
     folder = Path(tempfile.mkdtemp(prefix="cs330ray-hosts-"))
     folder.chmod(0o711)  # PostgreSQL runs as another user

@@ -33,8 +33,8 @@ print(json.dumps({path: [status(path, {}), status(path, {"Authorization": "Beare
 """
 
 
-def study(name: str, sleep_s: float, **changes: Any) -> Study:
-    return toy(name=name, fixed={"sleep_s": sleep_s, "eval_every_steps": 1}, budget={"trials": 12, "steps": 40},
+def study(name: str, trials: int, sleep_s: float, **changes: Any) -> Study:
+    return toy(name=name, fixed={"sleep_s": sleep_s, "eval_every_steps": 1}, budget={"trials": trials, "steps": 40},
                resources={"checkpoint": "1s", "slots": 4}, **changes)  # fmt: skip
 
 
@@ -76,45 +76,67 @@ def test_without_the_token_neither_the_jobs_nor_the_dashboard_answer(cluster: Up
 
 
 def test_a_stopped_study_is_whole_and_the_same_submit_goes_on(cluster: UpCluster, ledger: Ledger) -> None:
-    desk, file = cluster.hosts["desk"], toml(study("stopped", 0.1), cluster.hosts.folder / "stopped.toml")
+    desk, file = cluster.hosts["desk"], toml(study("stopped", 6, 0.1), cluster.hosts.folder / "stopped.toml")
     log = cluster.hosts.folder / "first.log"
-    with log.open("w") as output:
-        first = desk.start(*cluster.submit(str(file)), output=output)
-        until(lambda: hosts_at_work(ledger, "stopped"), log)
-        again = desk.run(*cluster.submit(str(file)), check=False)
-        stopped = desk.run("cs330ray", "stop", "stopped", "--token-file", str(cluster.token))
-        assert first.wait(30) == 130, log.read_text()
+    first = desk.start(*cluster.submit(str(file)), log=log)
+    until(lambda: hosts_at_work(ledger, "stopped"), log)
+    again = desk.run(*cluster.submit(str(file)), check=False)
+    stopped = desk.run("cs330ray", "stop", "stopped", "--token-file", str(cluster.token))
+    assert first.wait(30) == 130, log.read_text()
     assert again.returncode == 2
     assert "a study runs once at a time, but job stopped-" in again.stderr
     assert stopped.stdout.splitlines()[-1] == f"Go on with: {' '.join(cluster.submit(str(file)))}"
     assert "interrupted after" in log.read_text()
-    done = desk.run(*cluster.submit(str(file), "--set", "budget.trials=5"), seconds=120, check=False)
+    done = desk.run(*cluster.submit(str(file)), seconds=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
+    cluster: UpCluster, ledger: Ledger, tmp_path: Path
+) -> None:
+    desk, file = cluster.hosts["desk"], toml(study("headless", 5, 0.2), cluster.hosts.folder / "headless.toml")
+    log = cluster.hosts.folder / "headless.log"
+    submitted = desk.start(*cluster.submit(str(file)), log=log)
+    until(lambda: hosts_at_work(ledger, "headless") == {"head", "worker"}, log)
+    cluster.hosts["head"].die()
+    cluster.hosts.boot("head")
+    cluster.up()
+    done = desk.run(*cluster.submit(str(file)), seconds=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from its checkpoint at step" in done.stdout
+    assert submitted.wait(120) == 1
+    assert "headless: the cluster no longer answers" in log.read_text()
+    assert_each_trial_equals_a_lone_rerun(ledger, "headless", 5, tmp_path)
+
+
 def test_a_host_that_dies_costs_its_trials_nothing_but_time(cluster: UpCluster, ledger: Ledger, tmp_path: Path) -> None:
-    file = toml(study("struck", 0.25), cluster.hosts.folder / "struck.toml")
+    file = toml(study("struck", 8, 0.2), cluster.hosts.folder / "struck.toml")
     log = cluster.hosts.folder / "struck.log"
-    with log.open("w") as output:
-        submitted = cluster.hosts["desk"].start(*cluster.submit(str(file)), output=output)
-        until(lambda: hosts_at_work(ledger, "struck") == {"head", "worker"}, log)
-        cluster.hosts["worker"].die()
-        try:
-            assert submitted.wait(180) == 0, log.read_text()
-        except subprocess.TimeoutExpired:
-            pytest.fail(log.read_text())
+    submitted = cluster.hosts["desk"].start(*cluster.submit(str(file)), log=log)
+    until(lambda: hosts_at_work(ledger, "struck") == {"head", "worker"}, log)
+    cluster.hosts["worker"].die()
+    try:
+        assert submitted.wait(180) == 0, log.read_text()
+    except subprocess.TimeoutExpired:
+        pytest.fail(log.read_text())
     found = ledger.study("struck")
     (cell,) = found.cells
-    trials = ledger.trials(found, cell)
-    assert [trial.state for trial in trials] == ["COMPLETE"] * 12
-    attempts = [[attempt["host"] for attempt in ledger.attempts(found, cell, trial.number)] for trial in trials]
-    moved = [each for each in attempts if each[0] == "worker" and each[-1] == "head"]
-    assert moved, attempts
-    for trial in trials:
-        config = toy_trainable.Config(**{**cell.fixed, **trial.params})
-        alone = run_alone(toy_trainable, config.model_copy(update={"sleep_s": 0.0}), trial.seed, 40,
-                          tmp_path / str(trial.number))  # fmt: skip
+    ran_on = [
+        [attempt["host"] for attempt in ledger.attempts(found, cell, trial.number)]
+        for trial in ledger.trials(found, cell)
+    ]
+    assert [each for each in ran_on if each[0] == "worker" and each[-1] == "head"], ran_on
+    assert_each_trial_equals_a_lone_rerun(ledger, "struck", 8, tmp_path)
+    assert Mirror(ledger, "struck", cluster.home).sync() == 0
+
+
+def assert_each_trial_equals_a_lone_rerun(ledger: Ledger, name: str, trials: int, folder: Path) -> None:
+    found = ledger.study(name)
+    (cell,) = found.cells
+    assert [trial.state for trial in ledger.trials(found, cell)] == ["COMPLETE"] * trials
+    for trial in ledger.trials(found, cell):
+        config = toy_trainable.Config(**{**cell.fixed, **trial.params, "sleep_s": 0.0})
+        alone = run_alone(toy_trainable, config, trial.seed, 40, folder / str(trial.number))
         assert [(row.step, dict(row.metrics)) for row in ledger.rows(found, cell, trial.number)] == [
             (progress.step, dict(progress.metrics)) for progress in alone
         ]
-    assert Mirror(ledger, "struck", cluster.home).sync() == 0

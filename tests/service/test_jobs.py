@@ -457,8 +457,7 @@ def test_a_job_that_failed_before_its_study_began_says_why(
     assert err == "toy: job toy-1 has failed: runtime_env setup failed: pip is missing\n"
 
 
-def test_a_token_in_the_environment_of_a_named_cluster_is_used(tmp_path: Path) -> None:
-    """A driver that is told an address has token authentication where the cluster has, though Ray would not look."""
+def test_a_driver_that_is_told_a_clusters_address_uses_the_token_that_lies_there(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -6,6 +6,7 @@ The token is read from a file; it is in no command line, no job and no message.
 import contextlib
 import http.client
 import json
+import logging
 import os
 import urllib.error
 import urllib.parse
@@ -52,6 +53,8 @@ class JobServer:
         try:
             from ray.job_submission import JobSubmissionClient
 
+            for name in _CHATTY:
+                logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
             with _environment("RAY_API_SERVER_ADDRESS", self.address):  # goes before any argument
                 return JobSubmissionClient(self.address, headers=dict(self._headers))
         except ImportError as error:
@@ -153,6 +156,7 @@ class _NoDetours(urllib.request.HTTPRedirectHandler):
         """Take none."""
 
 
+_CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 _OPENER = urllib.request.build_opener(_NoDetours)
 _INSTALL = "submit: Ray's own client is needed, but {}; install it: pip install 'cs330ray[cluster]'"
 
