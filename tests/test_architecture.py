@@ -16,7 +16,7 @@ import cs330ray
 
 ROOT = Path(cs330ray.__file__).parent
 ALL = frozenset({""})
-COMMAND_LINE = ("cli", "console", "lone", "__main__", "__init__")
+COMMAND_LINE = ("cli", "console", "lone", "remote", "__main__", "__init__")
 
 # What a room sees beside itself; a room is a module or a package right under cs330ray.
 SEES: Mapping[str, frozenset[str]] = {
