@@ -10,7 +10,7 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-PATIENCE_S = 60  # for what a test asks of them
+PATIENCE_S = 120  # for what a test asks of them
 
 
 def free_port() -> int:

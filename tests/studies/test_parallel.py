@@ -225,6 +225,48 @@ def test_in_float32_two_workers_hold_the_same_bits_too(case, pair, tmp_path):
     assert one.rows == other.rows
 
 
+def work(case: Case) -> dict[str, int]:
+    """How many tasks, ratings, examples or questions each function of the learner is given here, in two steps."""
+    from cs330ray.learners import decoding, lora, maml, mann, multitask, protonet
+
+    counted: dict[tuple[Any, str], Callable[..., int]] = {
+        (maml, "outer_backward"): lambda *given, **_: len(given[3]),
+        (maml, "evaluate"): lambda *given: len(given[3]),
+        (protonet, "backward"): lambda *given, **_: len(given[2]),
+        (protonet, "evaluate"): lambda *given: len(given[2]),
+        (mann, "logits"): lambda *given: len(given[2]),
+        (multitask, "backward"): lambda *given, **_: len(given[3]),
+        (multitask, "evaluate"): lambda *given: len(given[1]),
+        (lora, "backward"): lambda *given, **_: sum(len(part.labels_BK) for part in given[1]),
+        (lora, "evaluate"): lambda *given, **_: len(given[1]),
+        (decoding.Decoder, "greedy"): lambda *given, **_: len(given[1]),
+    }
+    done: dict[str, int] = {}
+
+    def spied(name: str, whole: Callable[..., Any], count: Callable[..., int]) -> Callable[..., Any]:
+        def spy(*given: Any, **named: Any) -> Any:
+            done[name] = done.get(name, 0) + count(*given, **named)
+            return whole(*given, **named)
+
+        return spy
+
+    with in_float64(), ExitStack() as patches:
+        for (owner, name), count in counted.items():
+            spy = spied(f"{owner.__name__}.{name}", getattr(owner, name), count)
+            patches.enter_context(patch.object(owner, name, spy))
+        list(trainables.load(case.name).train(case.make(), 5, 2))
+    return done
+
+
+@each
+def test_two_workers_do_once_what_one_process_does_once(case, pair):
+    whole = work(case)
+    one, other = pair.call(work, case)
+    assert {name: one.get(name, 0) + other.get(name, 0) for name in whole} == whole
+    if " of one " not in case.label:
+        assert all(0 < other[name] < done for name, done in whole.items())
+
+
 # The end of a trial is the same in all
 
 
