@@ -1,7 +1,7 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
-Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, actor, places, thin, record, machine,
-backup, beside, run, mlflow_runs, mirror; estimate aside.
+Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, places, objects, copies, actor, thin,
+record, machine, backup, beside, run, mlflow_runs, mirror; estimate aside.
 """
 
 import os

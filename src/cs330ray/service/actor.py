@@ -22,6 +22,8 @@ from cs330ray import checkpoint
 from cs330ray.clock import wall_s
 from cs330ray.errors import CheckpointError, Diverged
 from cs330ray.service import memory, trainables
+from cs330ray.service.copies import BEGUN, Copies, fetched
+from cs330ray.service.objects import StoreFault
 from cs330ray.service.places import LOG
 from cs330ray.trial import Item, Progress, Scores
 
@@ -42,12 +44,14 @@ class TrialRun:
     `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), recorded_step (the last
     row that the ledger holds), begun (whether the ledger knows of a start), checkpoint_s, batch_s, prune_every (0:
     never), memory (GiB or None), cpus, code and data digests; `test` where the trial is to be scored on the test split;
-    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None.
+    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None;
+    where checkpoints are copied to a store, `copies` with its url and the trial's place there.
     """
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         self._told = told
         self._home = Path(told["home"])
+        self._copies: Copies | None = None
         self._rows: Iterator[Progress] | None = None
         self._source: checkpoint.Checkpoint | None = None  # where the generator began
         self._latest: Progress | None = None  # the generator stands at this moment
@@ -57,8 +61,8 @@ class TrialRun:
     def next_batch(self) -> dict[str, Any]:
         """Train until a batch of rows is worth a message.
 
-        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (the trial is at its
-        end), "circumstances", "end" and, with that, "scores" or "untested".
+        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (what the trial can
+        not do without: "begin" or "end"), "circumstances", "end" and, with that, "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -68,7 +72,7 @@ class TrialRun:
                 self._start(batch)
             self._save_if_due(batch)
             if self._last and "unsaved" in batch:
-                batch["waits"] = True
+                batch["waits"] = "end"
                 time.sleep(SAVE_AGAIN_S)
             elif self._last:
                 if self._told.get("test"):
@@ -76,6 +80,9 @@ class TrialRun:
                 batch["end"] = {"state": "COMPLETE"}
             else:
                 self._train(batch)
+        except StoreFault as fault:  # without what lies there nobody knows where the trial stands
+            batch |= {"unsaved": str(fault), "waits": "begin"}
+            time.sleep(SAVE_AGAIN_S)
         except Diverged as error:
             batch["end"] = _failure(f"diverged: {error}")
         except _OutOfMemory as error:
@@ -85,7 +92,12 @@ class TrialRun:
         return batch
 
     def close(self) -> None:
-        """End the generator and give its memory back."""
+        """End the generator, give its memory back, and the disk where a store has the checkpoints."""
+        self._free()
+        if self._copies is not None:
+            self._copies.clear(self._home)
+
+    def _free(self) -> None:
         close = getattr(self._rows, "close", None)
         if close is not None:
             close()
@@ -103,15 +115,34 @@ class TrialRun:
         config = trainable.Config(**self._told["config"])
         checkpoint.sweep(self._home)
         checkpoint.forget_after(self._home, self._told["recorded_step"])
-        newest = checkpoint.newest(self._home)
-        self._source = newest or _begun_by_another(self._told)
+        self._copies = Copies.told(self._told)
+        if self._copies is None:
+            newest = checkpoint.newest(self._home)
+        else:
+            newest = self._copies.take_up(self._home, self._told["recorded_step"])
+        self._source = newest or self._begun_by_another()
         begin = {"resumed_from_step": self._source.step if self._source else None, "began_s": began_s}
         batch["circumstances"] = begin | _circumstances(self._told)
         self._bound_memory()
         begin_at = self._source.path if self._source else None
         self._rows = trainable.train(config, self._told["seed"], self._told["steps"], begin_at)
         if newest is not None:
-            batch["checkpoint"] = _named(newest)
+            batch["checkpoint"] = self._named(newest)
+
+    def _begun_by_another(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
+        begin_at = self._told.get("begin_at")
+        try:
+            if begin_at and "://" in begin_at:
+                return fetched(begin_at, self._home / BEGUN, self._copies.store if self._copies else None)
+            return checkpoint.read(Path(begin_at)) if begin_at else None
+        except CheckpointError:
+            return None
+
+    def _named(self, written: checkpoint.Checkpoint) -> dict[str, Any]:
+        """A checkpoint for the record, by the place where it will be found."""
+        path = str(written.path) if self._copies is None else self._copies.address(written.step)
+        return {"step": written.step, "path": path, "digest": written.digest}
 
     def _bound_memory(self) -> None:
         """Watch this process where there is a bound. Raises _OutOfMemory where an earlier worker exceeded it."""
@@ -145,7 +176,9 @@ class TrialRun:
             written = checkpoint.write(self._home, begun_at.step, lambda path: checkpoint.copy(begun_at, path), keep)
         else:
             return
-        batch["checkpoint"] = _named(written)
+        if self._copies is not None:
+            self._copies.push(written, keep)
+        batch["checkpoint"] = self._named(written)
 
     def _tested(self) -> dict[str, Any]:
         """What the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -157,7 +190,7 @@ class TrialRun:
             return {}  # there was no row
         if (why := self._ended_testing()) is not None:
             return {"untested": {"reason": why, "traceback": ""}}
-        self.close()  # the memory of training is free for the test
+        self._free()  # for the test
         settle(self._told["seed"], self._told["cpus"])
         if self._told.get("memory"):
             memory.watch(self._home, self._told["memory"])
@@ -227,18 +260,6 @@ class TrialActor(tune.Trainable):
     def cleanup(self) -> None:
         """Leave the trial."""
         self._run.close()
-
-
-def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
-    return {"step": written.step, "path": str(written.path), "digest": written.digest}
-
-
-def _begun_by_another(told: Mapping[str, Any]) -> checkpoint.Checkpoint | None:
-    """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
-    try:
-        return checkpoint.read(Path(told["begin_at"])) if told.get("begin_at") else None
-    except CheckpointError:
-        return None
 
 
 def _fault_of_storage(error: Exception, home: Path) -> str:

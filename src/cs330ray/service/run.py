@@ -27,15 +27,17 @@ from ray import tune
 from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
-from cs330ray.service import confirm, grow, trainables
+from cs330ray.service import confirm, copies, grow, objects, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.backup import Backups
 from cs330ray.service.beside import mirrored
+from cs330ray.service.copies import Copies
 from cs330ray.service.estimate import first_values
 from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
-from cs330ray.service.places import checkpoints_of
+from cs330ray.service.objects import Store, StoreFault
+from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
@@ -76,6 +78,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     began = time.monotonic()
     machine = _join(study)
     slots = machine.slots(study)
+    store = _store(study, listener)
     data = prepare(study)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
@@ -90,6 +93,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
                     listener.says(f"grown: {line}")
                 _announce(study, machine, slots, listener)
                 session = _Session(ledger, study, lease, listener, interrupted)
+                session.store = store
                 _conduct(session, home, machine, slots, data, mirror=mirror)
         except Interrupted:
             return Outcome(time.monotonic() - began, 0.0, True, ledger)
@@ -136,6 +140,7 @@ class _Session(Listener):
         self.name = uuid.uuid4().hex
         self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
         self.tends: Sequence[Callable[[], None]] = ()  # what is looked after as time passes
+        self.store: Store | None = None  # where checkpoints are copied to
         self._interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0
@@ -209,16 +214,22 @@ def _tune(
     grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
+    there = _copies(ledger, study, session.store)
     for cell in study.cells:
-        thin(ledger, study, cell, place)
+        thin(ledger, study, cell, place, copies=there)
     if (failure := why_to_stop(ledger, study)) is not None:
         raise failure
     spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
     if spent and not interrupted and not confirm.pending(ledger, study):
         return
-    recorder = Recorder(ledger, study, session, place)
+    recorder = Recorder(ledger, study, session, place, there)
     searcher = LedgerSearcher(
-        ledger, study, _assignment(study, home, data), interrupted, session.confirms, session.lease.fence
+        ledger,
+        study,
+        _assignment(study, home, data, ledger.folder(study) if session.store else None),
+        interrupted,
+        session.confirms,
+        session.lease.fence,
     )
 
     def tick() -> None:
@@ -262,15 +273,42 @@ def _tune(
         session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
-def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cell, int], dict[str, Any]]:
+def _store(study: Study, listener: Listener) -> Store | None:
+    """The store that checkpoints are copied to, once it has proved itself, or None. Raises SpecError."""
+    url = objects.wanted()
+    store = objects.tried(url) if url else None
+    if store is not None:
+        listener.says(f"{study.name}: checkpoints are kept at {store.address}")
+    return store
+
+
+def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
+    """The copies of each trial's checkpoints in a store, whose folder for the study is made."""
+    if store is None:
+        return None
+    folder = ledger.make_folder(study)
+    try:
+        copies.mark(store, folder)
+    except StoreFault as fault:
+        raise StudyError(
+            f"{study.name}: checkpoints must be kept, but {fault}; mend the store, and the same command goes on"
+        ) from None
+    return lambda cell, number: Copies(store, copies_of(folder, cell, number))
+
+
+def _assignment(
+    study: Study, home: Path, data: dict[str, str], folder: str | None = None
+) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
+    url = objects.wanted()
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
         return {
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
+            "copies": {"url": url, "place": copies_of(folder, cell, number)} if folder else None,
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
