@@ -55,9 +55,7 @@ class Copies:
 
         Those beyond `recorded_step` are removed: what the record does not hold has not happened.
         """
-        wanted = f"{PurePosixPath(self._place).parts[0]}/{MARK}"
-        if not self.store.has(wanted):
-            raise StoreFault(f"{self.store.address}: what the driver wrote is not seen here: there is no {wanted}")
+        must_be_seen(self.store, PurePosixPath(self._place).parts[0])
         held = self._held()
         for step in [step for step in held if step > recorded_step]:
             self._remove(step, held.pop(step))
@@ -132,6 +130,7 @@ class Copies:
 
     def remove(self) -> None:
         """Remove all copies of the trial."""
+        must_be_seen(self.store, PurePosixPath(self._place).parts[0])
         for step, files in self._held().items():
             if MANIFEST in files:  # at no moment is there half of a checkpoint
                 self.store.remove(f"{self._folder(step)}/{MANIFEST}")
@@ -166,20 +165,26 @@ class Copies:
         try:
             manifest = json.loads(self.store.read(f"{self._folder(step)}/{MANIFEST}", MANIFEST_BYTES))
             files = manifest["files"]
-            if manifest["step"] != step or not all(_is_within(name) for name in files):
-                raise ValueError("it is of another step, or names what lies elsewhere")
+            if manifest["step"] != step or not isinstance(files, dict) or not all(map(_is_within, files)):
+                raise ValueError("it is of another step, or names what cannot lie there")
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.address(step)}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); "
                 "use another"
             ) from None
-        return dict(files)
+        return files
 
 
 def mark(store: Store, name: str) -> None:
     """Leave what a machine must see of a study's folder before it takes it for the same one. Raises StoreFault."""
     if not store.has(f"{name}/{MARK}"):
         store.write(f"{name}/{MARK}", name.encode())
+
+
+def must_be_seen(store: Store, name: str) -> None:
+    """Check that this is the store in which a study was marked: a disk that is not mounted is empty. StoreFault."""
+    if not store.has(f"{name}/{MARK}"):
+        raise StoreFault(f"{store.address}: what the driver wrote is not seen here: there is no {name}/{MARK}")
 
 
 def fetched(address: str, home: Path, store: Store | None = None) -> Checkpoint:

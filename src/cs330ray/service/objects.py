@@ -220,7 +220,8 @@ def at(url: str) -> Store:
         raise StoreFault(f"{address} does not answer within {ANSWER_S:g}s")
     if call.error is not None:
         raise StoreFault(f"{address}: {_reason(call.error, secrets)}")
-    return Store(address, *call.result, secrets)
+    files, root = call.result
+    return Store(address, files, root, secrets)
 
 
 def _opened(url: str) -> tuple[fs.FileSystem, str]:

@@ -287,7 +287,10 @@ def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell
     if store is None:
         return None
     folder = ledger.make_folder(study)
+    held = [place for cell in study.cells for place in ledger.checkpoints(study, cell).values()]
     try:
+        if any(place.startswith(f"{store.address}/{folder}/") for place in held):
+            copies.must_be_seen(store, folder)
         copies.mark(store, folder)
     except StoreFault as fault:
         raise StudyError(

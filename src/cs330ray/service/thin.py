@@ -9,7 +9,7 @@ from pathlib import Path
 from cs330ray import checkpoint
 from cs330ray.errors import StudyError
 from cs330ray.service import confirm, objects
-from cs330ray.service.copies import Copies
+from cs330ray.service.copies import Copies, must_be_seen
 from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.service.objects import StoreFault
 from cs330ray.spec import Cell, Study
@@ -75,6 +75,8 @@ def remove_copies(ledger: Ledger, study: Study) -> list[str]:
         return left
     try:
         store = objects.at(url)
+        if any(place.startswith(f"{store.address}/{folder}/") for place in left):
+            must_be_seen(store, folder)
         store.remove(folder)
     except StoreFault as fault:
         raise StudyError(
