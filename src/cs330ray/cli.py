@@ -192,8 +192,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         raise SystemExit(1)
     from cs330ray.service.lease import held
     from cs330ray.service.mirror import MirrorError, forget
+    from cs330ray.service.thin import remove_copies
 
     with held(ledger, study):
+        left = remove_copies(ledger, found)
         try:
             forget(study, ledger.uid(study), home())
         except MirrorError as error:
@@ -201,6 +203,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         ledger.delete(study)
     shutil.rmtree(home() / study, ignore_errors=True)
     typer.echo(f"{study}: deleted, {trials} trials")
+    if left:
+        sys.stderr.write(
+            f"{study}: {len(left)} checkpoints stay, {left[0]} for one: CS330RAY_CHECKPOINTS is not there\n"
+        )
 
 
 @app.command("list")

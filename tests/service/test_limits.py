@@ -265,7 +265,7 @@ def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) 
     assert ledger.checkpoint(study, cell, 0) is None
     kept = ledger.checkpoint(study, cell.under(0), 0)
     assert kept is not None
-    assert checkpoint.read(kept).step == 20
+    assert checkpoint.read(Path(kept)).step == 20
 
 
 # What a trial wrote -------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from cs330ray import checkpoint
 from cs330ray.clock import wall_s
 from cs330ray.errors import CheckpointError, Diverged, WorkerLost
 from cs330ray.service import memory, preflight
+from cs330ray.service.copies import BEGUN, Copies, fetched
+from cs330ray.service.objects import StoreFault
 from cs330ray.service.process import Alone, Runs, log_into
 from cs330ray.service.workers import Team
 from cs330ray.trial import Item, Progress, Scores
@@ -36,13 +38,15 @@ class TrialRun:
     row that the ledger holds), begun (whether the ledger knows of a start), checkpoint_s, batch_s, prune_every (0:
     never), memory (GiB or None), cpus, code and data digests; on a cluster `node`, what every node must have, and
     `prepares`, for what its data are prepared; `test` where the trial is to be scored on the test split;
-    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None.
+    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None;
+    where checkpoints are copied to a store, `copies` with its url and the trial's place there.
     """
 
     def __init__(self, told: Mapping[str, Any], runs: Runs | None = None) -> None:
         self._told = told
         self._runs = runs or Alone()
         self._home = Path(told["home"])
+        self._copies: Copies | None = None
         self._rows: Iterator[Progress] | None = None
         self._source: checkpoint.Checkpoint | None = None  # where the generator began
         self._latest: Progress | None = None  # the generator stands at this moment
@@ -52,8 +56,8 @@ class TrialRun:
     def next_batch(self) -> dict[str, Any]:
         """Train until a batch of rows is worth a message.
 
-        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (the trial is at its
-        end), "circumstances", "end" and, with that, "scores" or "untested".
+        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (what the trial can
+        not do without: "begin" or "end"), "circumstances", "end" and, with that, "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -63,7 +67,7 @@ class TrialRun:
                 self._start(batch)
             self._save_if_due(batch)
             if self._last and "unsaved" in batch:
-                batch["waits"] = True
+                batch["waits"] = "end"
                 time.sleep(SAVE_AGAIN_S)
             elif self._last:
                 if self._told.get("test"):
@@ -71,6 +75,9 @@ class TrialRun:
                 batch["end"] = {"state": "COMPLETE"}
             else:
                 self._train(batch)
+        except StoreFault as fault:  # without what lies there nobody knows where the trial stands
+            batch |= {"unsaved": str(fault), "waits": "begin"}
+            time.sleep(SAVE_AGAIN_S)
         except Diverged as error:
             batch["end"] = _failure(f"diverged: {error}")
         except _OutOfMemory as error:
@@ -82,7 +89,12 @@ class TrialRun:
         return batch
 
     def close(self) -> None:
-        """End the generator and give its memory back."""
+        """End the generator, give its memory back, and the disk where a store has the checkpoints."""
+        self._free()
+        if self._copies is not None:
+            self._copies.clear(self._home)
+
+    def _free(self) -> None:
         close = getattr(self._rows, "close", None)
         if close is not None:
             close()
@@ -95,14 +107,33 @@ class TrialRun:
         self._runs.take_up(self._told)
         checkpoint.sweep(self._home)
         checkpoint.forget_after(self._home, self._told["recorded_step"])
-        newest = checkpoint.newest(self._home)
-        self._source = newest or _begun_by_another(self._told)
+        self._copies = Copies.told(self._told)
+        if self._copies is None:
+            newest = checkpoint.newest(self._home)
+        else:
+            newest = self._copies.take_up(self._home, self._told["recorded_step"])
+        self._source = newest or self._begun_by_another()
         begin = {"resumed_from_step": self._source.step if self._source else None, "began_s": began_s}
         batch["circumstances"] = begin | self._runs.circumstances()
         self._refuse_where_memory_was_short()
         self._rows = self._runs.train(self._source.path if self._source else None)
         if newest is not None:
-            batch["checkpoint"] = _named(newest)
+            batch["checkpoint"] = self._named(newest)
+
+    def _begun_by_another(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
+        begin_at = self._told.get("begin_at")
+        try:
+            if begin_at and "://" in begin_at:
+                return fetched(begin_at, self._home / BEGUN, self._copies.store if self._copies else None)
+            return checkpoint.read(Path(begin_at)) if begin_at else None
+        except CheckpointError:
+            return None
+
+    def _named(self, written: checkpoint.Checkpoint) -> dict[str, Any]:
+        """A checkpoint for the record, by the place where it will be found."""
+        path = str(written.path) if self._copies is None else self._copies.address(written.step)
+        return {"step": written.step, "path": path, "digest": written.digest}
 
     def _refuse_where_memory_was_short(self) -> None:
         """Raise _OutOfMemory where an earlier worker exceeded the bound."""
@@ -134,7 +165,9 @@ class TrialRun:
             written = checkpoint.write(self._home, begun_at.step, lambda path: checkpoint.copy(begun_at, path), keep)
         else:
             return
-        batch["checkpoint"] = _named(written)
+        if self._copies is not None:
+            self._copies.push(written, keep)
+        batch["checkpoint"] = self._named(written)
 
     def _tested(self) -> dict[str, Any]:
         """What the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -146,7 +179,7 @@ class TrialRun:
             return {}  # there was no row
         if (why := self._ended_testing()) is not None:
             return {"untested": {"reason": why, "traceback": ""}}
-        self.close()  # the memory of training is free for the test
+        self._free()  # for the test
         try:
             return {"scores": _scores(self._runs.test(last.path))}
         except WorkerLost:
@@ -216,18 +249,6 @@ class TrialActor(tune.Trainable):
         """Leave the trial, and end what ran it."""
         self._run.close()
         self._runs.end()
-
-
-def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
-    return {"step": written.step, "path": str(written.path), "digest": written.digest}
-
-
-def _begun_by_another(told: Mapping[str, Any]) -> checkpoint.Checkpoint | None:
-    """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
-    try:
-        return checkpoint.read(Path(told["begin_at"])) if told.get("begin_at") else None
-    except CheckpointError:
-        return None
 
 
 def _fault_of_storage(error: Exception, home: Path) -> str:

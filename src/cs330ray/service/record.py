@@ -14,6 +14,7 @@ from ray import tune
 
 from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError
 from cs330ray.service import confirm
+from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import LOST, NODE_GONE, Ending, Ledger, Row
 from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
@@ -54,12 +55,18 @@ class Recorder:
     """Takes results, writes the ledger, and says whether a trial stops."""
 
     def __init__(
-        self, ledger: Ledger, study: Study, listener: Listener, place: Callable[[Cell, int], Path] | None = None
+        self,
+        ledger: Ledger,
+        study: Study,
+        listener: Listener,
+        place: Callable[[Cell, int], Path] | None = None,
+        copies: Callable[[Cell, int], Copies] | None = None,
     ) -> None:
         self._ledger = ledger
         self._study = study
         self._listener = listener
         self._place = place  # where a trial's checkpoints lie; nothing is thinned without
+        self._copies = copies  # those in a store
         self._all_fail = True  # so far, as this one knows
         self.failure: Cs330rayError | None = None  # why the study cannot go on
         self._unsaved: set[tuple[str, int]] = set()  # the trials whose last checkpoint could not be written
@@ -104,7 +111,7 @@ class Recorder:
         self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:
             if self._place is not None:
-                thin(self._ledger, self._study, cell, self._place, [number])
+                thin(self._ledger, self._study, cell, self._place, [number], self._copies)
             self._all_fail &= ending.state == "FAIL"
             if self._all_fail:
                 self.failure = self.failure or why_to_stop(self._ledger, self._study)
@@ -151,19 +158,24 @@ class Recorder:
             self._listener.reached(cell, number, row)
 
     def _saved(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> None:
-        """Say so, once, when a checkpoint cannot be written, and give up where a trial cannot end for want of one."""
+        """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
         key = (cell.key, number)
-        if "checkpoint" in batch:
-            self._unsaved.discard(key)
+        if "waits" not in batch:
+            self._waits_s.pop(key, None)
         if "unsaved" not in batch:
+            if "checkpoint" in batch or "circumstances" in batch:
+                self._unsaved.discard(key)
             return
+        waits = batch.get("waits")
         if key not in self._unsaved:
             self._unsaved.add(key)
-            self._listener.says(f"trial {number}: no checkpoint can be written ({batch['unsaved']}); it is tried again")
-        if "waits" in batch and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            done = "read" if waits == "begin" else "written"
+            self._listener.says(f"trial {number}: no checkpoint can be {done} ({batch['unsaved']}); it is tried again")
+        if waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            remedy = "mend the store" if "://" in batch["unsaved"] else "make room"
             self.failure = StudyError(
-                f"{self._study.name}: trial {number} needs a checkpoint to end, but {batch['unsaved']} for "
-                f"{DISK_PATIENCE_S:.0f}s; make room, and the same command goes on"
+                f"{self._study.name}: trial {number} needs its checkpoint to {waits}, but {batch['unsaved']} for "
+                f"{DISK_PATIENCE_S:.0f}s; {remedy}, and the same command goes on"
             )
 
     def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import uuid
@@ -27,16 +26,18 @@ from ray import tune
 from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
-from cs330ray.service import confirm, grow, trainables
+from cs330ray.service import confirm, copies, grow, objects, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.backup import Backups
 from cs330ray.service.beside import mirrored
-from cs330ray.service.estimate import first_values
+from cs330ray.service.copies import Copies
+from cs330ray.service.ground import Ground, survey
 from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
-from cs330ray.service.places import checkpoints_of
-from cs330ray.service.preflight import Nodes, preparations
+from cs330ray.service.objects import Store, StoreFault
+from cs330ray.service.places import checkpoints_of, copies_of
+from cs330ray.service.preflight import preparations
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
@@ -62,20 +63,11 @@ class Outcome:
     ledger: Ledger  # what it has read already
 
 
-def prepare(study: Study) -> dict[str, str]:
-    """Find, verify and pack the data of every cell; the data digest by cell key. Raises DataError."""
-    digests = {}
-    for cell in study.cells:
-        trainable = trainables.load(cell.trainable)
-        digests[cell.key] = trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
-    return digests
-
-
 def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: bool = True) -> Outcome:
     """Run, resume or extend a checked study under `home`; what was done. Raises SpecError, DataError or LedgerError."""
     listener = listener or Listener()
     began = time.monotonic()
-    ground = _survey(study, home, listener.says)
+    ground = survey(study, home, listener.says)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
         if (old := ledger.find(study.name)) is not None:
@@ -95,44 +87,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
 
 
-@dataclass(frozen=True)
-class _Ground:
-    """What a study stands on."""
-
-    machine: Machine
-    slots: int
-    data: dict[str, str]  # digest by cell
-    nodes: Nodes | None  # of a cluster
-
-    def room(self) -> float:
-        """How many trials may be under way just now."""
-        return self.slots if self.nodes is None else self.nodes.room()
-
-    def request(self, study: Study) -> tune.PlacementGroupFactory:
-        """What a trial wants: one bundle, or one for each of its workers and none for the process that leads them."""
-        wanted = study.resources
-        worker = {"CPU": wanted.cpus, "GPU": self.machine.gpus_per_worker(study)}
-        bundles = [worker] if wanted.workers == 1 else [{}, *[worker] * wanted.workers]
-        unfit = sorted(self.nodes.unfit) if self.nodes is not None else []
-        if not unfit:
-            return tune.PlacementGroupFactory(bundles)
-        selector = {"ray.io/node-id": f"!in({','.join(unfit)})"}
-        return tune.PlacementGroupFactory(bundles, bundle_label_selector=[selector] * wanted.workers)
-
-
-def _survey(study: Study, home: Path, says: Callable[[str], None]) -> _Ground:
-    """Find what there is to run on, and prepare the data there. Raises SpecError or DataError."""
-    machine = _join(study)
-    machine.slots(study)  # the quickest to refuse comes first
-    data, nodes = prepare(study), None
-    if machine.joined:
-        nodes = Nodes(study, home.absolute(), data, says)
-        nodes.meet()
-        machine = Machine.here(nodes.unfit)
-    return _Ground(machine, machine.slots(study), data, nodes)
-
-
-def _conduct(session: "_Session", home: Path, ground: _Ground, *, mirror: bool) -> None:
+def _conduct(session: "_Session", home: Path, ground: Ground, *, mirror: bool) -> None:
     """Run the trials with what runs beside them: the mirror, and backups. Raises Interrupted."""
     study, backups, deaths = session.study, Backups(home), 0
     backups.make()
@@ -230,7 +185,7 @@ class _Session(Listener):
                 self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
 
 
-def _tuned(session: _Session, home: Path, ground: _Ground) -> bool:
+def _tuned(session: _Session, home: Path, ground: Ground) -> bool:
     """Run the trials; False where the Ray that was started for them died before they were over."""
     try:
         _tune(session, home, ground)
@@ -239,23 +194,24 @@ def _tuned(session: _Session, home: Path, ground: _Ground) -> bool:
     return True
 
 
-def _tune(session: _Session, home: Path, ground: _Ground) -> None:
+def _tune(session: _Session, home: Path, ground: Ground) -> None:
     study, ledger, nodes = session.study, session.ledger, ground.nodes
     grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
+    there = _copies(ledger, study, ground.store)
     for cell in study.cells:
-        thin(ledger, study, cell, place)
+        thin(ledger, study, cell, place, copies=there)
     if (failure := why_to_stop(ledger, study)) is not None:
         raise failure
     spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
     if spent and not interrupted and not confirm.pending(ledger, study):
         return
-    recorder = Recorder(ledger, study, session, place)
+    recorder = Recorder(ledger, study, session, place, there)
     searcher = LedgerSearcher(
         ledger,
         study,
-        _assignment(study, home, ground),
+        _assignment(study, home, ground, ledger.folder(study) if ground.store else None),
         interrupted,
         session.confirms,
         session.lease.fence,
@@ -309,9 +265,29 @@ def _tune(session: _Session, home: Path, ground: _Ground) -> None:
         session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
-def _assignment(study: Study, home: Path, ground: _Ground) -> Callable[[Cell, int], dict[str, Any]]:
+def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
+    """The copies of each trial's checkpoints in a store, whose folder for the study is made."""
+    if store is None:
+        return None
+    folder = ledger.make_folder(study)
+    held = [place for cell in study.cells for place in ledger.checkpoints(study, cell).values()]
+    try:
+        if any(place.startswith(f"{store.address}/{folder}/") for place in held):
+            copies.must_be_seen(store, folder)
+        copies.mark(store, folder)
+    except StoreFault as fault:
+        raise StudyError(
+            f"{study.name}: checkpoints must be kept, but {fault}; mend the store, and the same command goes on"
+        ) from None
+    return lambda cell, number: Copies(store, copies_of(folder, cell, number))
+
+
+def _assignment(
+    study: Study, home: Path, ground: Ground, folder: str | None = None
+) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
+    url = objects.wanted()
     prepares = preparations(study)
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
@@ -322,6 +298,7 @@ def _assignment(study: Study, home: Path, ground: _Ground) -> Callable[[Cell, in
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
+            "copies": {"url": url, "place": copies_of(folder, cell, number)} if folder else None,
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
@@ -334,27 +311,6 @@ def _assignment(study: Study, home: Path, ground: _Ground) -> Callable[[Cell, in
         }
 
     return told
-
-
-def _join(study: Study) -> Machine:
-    """The machine, or the cluster at RAY_ADDRESS, which is joined."""
-    if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
-        _reach(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
-    return Machine.here()
-
-
-def _reach(address: str) -> None:
-    """Check that something listens at a cluster's address. Raises SpecError, where Ray would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # `auto` and the like: Ray knows
-    try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=5).close()
-    except OSError as error:
-        raise SpecError(
-            f"RAY_ADDRESS: a Ray cluster must answer at {address}, but {error}; start it, or unset it"
-        ) from None
 
 
 def _start_ray(machine: Machine) -> psutil.Process | None:
@@ -382,7 +338,7 @@ def _lives(process: psutil.Process) -> bool:
     return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
-def _announce(study: Study, ground: _Ground, listener: Listener) -> None:
+def _announce(study: Study, ground: Ground, listener: Listener) -> None:
     gpus, workers = ground.machine.gpus_per_worker(study), study.resources.workers
     on = f"{gpus:g} GPU and {study.resources.cpus:g} CPU" if gpus else f"{study.resources.cpus:g} CPU"
     on = f"{workers} times {on}" if workers > 1 else on
