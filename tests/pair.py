@@ -1,4 +1,4 @@
-"""Workers on this machine's CPU, for tests of what they reach together; whoever hangs is ended."""
+"""Workers on this machine, for tests of what they reach together; whoever hangs is ended."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 PATIENCE_S = 120  # for what a test asks of them
 
@@ -22,14 +22,15 @@ def free_port() -> int:
 class Workers:
     """Processes that have joined one another and do what they are told, all of them the same."""
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 2, *, device: Literal["cpu", "cuda"] = "cpu") -> None:
         context = multiprocessing.get_context("spawn")
         self._ends: list[Connection] = []
         self.processes = []
         port = free_port()
         for rank in range(count):
             here, there = context.Pipe()
-            self.processes.append(context.Process(target=_serve, args=(rank, count, port, there), daemon=True))
+            told = (rank, count, port, device, there)
+            self.processes.append(context.Process(target=_serve, args=told, daemon=True))
             self._ends.append(here)
             self.processes[-1].start()
             there.close()
@@ -73,14 +74,15 @@ class Workers:
         return answers
 
 
-def _serve(rank: int, count: int, port: int, commands: Connection) -> None:
-    os.environ["CS330RAY_DEVICE"] = "cpu"
+def _serve(rank: int, count: int, port: int, device: str, commands: Connection) -> None:
+    os.environ |= {"CS330RAY_DEVICE": device, "CUDA_VISIBLE_DEVICES": str(rank)}  # a GPU each, where there are any
     import torch
 
     from cs330ray import parallel
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")  # on CUDA, some kernels
     parallel.join(rank, count, "127.0.0.1", port, timeout=timedelta(seconds=PATIENCE_S))
     commands.send("joined")
     while True:

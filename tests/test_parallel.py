@@ -252,6 +252,15 @@ def test_mamls_outer_gradient_is_that_of_a_loop_over_all_tasks(pair, body, told,
     assert_near(one[1], grads)
 
 
+def test_three_workers_hold_the_same_bits_though_their_sums_may_be_taken_in_any_order():
+    with Workers(3) as trio:
+        for tasks in (3, 2):
+            one, *others = trio.call(maml_gradient, "pooled", {"inner_steps": 1}, tasks)
+            for other in others:
+                assert one[0] == other[0]
+                assert_same_bits(one[1], other[1])
+
+
 EXAMPLES = [
     lora.Encoded((3, 4, 5, 6, 7), answer=2), lora.Encoded((8, 9, 10), answer=1), lora.Encoded((3, 11, 12, 4), answer=3),
     lora.Encoded((13, 14, 15, 16, 17, 18), answer=1), lora.Encoded((19, 20, 5, 6), answer=2),

@@ -32,7 +32,8 @@ def join(rank: int, workers: int, address: str, port: int, *, timeout: timedelta
     """Make this process one of `workers`, which meet where the first of them, rank 0, listens.
 
     On CUDA they speak by nccl, and each sees one GPU, its own; else by gloo. Who does not answer within `timeout` is
-    lost. Raises SpecError for a device that they cannot share out on, WorkerLost where they do not meet.
+    lost: gloo says so, and WorkerLost is raised; nccl ends the process that waits. Raises SpecError for a device by
+    which they cannot speak, WorkerLost where they do not meet.
     """
     kind = runtime.device().type
     if kind not in ("cpu", "cuda"):
