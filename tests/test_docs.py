@@ -3,12 +3,15 @@
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import botocore.session
 import pytest
 import typer
-import yaml
+from botocore import xform_name
 
 from cs330ray import cli, spec
 from cs330ray.home import shipped
@@ -23,7 +26,8 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    joined = [block.replace("\\\n", " ") for block in blocks("sh")]
+    lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
     return sorted({line for line in lines if line})
 
 
@@ -32,24 +36,135 @@ def test_the_pages_have_commands() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_pages_parses(command: str) -> None:
-    words = shlex.split(command.split(">")[0])
-    if words[0] == "make":
+def test_every_command_of_the_pages_exists_with_its_options(command: str) -> None:
+    for words in simple_commands(command):
+        parse(words)
+
+
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """The commands of a line of shell: those inside $( ) first, then those between pipes and &&, without redirections."""
+    for inner in re.findall(r"\$\(([^()]*)\)", line):
+        yield from simple_commands(inner)
+    lexer = shlex.shlex(re.sub(r"\$\([^()]*\)", "VALUE", line), posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    redirected = False
+    for word in [*lexer, ";"]:
+        if set(word) <= set("|&;"):
+            if words and not re.fullmatch(r"[A-Za-z_]+=.*", words[0]):
+                yield words
+            words = []
+        elif set(word) <= set("<>"):
+            redirected = True
+        elif redirected:
+            redirected = False
+        else:
+            words.append(word)
+
+
+SHELL = {"chmod", "cp", "curl", "export", "mkdir", "openssl", "printf", "read", "rm", "sed", "umask"}
+
+
+def parse(words: list[str]) -> None:
+    """Check that a command exists, and takes these options."""
+    program, rest = words[0], words[1:]
+    if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(words[1:]) <= set(targets)
+        assert set(rest) <= set(targets)
     elif words[:2] == ["python", "-m"]:
         parse_module(words[2], words[3:])
-    elif words[0] == "cs330ray":
-        parse_cs330ray(words[1:])
+    elif program == "cs330ray":
+        parse_click(typer.main.get_command(cli.app), rest)
+    elif program == "ray":
+        from ray.scripts.scripts import cli as ray
+
+        parse_click(ray, rest)
+        if rest[0] == "exec":
+            for inner in simple_commands(rest[-1]):
+                parse(inner)
+    elif program == "aws":
+        parse_aws(rest)
+    elif words[:2] == ["pip", "install"]:
+        parse_pip(rest[1:])
+    elif program == "sudo":
+        assert rest in (
+            ["apt-get", "install", "postgresql"],
+            ["-u", "postgres", "createuser", "--createdb", "--pwprompt", "cs330ray"],
+        )
     else:
-        raise AssertionError(f"{command}: nobody checks this kind of command")
+        assert program in SHELL, f"{program}: nobody checks this kind of command"
 
 
-def parse_cs330ray(words: list[str]) -> None:
-    group = typer.main.get_command(cli.app)
-    name = words[0]
-    command = group.commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, list(words[1:]))
+def parse_click(command: Any, words: list[str]) -> None:
+    """Let click parse words as it would, down to the command that they name; it is not run."""
+    name = ""
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"{name}: there is no such command"
+        command = command.commands[name]
+    command.make_context(name, list(words))
+
+
+def parse_pip(words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert words[:3] == ["-c", "constraints.txt", "-e"]
+    (extras,) = re.findall(r"^\.\[([a-z,]+)\]$", words[3])
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+# What AWS's command line has of its own, beside what it makes of the services' models.
+AWS_OPTIONS = {"query", "output", "region", "profile"}
+AWS_S3 = {"ls": set(), "rm": {"recursive"}, "sync": {"delete"}}
+
+
+def parse_aws(words: list[str]) -> None:
+    """Check a command of AWS's command line against botocore's models: operation, its members, their values."""
+    service, operation, *rest = words
+    given = [word.removeprefix("--") for word in rest if word.startswith("--")]
+    if service == "s3":
+        assert set(given) <= AWS_S3[operation] | AWS_OPTIONS
+        return
+    session = botocore.session.get_session()
+    model = session.get_service_model(service)
+    if operation == "wait":
+        waiters = session.get_waiter_model(service)
+        names = {xform_name(name, "-"): name for name in waiters.waiter_names}
+        operation = xform_name(waiters.get_waiter(names[rest[0]]).operation, "-")
+    operations = {xform_name(name, "-"): name for name in model.operation_names}
+    assert operation in operations, f"{service} has no {operation}"
+    shape = model.operation_model(operations[operation]).input_shape
+    members = {} if shape is None else {xform_name(name, "-"): inner for name, inner in shape.members.items()}
+    required = set() if shape is None else {xform_name(name, "-") for name in shape.required_members}
+    switched_off = {f"no-{name}" for name, inner in members.items() if inner.type_name == "boolean"}
+    assert set(given) <= {*members, *switched_off} | AWS_OPTIONS
+    assert required <= set(given)
+    for option, value in pairwise(rest):
+        allowed = getattr(members.get(option.removeprefix("--")), "enum", None)
+        assert not allowed or value in allowed, f"{option} {value}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "aws rds make-db-instance",
+        "aws rds delete-db-instance --db-instance-name x",
+        "aws rds delete-db-instance",
+        "aws ec2 create-key-pair --key-name x --key-type ed448",
+        "aws cloudformation wait stack-done --stack-name x",
+        "aws s3 rm s3://x --force",
+        "ray upp cluster.yaml",
+        "ray up cluster.yaml --yess",
+        "ray exec cluster.yaml 'cs330ray bests x'",
+        "cs330ray cluster chek cluster.yaml",
+        "echo $(ray upp) > x",
+        'pip install -c constraints.txt -e ".[awz]"',
+        "frobnicate",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(command: str) -> None:
+    with pytest.raises((AssertionError, KeyError, Exception)):
+        for words in simple_commands(command):
+            parse(words)
 
 
 def parse_module(module: str, words: list[str]) -> None:
@@ -81,10 +196,12 @@ def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path)
 
 
 def test_every_command_named_in_a_sentence_is_there() -> None:
-    group = typer.main.get_command(cli.app)
+    from ray.scripts.scripts import cli as ray
+
+    groups = {"cs330ray": typer.main.get_command(cli.app), "ray": ray}
     for page in PAGES:
-        for name in re.findall(r"`cs330ray ([a-z-]+)", page.read_text()):
-            assert name in group.commands, f"{page.name}: cs330ray {name}"  # type: ignore[attr-defined]
+        for program, name in re.findall(r"`(cs330ray|ray) ([a-z-]+)", page.read_text()):
+            assert name in groups[program].commands, f"{page.name}: {program} {name}"
 
 
 def test_every_file_that_a_page_links_to_is_there() -> None:
@@ -109,6 +226,35 @@ def test_every_study_file_that_a_page_names_is_there() -> None:
             assert (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
+def test_every_file_of_the_cluster_that_a_page_names_is_there_or_is_one_that_it_makes() -> None:
+    for page in PAGES:
+        for name in re.findall(r"\b(?:clusters/[\w.]+\w|cluster\.yaml)", page.read_text()):
+            assert (ROOT / name).is_file() or (ROOT / f"{name}.example").is_file(), f"{page.name}: {name}"
+
+
+def test_what_the_page_fills_in_is_what_the_cluster_files_leave_open() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    set_ = set(re.findall(r"s/(<[a-z-]+>)/", page))
+    names = ("cluster.yaml", "clusters/local.yaml", "clusters/cs330ray.env.example", "clusters/local.env.example")
+    texts = [(ROOT / name).read_text() for name in names]
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
+    assert set_ == {found for line in lines for found in re.findall(r"<[a-z-]+>", line)}
+
+
+def test_every_variable_of_the_examples_is_read_by_the_code_or_by_mlflow() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py")) + (ROOT / "clusters/head.sh").read_text()
+    for name in ("cs330ray.env.example", "local.env.example"):
+        for variable in re.findall(r"export (\w+)=", (ROOT / "clusters" / name).read_text()):
+            assert variable in code or variable == "MLFLOW_ARTIFACTS_DESTINATION", variable
+
+
+def test_mlflow_reads_where_its_artifacts_go_from_the_variable_of_the_examples() -> None:
+    from mlflow.cli import server
+
+    (option,) = [option for option in server.params if option.name == "artifacts_destination"]
+    assert option.envvar == "MLFLOW_ARTIFACTS_DESTINATION"
+
+
 def test_every_promise_of_the_readme_names_a_test_that_is_there() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
@@ -127,12 +273,6 @@ def test_every_shipped_study_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     for file in shipped().glob("*.toml"):
         assert f"studies/{file.name}" in text
-
-
-def test_the_cluster_file_opens_no_port_but_ssh() -> None:
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    assert "--dashboard-host=127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
-    assert "SecurityGroup" not in cluster["provider"]
 
 
 def test_the_change_log_names_the_version() -> None:

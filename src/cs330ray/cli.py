@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+cluster_app = typer.Typer(help="Look at a file for `ray up`.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="a study's name, as in `cs330ray list`")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override the file, e.g. budget.trials=32")
@@ -379,6 +381,18 @@ def schema() -> None:
 
 for _command in remote.COMMANDS:
     app.command()(_command)
+
+
+@cluster_app.command("check")
+def cluster_check(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="for example cluster.yaml; call it where `ray up` will be")
+    ],
+) -> None:
+    """Check a cluster file before `ray up`, and say what that would start and what costs."""
+    from cs330ray.service import clusterfile
+
+    typer.echo("\n".join(clusterfile.check(file)))
 
 
 def _ledger() -> "Ledger":

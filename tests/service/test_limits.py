@@ -13,7 +13,7 @@ import pytest
 
 from cs330ray import checkpoint, cli
 from cs330ray.errors import StudyError
-from cs330ray.service import places, confirm, memory, record
+from cs330ray.service import actor, confirm, memory, places, record
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ending, Ledger, Row
 from cs330ray.service.record import Recorder
