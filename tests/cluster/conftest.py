@@ -21,7 +21,6 @@ NAMES = ("desk", "head", "worker")
 BOOT_S = 120
 MLFLOW = "http://127.0.0.1:5000"
 START = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0"
-LOSS = "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=2000"
 PROFILE = f"""
 export PATH={Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
@@ -84,7 +83,7 @@ def cluster_file(made: Hosts, token: Path) -> dict[str, Any]:
         "file_mounts": {"~/.ray/auth_token": str(token)},
         "head_start_ray_commands": [
             "ray stop",
-            f"{START} {LOSS} RAY_enable_autoscaler_v2=0 ray start --head --port=6379 --num-cpus=2 "
+            f"{START} RAY_enable_autoscaler_v2=0 ray start --head --port=6379 --num-cpus=2 "
             "--dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml",
         ],
         "worker_start_ray_commands": [

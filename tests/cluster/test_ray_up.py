@@ -11,6 +11,7 @@ import pytest
 
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
+from cs330ray.service.trainables import code_digest
 from cs330ray.spec import Study
 from cs330ray.trial import run_alone
 from tests import toy as toy_trainable
@@ -96,7 +97,7 @@ def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
 ) -> None:
     desk, file = cluster.hosts["desk"], toml(study("headless", 5, 0.2), cluster.hosts.folder / "headless.toml")
     log = cluster.hosts.folder / "headless.log"
-    submitted = desk.start(*cluster.submit(str(file)), log=log)
+    desk.start(*cluster.submit(str(file)), log=log)
     until(lambda: hosts_at_work(ledger, "headless") == {"head", "worker"}, log)
     cluster.hosts["head"].die()
     cluster.hosts.boot("head")
@@ -104,8 +105,6 @@ def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
     done = desk.run(*cluster.submit(str(file)), seconds=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on from its checkpoint at step" in done.stdout
-    assert submitted.wait(120) == 1
-    assert "headless: the cluster no longer answers" in log.read_text()
     assert_each_trial_equals_a_lone_rerun(ledger, "headless", 5, tmp_path)
 
 
@@ -121,11 +120,10 @@ def test_a_host_that_dies_costs_its_trials_nothing_but_time(cluster: UpCluster, 
         pytest.fail(log.read_text())
     found = ledger.study("struck")
     (cell,) = found.cells
-    ran_on = [
-        [attempt["host"] for attempt in ledger.attempts(found, cell, trial.number)]
-        for trial in ledger.trials(found, cell)
-    ]
-    assert [each for each in ran_on if each[0] == "worker" and each[-1] == "head"], ran_on
+    attempts = [ledger.attempts(found, cell, trial.number) for trial in ledger.trials(found, cell)]
+    ran_on = [[attempt["host"] for attempt in each] for each in attempts]
+    assert ["worker", "head"] in ran_on
+    assert {attempt["code"] for each in attempts for attempt in each} == {code_digest("tests.toy")}
     assert_each_trial_equals_a_lone_rerun(ledger, "struck", 8, tmp_path)
     assert Mirror(ledger, "struck", cluster.home).sync() == 0
 

@@ -156,13 +156,13 @@ class Cluster:
                 asyncio.run(_tail(self._server.client(), name, reader))
             try:
                 job = self.job(name)
-                if job.has_ended:
-                    reader.begin()
-                    reader.take(self.log(name))
-                    return job
+                reader.begin()
+                reader.take(self.log(name))
             except SpecError:
                 pass
             else:
+                if job.has_ended:
+                    return job
                 answered_s = time.monotonic()
             time.sleep(AGAIN_S)
         return None
