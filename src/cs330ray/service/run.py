@@ -247,7 +247,7 @@ def _tune(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tune.run(
-                TrialActor,
+                tune.with_parameters(TrialActor, store_url=objects.wanted()) if session.store else TrialActor,
                 name=study.name,
                 search_alg=searcher,
                 scheduler=ForwardingScheduler(recorder),
@@ -304,14 +304,13 @@ def _assignment(
 ) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
-    url = objects.wanted()
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
         return {
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
-            "copies": {"url": url, "place": copies_of(folder, cell, number)} if folder else None,
+            "copies": {"place": copies_of(folder, cell, number)} if folder else None,
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
