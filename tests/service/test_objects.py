@@ -26,7 +26,9 @@ from cs330ray.service import actor, backup, confirm, copies, objects, record
 from cs330ray.service import run as run_module
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.copies import Copies, fetched
+from cs330ray.service.ground import Ground
 from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.machine import Machine as Hardware
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.record import Recorder
@@ -686,7 +688,8 @@ def test_what_tune_keeps_of_a_trial_says_nothing_of_what_opens_the_store(
     monkeypatch.setenv(objects.VARIABLE, "s3://KEY:SECRET@bucket/x")
     study = toy()
     (cell,) = study.cells
-    said = run_module._assignment(study, home, {cell.key: "data"}, "toy-1")(cell, 3)
+    ground = Ground(Hardware.here(), 1, {cell.key: "data"}, nodes=None, store=None)
+    said = run_module._assignment(study, home, ground, "toy-1")(cell, 3)
     assert said["copies"] == {"place": copies_of("toy-1", cell, 3)}
     assert "bucket" not in json.dumps(said)
 
