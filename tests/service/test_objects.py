@@ -23,9 +23,12 @@ from cs330ray import checkpoint, cli
 from cs330ray.errors import CheckpointError, SpecError, StudyError
 from cs330ray.report import summary
 from cs330ray.service import actor, backup, confirm, copies, objects, record
+from cs330ray.service import run as run_module
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.copies import Copies, fetched
+from cs330ray.service.ground import Ground
 from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.machine import Machine as Hardware
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.record import Recorder
@@ -677,6 +680,18 @@ def test_a_bucket_that_nobody_serves_is_one_line_without_credentials(
         run(toy(), home, mirror=False)
     assert time.monotonic() - began < objects.ANSWER_S
     assert not any(secret in str(raised.value) for secret in ("KEYID", "SE%2FKRET", "SE/KRET", "endpoint_override"))
+
+
+def test_what_tune_keeps_of_a_trial_says_nothing_of_what_opens_the_store(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(objects.VARIABLE, "s3://KEY:SECRET@bucket/x")
+    study = toy()
+    (cell,) = study.cells
+    ground = Ground(Hardware.here(), 1, {cell.key: "data"}, nodes=None, store=None)
+    said = run_module._assignment(study, home, ground, "toy-1")(cell, 3)
+    assert said["copies"] == {"place": copies_of("toy-1", cell, 3)}
+    assert "bucket" not in json.dumps(said)
 
 
 def test_a_bucket_whose_server_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class TrialRun:
     never), memory (GiB or None), cpus, code and data digests; on a cluster `node`, what every node must have, and
     `prepares`, for what its data are prepared; `test` where the trial is to be scored on the test split;
     where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None;
-    where checkpoints are copied to a store, `copies` with its url and the trial's place there.
+    where checkpoints are copied to a store, `copies` with its url, which the actor adds, and the trial's place there.
     """
 
     def __init__(self, told: Mapping[str, Any], runs: Runs | None = None) -> None:
@@ -226,18 +226,23 @@ class TrialRun:
 class TrialActor(tune.Trainable):
     """Tune's actor: one process that runs one trial after another. What leaves it as an exception is a lost worker."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take up the first trial."""
-        log_into(Path(config["home"]))
+    def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
+        """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
+        self._store_url = store_url
         workers = config["workers"]
         self._runs: Runs = Team(workers, config["cpus"], config["gpus"]) if workers > 1 else Alone()
+        self._take_up(config)
+
+    def _take_up(self, config: dict[str, Any]) -> None:
+        log_into(Path(config["home"]))
+        if (copies := config.get("copies")) is not None:
+            config = {**config, "copies": {**copies, "url": self._store_url}}
         self._run = TrialRun(config, self._runs)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Leave the old trial and take up another."""
         self._run.close()
-        log_into(Path(new_config["home"]))
-        self._run = TrialRun(new_config, self._runs)
+        self._take_up(new_config)
         return True
 
     def step(self) -> dict[str, Any]:

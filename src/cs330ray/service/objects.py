@@ -27,7 +27,9 @@ VARIABLE = "CS330RAY_CHECKPOINTS"
 ANSWER_S = 30.0  # how long a call may move nothing
 CHUNK_BYTES = 8 * 1024**2
 FLAT = ("s3", "gcs", "abfs")  # where there are no directories to make
-S3_PATIENCE = {"connect_timeout": 5, "request_timeout": 20}
+S3_OPTIONS = {  # a write returns when it is done, and a small file is one request
+    "connect_timeout": 5, "request_timeout": 20, "background_writes": False, "allow_delayed_open": True,
+}  # fmt: skip
 S3_ATTEMPTS = 3
 GCS_PATIENCE_S = 20  # by default it is 15 minutes
 
@@ -236,7 +238,7 @@ def _opened(url: str) -> tuple[fs.FileSystem, str]:
     if files.type_name == "s3":
         _, (options,) = files.__reduce__()  # what an address cannot say
         retry = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
-        files = fs.S3FileSystem(**{**options, **S3_PATIENCE, "background_writes": False, "retry_strategy": retry})
+        files = fs.S3FileSystem(**{**options, **S3_OPTIONS, "retry_strategy": retry})
     return files, root
 
 

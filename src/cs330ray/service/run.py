@@ -239,7 +239,7 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
         with warnings.catch_warnings(), contextlib.suppress(_Over):
             warnings.simplefilter("ignore")
             tune.run(
-                TrialActor,
+                tune.with_parameters(TrialActor, store_url=objects.wanted()) if ground.store else TrialActor,
                 name=study.name,
                 search_alg=searcher,
                 scheduler=ForwardingScheduler(recorder, functools.partial(ground.request, study)),
@@ -287,7 +287,6 @@ def _assignment(
 ) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
-    url = objects.wanted()
     prepares = preparations(study)
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
@@ -298,7 +297,7 @@ def _assignment(
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
-            "copies": {"url": url, "place": copies_of(folder, cell, number)} if folder else None,
+            "copies": {"place": copies_of(folder, cell, number)} if folder else None,
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
