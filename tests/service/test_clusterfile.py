@@ -139,7 +139,11 @@ class CloudFormation(yaml.SafeLoader):
     """YAML with `!Ref NAME` and its like, each read as its text."""
 
 
-CloudFormation.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
+def name_of(loader: CloudFormation, _: str, node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else ".".join(loader.construct_sequence(node))
+
+
+CloudFormation.add_multi_constructor("!", name_of)
 
 
 def test_what_is_made_on_aws_lets_in_ssh_from_one_address_and_gives_the_rights_that_cluster_yaml_names() -> None:
@@ -191,6 +195,7 @@ def test_the_database_goes_with_what_was_made_and_leaves_no_copy_that_costs() ->
         ("InstanceType: m5.large", "CpuOptions: {}", "head.node_config.InstanceType: it is needed, but missing"),
         ("      ImageId: ami-0123 # Ubuntu with NVIDIA's driver\n", "", "ImageId: it is needed, for torch"),
         ("      KeyName: cs330ray\n", "", "KeyName: it is needed beside auth.ssh_private_key"),
+        ("SecurityGroupIds: [sg-0123]", "SecurityGroupIds: []", "SecurityGroupIds: it is needed, for Ray's own group"),
         ("      SecurityGroupIds: [sg-0123]\n", "", "SecurityGroupIds: it is needed, for Ray's own group opens ssh"),
         ("  ssh_user: ubuntu\n", "", "auth.ssh_user: who logs in by ssh is needed"),
         ("~/.ssh/cs330ray.pem", "~/.ssh/other.pem", "it must be there, but ~/.ssh/other.pem is not"),
@@ -359,6 +364,8 @@ def test_a_mount_is_looked_for_where_ray_up_is_called(here: Path, monkeypatch: p
     [
         ("db.example.com", "<database>", "CS330RAY_LEDGER: a value of your own is needed, but got <database>"),
         ("cs330ray@", "cs330ray:hunter2@", "env: line 4: no secret may stand here, but the password of a post"),
+        ("db.example.com", "", "CS330RAY_LEDGER: a host or a bucket is needed, but got 'postgresql://cs330ray@/ledger'"),
+        ("a-bucket", "", "CS330RAY_CHECKPOINTS: a host or a bucket is needed, but got 's3:///checkpoints'"),
         ("$HOME/runs", "runs", "clusters/cs330ray.env: CS330RAY_HOME: an absolute path is needed, but got 'runs'"),
     ],
 )  # fmt: skip

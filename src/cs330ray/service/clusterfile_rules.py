@@ -15,11 +15,13 @@ TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray looks for it
 MAKE_IT = f"make it: ray get-auth-token --generate > /dev/null && chmod 600 {TOKEN_FILE}"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PREFIX = 8  # a network with fewer bits than this is the world, or the better part of it
+NAMES_A_GROUP = ("SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate")
 SETUP_PLACES = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 OPERATORS = frozenset(";&|()")
 
 PLACEHOLDER = re.compile(r"<[a-z][a-z -]*>")
 NETWORK = re.compile(r"[0-9a-fA-F:.]{1,39}/\d{1,3}")
+NOWHERE = re.compile(r"(?:postgresql[^:]*|s3|gs)://(?:[^/@]*@)?(?:/|$)")
 VARIABLE = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(.*)$", re.MULTILINE)
 _NAMED = (
     r"\b(RAY_AUTH_TOKEN|AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN|HF_TOKEN|\w*password)[\"']?\s*[=:]\s*[\"']?[^\s\"'$<]"
@@ -59,7 +61,9 @@ def open_ports(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{place}: no port may be open to the world, but got {network}; {remedy}"
     if config["provider"]["type"] == "aws":
         for name, node in config["available_node_types"].items():
-            if not {"SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate"} & {*node["node_config"]}:
+            if not any(
+                node["node_config"].get(key) for key in ("SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate")
+            ):
                 place = f"available_node_types.{name}.node_config.SecurityGroupIds"
                 yield f"{place}: it is needed, for Ray's own group opens ssh to the world; docs/cluster.md makes one"
 
@@ -192,6 +196,8 @@ def _environment(local: str) -> Iterator[str]:
     for name, value in _variables(text).items():
         if found := PLACEHOLDER.search(value):
             yield f"{local}: {name}: a value of your own is needed, but got {found[0]}; docs/cluster.md says which"
+        if NOWHERE.match(value):
+            yield f"{local}: {name}: a host or a bucket is needed, but got {short(value)}; docs/cluster.md says which"
         if name == "CS330RAY_HOME" and not value.startswith(("/", "~", "$HOME")):
             yield f"{local}: {name}: an absolute path is needed, but got {short(value)}; begin it with / or $HOME"
 
