@@ -28,5 +28,5 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $(PYTHON): downloads and installs of about 2 GB, a few minutes the first time"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, but got {v}; make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lm,postgres,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lm,postgres,cluster,dev]'
 	@touch $@

@@ -8,14 +8,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from ray.cluster_utils import Cluster
 
-from cs330ray.service.ledger import Ledger
+from cs330ray.service.ledger import Ledger  # before Ray, which reads the environment that the service sets
 from cs330ray.spec import Study
 from tests.studies_of_tests import toml, toy, whole
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -25,8 +27,10 @@ SLOW = {"eval_every_steps": 1, "sleep_s": 0.1}
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator["Cluster"]:
     """A head that runs no trials; a test adds the other nodes."""
+    from ray.cluster_utils import Cluster
+
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -38,11 +42,9 @@ def cluster() -> Iterator[Cluster]:
 class Driver:
     """A study that runs in a process of its own, and the lines it has said."""
 
-    def __init__(self, cluster: Cluster, study: Study, folder: Path) -> None:
+    def __init__(self, cluster: "Cluster", study: Study, folder: Path) -> None:
         self.home, self.lines = folder / "runs", list[str]()
         environment = {**os.environ, "CS330RAY_HOME": str(self.home), "RAY_ADDRESS": cluster.address}
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-            environment.pop(name, None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cs330ray", "run", str(toml(study, folder / "toy.toml"))],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -80,7 +82,7 @@ class Driver:
 
 
 @pytest.fixture
-def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[Study], Driver]]:
+def start(cluster: "Cluster", tmp_path: Path) -> Iterator[Callable[[Study], Driver]]:
     drivers: list[Driver] = []
 
     def started(study: Study) -> Driver:
@@ -90,7 +92,9 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[Study], Driver
     yield started
     for driver in drivers:
         driver.process.kill()
-        driver.process.wait()
+        driver.ends()
+        assert driver.process.stdout is not None
+        driver.process.stdout.close()
 
 
 @pytest.fixture
@@ -167,3 +171,23 @@ def test_a_node_that_vanishes_costs_its_trials_the_time_since_their_checkpoint_a
     again = max(attempts, key=len)[1]
     assert (again["resumed_from_step"] or 0) > 0
     assert driver.says("lost its worker")
+
+
+def test_lost_trials_go_on_before_any_other_begins_where_no_node_comes_for_them(cluster, start):
+    cluster.add_node(num_cpus=1, **SMALL)
+    lost = cluster.add_node(num_cpus=2, **SMALL)
+    cluster.wait_for_nodes()
+    study = toy(fixed=SLOW, budget={"trials": 8, "steps": 60}, resources={"checkpoint": "1s", "slots": 3})
+    driver = start(study)
+    driver.until(lambda: driver.home.exists() and sum(1 for _ in driver.home.rglob("step-*")) >= 3)
+    cluster.remove_node(lost, allow_graceful=False)
+    assert driver.ends() == 0, driver.lines
+    ledger = Ledger.at(driver.home)
+    attempts = {
+        trial.number: ledger.attempts(study, study.cells[0], trial.number)
+        for trial in ledger.trials(study, study.cells[0])
+    }
+    again = [each[1]["began_s"] for each in attempts.values() if len(each) > 1]
+    assert len(again) == 2
+    fresh = [each[0]["began_s"] for number, each in attempts.items() if number >= 3]
+    assert max(again) < sorted(fresh)[1]  # one may have been asked before the loss

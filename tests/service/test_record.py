@@ -150,6 +150,15 @@ def test_a_worker_lost_with_its_node_does_not_count(desk: Callable[..., Desk]) -
     assert [at.recorder.lose(told, "died") for _ in range(4)] == [True, True, True, False]
 
 
+def test_a_trial_that_takes_every_node_along_fails_in_the_end(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = at.ask()
+    goes_on = [at.recorder.lose(told, "died", with_node=True) for _ in range(21)]
+    assert goes_on == [True] * 20 + [False]
+    (trial,) = at.ledger.trials(at.study, at.cell)
+    assert (trial.state, trial.reason) == ("FAIL", "worker lost 21 times: its node is gone: died")
+
+
 class FewNodes:
     """Some nodes of a cluster, of which one has left."""
 
@@ -242,9 +251,14 @@ def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one
     at.searcher.again(at.cell, 1)
     told[1] |= {"recorded_step": 5, "begun": True}
     assert at.ask() == told[1]
+    assert at.searcher.suggest("one more") is None  # until that one has begun, lest a new one take its place
+    at.searcher.began(at.cell, 1)
     assert at.ask()["trial"] == 2
     later = desk(interrupted=[0, 1])
     assert [later.ask(), later.ask()] == told
+    later.searcher.began(at.cell, 0)
+    assert later.searcher.suggest("one more") is None
+    later.searcher.on_trial_complete("tune-2", error=True)  # lost before it began
     assert later.ask()["trial"] == 3
 
 

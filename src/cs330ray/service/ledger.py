@@ -474,14 +474,14 @@ class Ledger:
             for table in (ATTEMPTS, LOSSES)
         )
 
-    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
-        """Record that a trial's worker was lost; how often by now, those not counted that went with their node."""
+    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> tuple[int, int]:
+        """Record that a trial's worker was lost; how often by now without its node, and in all."""
         where = _of_trial(LOSSES, study, cell, number)
         reasons = [row.reason for row in self._select(sql.select(LOSSES.c.reason).where(where))]
         so_far = len(reasons)
         place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
         self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
-        return sum(not each.startswith(NODE_GONE) for each in [*reasons, reason])
+        return sum(not each.startswith(NODE_GONE) for each in [*reasons, reason]), so_far + 1
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
         """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""

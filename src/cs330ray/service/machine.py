@@ -1,5 +1,6 @@
 """What there is to run trials on, and how many fit at once."""
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -74,11 +75,11 @@ class Machine:
 
         The autoscaler sees a demand then, and little is asked long before it can run.
         """
-        most = self.slots(study)
+        most = study.resources.slots or math.inf
         if not self.waits(study):
-            return most
+            return int(min(most, self.fitting(study)))
         a_node = max((self._places(study, node) for node in self.nodes), default=0) // study.resources.workers
-        return min(most, self.fitting(study) + max(a_node, 1))
+        return int(min(most, self.fitting(study) + max(a_node, 1)))
 
     def _places(self, study: Study, node: tuple[float, float]) -> int:
         """How many workers of trials fit a node; a trial has one unless it asks for more."""

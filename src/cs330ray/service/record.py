@@ -24,6 +24,7 @@ from cs330ray.spec import Cell, Study
 REASON_LENGTH = 200
 DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
 LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
+NODES_ALLOWED = 20  # and one that loses more nodes than this: it may be what ends them
 
 
 class Listener:
@@ -97,13 +98,13 @@ class Recorder:
         """Record that a trial's worker was lost, maybe with its node; whether the trial is to be taken up again."""
         cell, number = self._cells[told["cell"]], int(told["trial"])
         reason = f"{NODE_GONE}: {reason}" if with_node else reason
-        times = self._ledger.write_loss(self._study, cell, number, reason)
+        times, in_all = self._ledger.write_loss(self._study, cell, number, reason)
         self._waits_s.pop((cell.key, number), None)
         self._listener.lost(cell, number, times, with_node=with_node)
-        if times <= LOSSES_ALLOWED:
+        if times <= LOSSES_ALLOWED and in_all <= NODES_ALLOWED:
             return True
         what = "out of memory: worker ended" if "OutOfMemoryError" in reason else LOST
-        self._end(cell, number, Ending("FAIL", f"{what} {times} times: {reason}"))
+        self._end(cell, number, Ending("FAIL", f"{what} {in_all} times: {reason}"))
         return False
 
     def _end(self, cell: Cell, number: int, ending: Ending) -> None:

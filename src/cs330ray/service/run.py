@@ -129,6 +129,7 @@ class _Session(Listener):
         self.name = uuid.uuid4().hex
         self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
         self.tends: Sequence[Callable[[], None]] = ()  # what is looked after as time passes
+        self.began: Callable[[Cell, int], None] = lambda *_: None  # what hears that a trial is under way
         self._interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0
@@ -159,6 +160,7 @@ class _Session(Listener):
         self.listener.says(line)
 
     def took_up(self, cell: Cell, number: int, *rest: Any) -> None:
+        self.began(cell, number)
         if self._first is None:  # its first rows may have taken a while
             ago_s = wall_s() - self.ledger.attempts(self.study, cell, number)[-1]["began_s"]
             self._first = time.monotonic() - min(max(ago_s, 0.0), time.monotonic() - self._began_s)
@@ -217,6 +219,8 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
         session.lease.fence,
         ground.room,
     )
+
+    session.began = searcher.began
 
     def tick() -> None:
         if recorder.failure is not None:

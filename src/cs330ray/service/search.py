@@ -161,7 +161,8 @@ class LedgerSearcher(tune.search.Searcher):
         self._goals = ledger.goals(study)
         self._assignment = assignment  # what a trial is told beside its configuration
         self._waiting = list(interrupted)
-        self._live: set[str] = set()  # Tune's names of the trials under way
+        self._live: dict[str, tuple[str, int]] = {}  # the trials under way, by Tune's names
+        self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
         self._deadline = math.inf
         self.ran_out_of_time = False
         self.is_over = False
@@ -181,7 +182,7 @@ class LedgerSearcher(tune.search.Searcher):
             return None
         told = self._next()
         if isinstance(told, dict):
-            self._live.add(trial_id)
+            self._live[trial_id] = told["cell"], told["trial"]
         return told
 
     def _next(self) -> dict[str, Any] | str | None:
@@ -190,7 +191,10 @@ class LedgerSearcher(tune.search.Searcher):
             if self._is_too_late(cell, number):
                 self.ran_out_of_time = True
                 continue
+            self._again.add((cell.key, number))
             return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
+        if self._again:
+            return None
         histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
         open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
         late = bool(open_cells) and time.monotonic() >= self._deadline
@@ -220,6 +224,10 @@ class LedgerSearcher(tune.search.Searcher):
                 return self._next()
         self.is_over = True
         return str(self.FINISHED)
+
+    def began(self, cell: Cell, number: int) -> None:
+        """Hear that a trial is under way."""
+        self._again.discard((cell.key, number))
 
     def again(self, cell: Cell, number: int) -> None:
         """Put a trial whose worker was lost first in the queue."""
@@ -259,7 +267,7 @@ class LedgerSearcher(tune.search.Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Forget a trial; `record` has told the ledger."""
-        self._live.discard(trial_id)
+        self._again.discard(self._live.pop(trial_id, ("", -1)))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger holds all there is."""
