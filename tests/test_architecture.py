@@ -16,7 +16,7 @@ import cs330ray
 
 ROOT = Path(cs330ray.__file__).parent
 ALL = frozenset({""})
-COMMAND_LINE = ("cli", "console", "lone", "__main__", "__init__")
+COMMAND_LINE = ("cli", "console", "lone", "remote", "__main__", "__init__")
 
 # What a room sees beside itself; a room is a module or a package right under cs330ray.
 SEES: Mapping[str, frozenset[str]] = {
@@ -30,12 +30,16 @@ SEES: Mapping[str, frozenset[str]] = {
     "data": frozenset({"errors"}),
     "learners": frozenset({"errors"}),
     "runtime": frozenset({"errors"}),
-    "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime"}),
+    "parallel": frozenset({"errors", "runtime"}),
+    "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime", "parallel"}),
     "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
     "report": frozenset({"errors", "spec", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
-SEES_TOO = {"service.trainables": frozenset({"studies"})}  # a trainable by name
+SEES_TOO = {
+    "service.trainables": frozenset({"studies"}),  # a trainable by name
+    "service.workers": frozenset({"parallel"}),  # what the workers of a trial share
+}
 STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study module may import
 
 SERVICE_ALONE = {"ray", "optuna", "mlflow"}

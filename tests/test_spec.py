@@ -377,6 +377,10 @@ TEXTS = [
     ("[sampler]\nkid = 'tpe'", "sampler.kid: unknown key (did you mean 'kind'?)"),
     ("[prune]\nmin_step = 5", "prune.min_step: unknown key (did you mean 'min_steps'?)"),
     ("[resources]\nram = 5", "resources.ram: unknown key (known: cpus, gpus, workers,"),
+    (
+        "[resources]\nworkers = 2\ngpus = 0.5",
+        "resources.gpus: each of workers=2 needs whole GPUs, but got 0.5; write 1",
+    ),
     ("[search]\nlr = { low = 1, high = 2, hgih = 3 }", "search.lr.hgih: unknown key (did you mean 'high'?)"),
     ("[search]\nlr = { choices = [1], low = 2 }", "search.lr.low: unknown key (known: choices, when)"),
     ("[search]\nlr = { low = 1 }", "search.lr.high: this key is needed"),

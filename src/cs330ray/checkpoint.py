@@ -33,7 +33,7 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
 
     One that is already there and whole is left as it is: the same step of the same trial is the same moment.
     """
-    final = home / _name(step)
+    final = home / name_of(step)
     if (whole := _whole(final)) is not None:
         return whole
     partial = home / f".partial-{step:08d}-{uuid.uuid4().hex[:8]}"
@@ -45,11 +45,11 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
         }
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, sort_keys=True))
         for path in [*partial.rglob("*"), partial]:
-            _fsync(path)
+            fsync(path)
         if final.exists():  # a torn one: _whole said so
             shutil.rmtree(final)
         partial.rename(final)
-        _fsync(home)
+        fsync(home)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for old in [path for path in _directories(home) if path <= final][:-keep]:  # later ones are torn: nothing led here
@@ -66,7 +66,7 @@ def sweep(home: Path) -> None:
 def forget_after(home: Path, step: int) -> None:
     """Remove the checkpoints under `home` beyond `step`: what the record does not hold has not happened."""
     for path in _directories(home):
-        if path > home / _name(step):
+        if path > home / name_of(step):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -127,7 +127,8 @@ def _matches(path: Path, name: str, digest: object) -> bool:
         return False
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """The name of the directory of a checkpoint of `step`."""
     return f"step-{step:08d}"
 
 
@@ -140,7 +141,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a directory, before anything that comes after."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cs330ray import remote
 from cs330ray.errors import Cs330rayError, Diverged, SpecError
 from cs330ray.home import home, study_file
 
@@ -101,7 +102,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
     if outcome.interrupted:
         console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost")
-        console.says(f"Go on with: {_prefix()}{command}")
+        console.says(f"Go on with: {os.environ.get('CS330RAY_SUBMITTED') or _prefix() + command}")
         raise SystemExit(130)
     console.says(f"{study.name}: done in {duration(outcome.seconds)} ({outcome.start_s:.1f}s until the first trial)")
     _print_answer(study, outcome.ledger)
@@ -142,7 +143,7 @@ def _dry_run(study: "Study", source: str) -> None:
     machine = Machine.here()
     slots = machine.slots(study)
     console = Console(highlight=False)
-    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_trial(study))]:
+    for line in [*_grown(study), *plan(study, slots, machine.gpus_per_worker(study))]:
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -193,8 +194,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         raise SystemExit(1)
     from cs330ray.service.lease import held
     from cs330ray.service.mirror import MirrorError, forget
+    from cs330ray.service.thin import remove_copies
 
     with held(ledger, study):
+        left = remove_copies(ledger, found)
         try:
             forget(study, ledger.uid(study), home())
         except MirrorError as error:
@@ -202,6 +205,10 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         ledger.delete(study)
     shutil.rmtree(home() / study, ignore_errors=True)
     typer.echo(f"{study}: deleted, {trials} trials")
+    if left:
+        sys.stderr.write(
+            f"{study}: {len(left)} checkpoints stay, {left[0]} for one: CS330RAY_CHECKPOINTS is not there\n"
+        )
 
 
 @app.command("list")
@@ -372,6 +379,10 @@ def schema() -> None:
     typer.echo(json.dumps(Study.model_json_schema(), indent=2))
 
 
+for _command in remote.COMMANDS:
+    app.command()(_command)
+
+
 @cluster_app.command("check")
 def cluster_check(
     file: Annotated[
@@ -410,11 +421,6 @@ def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "T
 
 
 def _print_table(sheet: Any) -> None:
-    from rich.console import Console
+    from cs330ray.console import print_table
 
-    from cs330ray.console import plain_table, table_of
-
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        Console(highlight=False).print(table_of(sheet.title, sheet.columns, sheet.rows))
-    else:  # a pipe has no edge to fold at
-        typer.echo(plain_table(sheet.title, sheet.columns, sheet.rows))
+    print_table(sheet.title, sheet.columns, sheet.rows)

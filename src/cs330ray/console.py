@@ -1,9 +1,12 @@
 """What a person sees of a running study: a live table at a terminal, a line a trial in a log file."""
 
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
@@ -98,10 +101,11 @@ class StudyConsole:
             self._confirmed += 1
         self.says(self._line(cell, number, ending, values, entry["params"] if entry else {}))
 
-    def lost(self, cell: Cell, number: int, times: int) -> None:
+    def lost(self, cell: Cell, number: int, times: int, *, with_node: bool = False) -> None:
         """Say that a worker was lost."""
         self._running.pop((cell.key, number), None)
-        self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it goes on from its newest checkpoint")
+        what = "its worker with its node" if with_node else f"its worker ({times} so far)"
+        self.says(f"trial {number}{_of(cell)} lost {what}; it goes on from its newest checkpoint")
 
     def confirms(self, runs: int) -> None:
         """Say that confirmation begins."""
@@ -205,3 +209,11 @@ def plain_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequen
         for row in [columns, *rows]
     ]
     return "\n".join([title, *lines] if title else lines)
+
+
+def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: folded at the edge of a terminal, whole into a pipe."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        Console(highlight=False).print(table_of(title, columns, rows))
+    else:  # a pipe has no edge to fold at
+        typer.echo(plain_table(title, columns, rows))

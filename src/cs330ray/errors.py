@@ -6,6 +6,11 @@ A message reads: place, rule, value, next step. People get it as one line and ex
 LONGEST = 2000  # characters of a message
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class Cs330rayError(Exception):
     """Any error that a person can act on; the command line prints it as one line and exits with code 2."""
 
@@ -37,5 +42,17 @@ class StudyError(Cs330rayError):
     """The study cannot go on; it stopped, and what was recorded stays."""
 
 
+class WorkerLost(Exception):  # noqa: N818 - what it is, not what went wrong
+    """A process of a trial is gone or silent; the trial is taken up again from its newest checkpoint."""
+
+
 class Diverged(Exception):  # noqa: N818 - the field's word
     """A loss stopped being finite; the trial is recorded as failed and not tried again."""
+
+
+class NodeUnfit(WorkerLost):
+    """A node differs from the others (`node`, `why`); it gets no trials, and the one that came to it goes elsewhere."""
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node, self.why = node, why

@@ -311,6 +311,11 @@ def canonical(value: object) -> str:
 
 
 def _incoherent(study: Study) -> Iterator[str]:
+    if study.resources.workers > 1 and study.resources.gpus % 1:
+        yield (
+            f"resources.gpus: each of workers={study.resources.workers} needs whole GPUs, "
+            f"but got {study.resources.gpus:g}; write 1"
+        )
     if study.name in RESERVED or study.name.startswith(("ledger.db", "mlflow.db")):
         yield f"name: the home keeps files of its own under {study.name!r}; choose another"
     compared = study.compare.get("trainable")

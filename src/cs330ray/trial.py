@@ -49,7 +49,12 @@ class Scores:
 
 
 class Trainable(Protocol):
-    """The module that runs trials of one system."""
+    """The module that runs trials of one system.
+
+    One that has `SPLITS` besides, the word for what its workers share out ("tasks"), may run as several processes: each
+    runs `train`, or `test`, and takes part through `cs330ray.parallel`. All yield at the same steps, hold the same
+    state to the bit and raise Diverged at the same step. Without it a trial takes one worker.
+    """
 
     Config: Any  # a pydantic model: every hyperparameter with bounds, default and unit
     METRICS: Mapping[str, Metric]

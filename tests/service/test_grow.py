@@ -226,7 +226,7 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     assert list(ledger.checkpoints(study, cell)) == [1]
     held = ledger.checkpoint(study, cell, 1)
     assert held is not None
-    assert checkpoint.read(held).step == 10
+    assert checkpoint.read(Path(held)).step == 10
     assert summary.best_trial(ledger, study, cell, "val_speed") is not None
     assert {row[1]: row[4] for row in summary.trials(ledger, study).rows} == {"0": "10", "1": "10"}
 

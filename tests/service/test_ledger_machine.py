@@ -204,7 +204,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert repr(found) == repr(sorted(model.rows.items()))
                 assert ledger.last_step(self.study, cell, number) == max(model.rows, default=0)
                 newest = model.checkpoints[max(model.checkpoints)][0] if model.checkpoints else None
-                assert ledger.checkpoint(self.study, cell, number) == (None if newest is None else Path(newest))
+                assert ledger.checkpoint(self.study, cell, number) == newest
                 assert ledger.attempts(self.study, cell, number) == model.attempts
 
     @invariant()

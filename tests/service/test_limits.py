@@ -13,7 +13,7 @@ import pytest
 
 from cs330ray import checkpoint, cli
 from cs330ray.errors import StudyError
-from cs330ray.service import actor, confirm, memory, record
+from cs330ray.service import actor, confirm, memory, places, record
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ending, Ledger, Row
 from cs330ray.service.record import Recorder
@@ -265,7 +265,7 @@ def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) 
     assert ledger.checkpoint(study, cell, 0) is None
     kept = ledger.checkpoint(study, cell.under(0), 0)
     assert kept is not None
-    assert checkpoint.read(kept).step == 20
+    assert checkpoint.read(Path(kept)).step == 20
 
 
 # What a trial wrote -------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_what_a_trial_writes_is_in_a_log_of_its_own_that_show_prints(
     ledger = Ledger.at(home)
     (cell,) = study.cells
     for trial in ledger.trials(study, cell):
-        text = (checkpoints_of(home, "toy", cell, trial.number) / actor.LOG).read_text()
+        text = (checkpoints_of(home, "toy", cell, trial.number) / places.LOG).read_text()
         assert text.count("words of seed") == 1
         assert f"words of seed {trial.seed}\n" in text
         assert "and from below\n" in text

@@ -1,14 +1,17 @@
 """The recorder and the searcher, driven without Ray: what Tune would call, in the order in which it would."""
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cs330ray.errors import NodeUnfit
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.record import Listener, Recorder
+from cs330ray.service.record import ForwardingCallback, Listener, Recorder
 from cs330ray.service.run import checkpoints_of
 from cs330ray.service.search import LedgerSearcher
 from cs330ray.spec import Study
@@ -20,7 +23,7 @@ class Desk:
     """A study opened in a ledger, with its searcher and its recorder; `play` is a worker's message."""
 
     def __init__(self, home: Path, study: Study, interrupted: list[int] | None = None) -> None:
-        self.ledger, self.study, self.cell = Ledger.at(home), study, study.cells[0]
+        self.home, self.ledger, self.study, self.cell = home, Ledger.at(home), study, study.cells[0]
         self.ledger.open(study, {"tests.toy": toy_trainable.METRICS})
         waiting = [(self.cell, number) for number in interrupted or []]
         self.searcher = LedgerSearcher(self.ledger, study, lambda *_: {}, waiting)
@@ -140,6 +143,65 @@ def test_a_worker_lost_four_times_has_failed_and_three_times_not(desk: Callable[
     assert (trial.state, trial.reason) == ("FAIL", "worker lost 4 times: died")
 
 
+def test_a_worker_lost_with_its_node_does_not_count(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = at.ask()
+    assert all(at.recorder.lose(told, "died", with_node=True) for _ in range(9))
+    assert [at.recorder.lose(told, "died") for _ in range(4)] == [True, True, True, False]
+
+
+class FewNodes:
+    """Some nodes of a cluster, of which one has left."""
+
+    def __init__(self, gone: str) -> None:
+        self.gone, self.unfit = gone, dict[str, str]()
+
+    def is_gone(self, nodes: list[str]) -> bool:
+        return self.gone in nodes
+
+    def exclude(self, node: str, why: str) -> None:
+        self.unfit[node] = why
+
+
+class Lost:
+    """A trial of Tune's whose worker was lost."""
+
+    def __init__(self, config: dict[str, Any], error: Exception | None = None) -> None:
+        self.config, self.error, self.error_file = config, error, None
+
+    def get_pickled_error(self) -> Exception | None:
+        return self.error
+
+
+def losses(at: Desk) -> list[str]:
+    with contextlib.closing(sqlite3.connect(at.home / "ledger.db")) as ledger:
+        return [reason for (reason,) in ledger.execute("select reason from cs330ray_losses order by attempt")]
+
+
+def test_a_loss_is_the_nodes_where_the_last_attempt_stood_on_one_that_left(desk: Callable[..., Desk]) -> None:
+    at, again = desk(), []
+    told = at.ask()
+    nodes = FewNodes(gone="first")
+    callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
+    at.play(told, (5, 0.5), circumstances={**BEGUN, "nodes": ["first"]})
+    callback.on_trial_error(0, [], Lost(told))
+    at.play(told, (10, 0.5), circumstances={**BEGUN, "resumed_from_step": 5, "nodes": ["second"]})
+    callback.on_trial_error(0, [], Lost(told))
+    assert again == [0, 0]
+    assert losses(at) == ["its node is gone: no word of it", "no word of it"]
+
+
+def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_other(desk: Callable[..., Desk]) -> None:
+    at, again = desk(), []
+    told = at.ask()
+    nodes = FewNodes(gone="none")
+    callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
+    callback.on_trial_error(0, [], Lost(told, NodeUnfit("third", "torch must be 2.13.0")))
+    assert nodes.unfit == {"third": "torch must be 2.13.0"}
+    assert again == [0]
+    assert losses(at) == []
+
+
 def test_every_trial_has_a_place_of_its_own_for_its_checkpoints(tmp_path: Path) -> None:
     studies = [toy(name=name, compare={"data_seed": [0, 1]}) for name in ("one", "two")]
     each = [(study, cell, number) for study in studies for cell in study.cells for number in (0, 1)]
@@ -159,6 +221,18 @@ def test_cells_are_asked_in_turn_with_common_seeds_until_the_budget_is_spent(des
     for number in range(1, 5):
         at.searcher.on_trial_complete(f"tune-{number}")
     assert at.searcher.suggest("one more") == at.searcher.FINISHED
+
+
+def test_no_more_are_asked_than_there_is_room_for_just_now(desk: Callable[..., Desk]) -> None:
+    at, room = desk(), [1]
+    at.searcher._room = lambda: room[0]
+    at.ask()
+    assert at.searcher.suggest("one more") is None
+    room[0] = 3
+    assert [at.ask()["trial"], at.ask()["trial"]] == [1, 2]
+    room[0] = 2  # a node has left
+    at.searcher.on_trial_complete("tune-1")
+    assert at.searcher.suggest("one more") is None
 
 
 def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one(desk: Callable[..., Desk]) -> None:

@@ -145,7 +145,7 @@ def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_en
     [
         ({"resources": {"cpus": 64}}, "cpus=64"),
         ({"resources": {"require_gpu": True}}, "require_gpu"),
-        ({"resources": {"workers": 2}}, "workers"),
+        ({"resources": {"workers": 3}}, "for each of workers=3"),
     ],
 )
 def test_what_does_not_fit_the_machine_is_refused_before_anything_starts(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cs330ray.errors import SpecError
 from cs330ray.service.machine import Machine
 from tests.studies_of_tests import toy
 
@@ -23,4 +24,46 @@ from tests.studies_of_tests import toy
     ],
 )
 def test_as_many_trials_run_at_once_as_fit_and_are_wanted(cpus, gpus, resources, slots):
-    assert Machine(cpus, gpus).slots(toy(resources=resources)) == slots
+    assert Machine(((cpus, gpus),)).slots(toy(resources=resources)) == slots
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "slots"),
+    [
+        ([(3, 0), (3, 0)], {"cpus": 2}, 2),  # a trial does not lie on two nodes
+        ([(8, 2), (8, 1), (4, 0)], {"gpus": 1}, 3),
+        ([(8, 2), (8, 1), (4, 0)], {"gpus": 1, "workers": 3}, 1),  # but one of several workers may
+        ([(8, 2), (8, 2)], {"gpus": 1, "workers": 2}, 2),
+        ([(3, 0), (3, 0)], {"cpus": 2, "workers": 2}, 1),
+        ([(0, 0), (4, 0)], {}, 4),  # a head that runs no trials
+    ],
+)
+def test_the_nodes_of_a_cluster_are_filled_one_by_one(nodes, resources, slots):
+    assert Machine(tuple(nodes), joined=True).slots(toy(resources=resources)) == slots
+
+
+@pytest.mark.parametrize("nodes", [[], [(0, 0)], [(4, 0)]])
+def test_a_cluster_that_scales_waits_for_its_gpus_and_does_without_none(nodes):
+    machine, study = Machine(tuple(nodes), joined=True), toy(resources={"gpus": 1, "slots": 8, "require_gpu": True})
+    assert machine.gpus_per_worker(study) == 1
+    assert machine.slots(study) == 8
+    assert machine.fitting(study) == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "room"),
+    [([], 1), ([(0, 0)], 1), ([(4, 1)], 2 + 2), ([(4, 1), (8, 4)], 2 + 8 + 8), ([(8, 4)] * 4, 20)],
+)
+def test_a_cluster_that_scales_is_asked_for_what_it_has_and_a_node_more(nodes, room):
+    study = toy(resources={"gpus": 0.5, "slots": 20})
+    assert Machine(tuple(nodes), joined=True).room(study) == room
+
+
+def test_a_cluster_that_may_not_scale_refuses_what_does_not_fit_and_says_how_it_would():
+    with pytest.raises(SpecError, match=r"cpus=9.*or set resources\.slots, and it waits for nodes to come"):
+        Machine(((8, 0), (8, 0)), joined=True).slots(toy(resources={"cpus": 9}))
+
+
+def test_where_no_gpu_comes_none_counts_as_wanted():
+    assert Machine(((8, 0),), joined=True).gpus_per_worker(toy(resources={"gpus": 1})) == 0
+    assert Machine(((8, 0),)).gpus_per_worker(toy(resources={"gpus": 1, "slots": 4})) == 0

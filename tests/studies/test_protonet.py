@@ -150,7 +150,9 @@ def test_it_learns_what_can_be_learned(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_trial_before_its_step_is_reported(monkeypatch):
     backward, losses = protonet.protonet.backward, iter([1.0, 1.0, math.inf])
     monkeypatch.setattr(
-        protonet.protonet, "backward", lambda *given: backward(*given) | {"loss": torch.tensor([next(losses)])}
+        protonet.protonet,
+        "backward",
+        lambda *given, **named: backward(*given, **named) | {"loss": torch.tensor([next(losses)])},
     )
     trial = protonet.train(config(eval_every_steps=1), 0, 5)
     assert [next(trial).step, next(trial).step] == [1, 2]

@@ -49,6 +49,11 @@ class Encoded:
     answer: int = 0
     label: int | None = None  # the class
 
+    @property
+    def answers(self) -> int:
+        """How many labels it has that count: tokens of its answer, or its class."""
+        return self.answer if self.label is None else 1
+
 
 @dataclass(frozen=True)
 class Batch:

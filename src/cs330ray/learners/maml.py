@@ -76,26 +76,27 @@ def adapt(
     return phi_T
 
 
-def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> float:
+def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, of: int | None = None) -> float:
     """Add the gradient of the outer loss, algorithm 2 line 10, to the `grad` of parameters and learned rates; the loss.
 
     By the chain rule dL/dw = (dphi/dw)^T dL/dphi: the queries, which are most of the images, are differentiated once
-    and a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once.
+    and a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once: it is over
+    `of` tasks where `batch` is a part of them, and whoever adds up what the parts give has the whole.
     """
-    loss = 0.0
+    tasks, loss = len(batch) if of is None else of, 0.0
     for part in _parts(batch, of=batch.support_TNKCHW):
         phi_T = _adapted(maml, params, inner_lrs, part, first_order=maml.first_order)
         grads, losses_T = zip(*_query_gradients(maml, phi_T, part), strict=True)
-        cotangents = [torch.cat(tensors_T) / len(batch) for tensors_T in zip(*grads, strict=True)]
+        cotangents = [torch.cat(tensors_T) / tasks for tensors_T in zip(*grads, strict=True)]
         torch.autograd.backward(list(phi_T.values()), cotangents)
-        loss += torch.cat(losses_T).sum().item() / len(batch)
+        loss += torch.cat(losses_T).sum().item() / tasks
     return loss
 
 
 def evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
-    """Adapt to each task and score it: the metrics by name, one value a task (T,)."""
+    """Adapt to each task and score it: the metrics by name, one value a task (T,); of no tasks, no metrics."""
     rows = [_evaluate(maml, params, inner_lrs, part) for part in _parts(batch, of=batch.query_TNQCHW)]
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
@@ -162,7 +163,7 @@ def _query_gradients(maml: Maml, phi_T: Params, batch: Batch) -> Iterator[tuple[
 def _parts(batch: Batch, of: Tensor) -> Iterator[Batch]:
     """Cut a batch into few tasks at a time, by the number of images in `of`; a GPU takes all at once."""
     images = of.shape[1] * of.shape[2]
-    at_once = max(1, IMAGES_AT_ONCE // images) if of.device.type == "cpu" else len(batch)
+    at_once = max(1, IMAGES_AT_ONCE // images) if of.device.type == "cpu" else max(1, len(batch))
     for first in range(0, len(batch), at_once):
         yield batch[first : first + at_once]
 

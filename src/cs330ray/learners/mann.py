@@ -42,6 +42,12 @@ class Batch:
     images_LTCHW: Tensor  # in [0, 1], ink 1
     labels_TN: Tensor  # int64: the classes of the queries, as they follow one another
 
+    def __len__(self) -> int:
+        return len(self.labels_TN)
+
+    def __getitem__(self, tasks: slice) -> "Batch":
+        return Batch(self.images_LTCHW[:, tasks], self.labels_TN[tasks])
+
 
 def init(
     mann: Mann, *, hidden: int, ways: int, filters: int, generator: torch.Generator, side: int = 28
@@ -77,6 +83,8 @@ def init(
 def logits(mann: Mann, params: Params, batch: Batch) -> Tensor:
     """Score the classes of each query by the images and labels up to it: (T, N queries, N classes)."""
     ways = batch.labels_TN.shape[1]
+    if not len(batch):
+        return batch.images_LTCHW.new_zeros(0, ways, ways)
     x_LTD = _seen(mann, params, batch.images_LTCHW)
     for layer in range(1, mann.layers + 2):
         weight_GD = params["layer1.weight_image" if layer == 1 else f"layer{layer}.weight_input"]

@@ -9,7 +9,7 @@
 
 # ruff: noqa: N815 - the fields carry their shapes
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -157,20 +157,24 @@ def backward(
     batch: Ratings,
     negatives_B: Tensor,
     masks: Sequence[Tensor] = (),
+    *,
+    of: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the joint loss to `grads`; (L_F, L_R).
 
-    By hand: on batches as small as these, autograd would take most of the time.
+    By hand: on batches as small as these, autograd would take most of the time. Where `batch` is a part of one of `of`
+    ratings, the gradient is that part's: whoever adds up what the parts give has the whole.
     """
+    of = len(batch) if of is None else of
     users_B, items_B, pairs_B = batch.users_B, batch.items_B, torch.cat([batch.items_B, negatives_B])
     u_BD, q_BD = _rows(params["user"], users_B), _rows(params["item"], pairs_B)
     b_B = _rows(params["item_bias"], pairs_B)
-    d_u_BD, d_q_BD, d_b_B, pairwise_B = _factorization_backward(multitask, u_BD, q_BD, b_B)
+    d_u_BD, d_q_BD, d_b_B, pairwise_B = _factorization_backward(multitask, u_BD, q_BD, b_B, of)
     if "regression_user" in params:
         ru_BD, rq_BD = _rows(params["regression_user"], users_B), _rows(params["regression_item"], items_B)
     else:
         ru_BD, rq_BD = u_BD, q_BD[: len(batch)]
-    d_ru_BD, d_rq_BD, squared_B = _regression_backward(multitask, params, grads, batch, ru_BD, rq_BD, masks)
+    d_ru_BD, d_rq_BD, squared_B = _regression_backward(multitask, params, grads, batch, ru_BD, rq_BD, masks, of)
     if "regression_user" in params:
         grads["regression_user"].index_add_(0, users_B, d_ru_BD)
         grads["regression_item"].index_add_(0, items_B, d_rq_BD)
@@ -184,7 +188,7 @@ def backward(
 
 
 def _factorization_backward(
-    multitask: Multitask, u_BD: Tensor, q_BD: Tensor, b_B: Tensor
+    multitask: Multitask, u_BD: Tensor, q_BD: Tensor, b_B: Tensor, of: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of lambda_F L_F for rows of users, of items and their biases, and the single losses.
 
@@ -198,7 +202,7 @@ def _factorization_backward(
         pairwise_B, slope_B = wrong_B, wrong_B * (wrong_B - 1)
     else:
         pairwise_B, slope_B = F.softplus(-margin_B), -wrong_B
-    d_margin_B = slope_B * (multitask.factorization_weight / len(u_BD))
+    d_margin_B = slope_B * (multitask.factorization_weight / of)
     d_u_BD, d_rated_BD = d_margin_B[:, None] * ahead_BD, d_margin_B[:, None] * u_BD
     d_q_BD, d_b_B = torch.cat([d_rated_BD, -d_rated_BD]), torch.cat([d_margin_B, -d_margin_B])
     return d_u_BD, d_q_BD, d_b_B, pairwise_B
@@ -212,6 +216,7 @@ def _regression_backward(
     u_BD: Tensor,
     q_BD: Tensor,
     masks: Sequence[Tensor],
+    of: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add the gradient of lambda_R L_R to all but the tables; that of the rows u_BD, q_BD, and the squared errors."""
     layers, layer_grads = list(_layers(params)), list(_layers(grads))
@@ -224,7 +229,7 @@ def _regression_backward(
     if "regression_user_bias" in params:
         error_B += _rows(params["regression_user_bias"], batch.users_B)
         error_B += _rows(params["regression_item_bias"], batch.items_B)
-    d_stars_B = error_B * (2 * multitask.regression_weight / len(batch))
+    d_stars_B = error_B * (2 * multitask.regression_weight / of)
     if "regression_user_bias" in params:
         grads["regression_user_bias"].index_add_(0, batch.users_B, d_stars_B)
         grads["regression_item_bias"].index_add_(0, batch.items_B, d_stars_B)
@@ -252,19 +257,31 @@ def train_epoch(
     *,
     batch: int,
     generator: torch.Generator,
+    share: Callable[[int], slice] | None = None,
+    add_gradients: Callable[[Iterable[Tensor]], None] | None = None,
 ) -> tuple[float, float]:
-    """Descend the joint loss over all ratings once; the means of L_F and of L_R."""
+    """Descend the joint loss over all ratings once; the means of L_F and of L_R.
+
+    One of several workers learns from its `share` of each batch, and has `add_gradients` add up theirs: all draw the
+    same, dropout included, and move alike. The means are then its share of those over all ratings.
+    """
     rated_UI, grad = _rated(weights.params, ratings), weights.flat.grad
     assert grad is not None
     totals = torch.zeros(2, device=grad.device)
     drawn = batches(ratings, items=rated_UI.shape[1], batch=batch, candidates=multitask.candidates, generator=generator)
     for part, candidates_BJ in drawn:
-        negatives_B = hardest(weights.params, part, candidates_BJ, rated_UI)
-        masks = dropout_masks(multitask, weights.params, len(part), generator)
+        of, masks = len(part), dropout_masks(multitask, weights.params, len(part), generator)
+        if share is not None:
+            mine = share(of)
+            part, candidates_BJ, masks = part[mine], candidates_BJ[mine], [mask[mine] for mask in masks]
         grad.zero_()
-        found = backward(multitask, weights.params, weights.grads, part, negatives_B, masks)
+        if len(part):
+            negatives_B = hardest(weights.params, part, candidates_BJ, rated_UI)
+            found = backward(multitask, weights.params, weights.grads, part, negatives_B, masks, of=of)
+            totals += torch.stack(found) * len(part)
+        if add_gradients is not None:
+            add_gradients([weights.flat])
         optimizer.step()
-        totals += torch.stack(found) * len(part)
     pairwise, squared = (totals / len(ratings)).tolist()
     return pairwise, squared
 

@@ -40,20 +40,21 @@ def logits(distance: Distance, z_TBD: Tensor, prototypes_TND: Tensor) -> Tensor:
     return -squared_TBN if distance == "squared" else -_root(squared_TBN)
 
 
-def backward(protonet: ProtoNet, params: Params, batch: Batch) -> dict[str, Tensor]:
+def backward(protonet: ProtoNet, params: Params, batch: Batch, *, of: int | None = None) -> dict[str, Tensor]:
     """Add the gradient of the mean query loss to the `grad` of the parameters; what `evaluate` gives.
 
     By the chain rule: the few support images of many tasks are embedded and differentiated together, the queries some
-    tasks at a time. The mean over tasks is the same however many go at once.
+    tasks at a time. The mean over tasks is the same however many go at once: it is over `of` tasks where `batch` is a
+    part of them, and whoever adds up what the parts give has the whole.
     """
-    rows = []
+    tasks, rows = len(batch) if of is None else of, []
     for part in _parts(batch, of=batch.support_TNKCHW):
         z_support_TNKD = support_features(params, part)
         leaf_TNKD = z_support_TNKD.detach().requires_grad_()
         done = 0
         for few in _parts(part, of=part.query_TNQCHW):
             row = _scores(protonet, params, few, leaf_TNKD[done : done + len(few)])
-            (row["loss"].sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+            (row["loss"].sum() / tasks).backward()  # type: ignore[no-untyped-call]
             rows.append(row)
             done += len(few)
         torch.autograd.backward(z_support_TNKD, leaf_TNKD.grad)
@@ -62,7 +63,7 @@ def backward(protonet: ProtoNet, params: Params, batch: Batch) -> dict[str, Tens
 
 @torch.no_grad()
 def evaluate(protonet: ProtoNet, params: Params, batch: Batch) -> dict[str, Tensor]:
-    """Score each task: the metrics by name, one value a task (T,)."""
+    """Score each task: the metrics by name, one value a task (T,); of no tasks, no metrics."""
     parts = _parts(batch, of=batch.query_TNQCHW)
     return _join([_scores(protonet, params, part, support_features(params, part)) for part in parts])
 
@@ -94,7 +95,7 @@ def _scores(protonet: ProtoNet, params: Params, batch: Batch, z_support_TNKD: Te
 
 
 def _join(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([row[name].detach() for row in rows]) for name in rows[0]}
+    return {name: torch.cat([row[name].detach() for row in rows]) for name in rows[0]} if rows else {}
 
 
 def _parts(batch: Batch, of: Tensor) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cs330ray.errors import SpecError
@@ -78,7 +79,7 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
         "steps": str(found.steps),
         **({} if found.continues is None else {"continues": str(found.continues)}),
         **({} if found.continued_as is None else {"continued as": str(found.continued_as)}),
-        "checkpoint": str(checkpoint) if checkpoint is not None and checkpoint.exists() else "none",
+        "checkpoint": checkpoint if checkpoint and ("://" in checkpoint or Path(checkpoint).exists()) else "none",
     }  # fmt: skip
     sheets = [Sheet(f"{study.name}: trial {found.number}", ["what", "value"], [list(fact) for fact in facts.items()])]
     rows = ledger.rows(study, found.cell, found.number)

@@ -1,12 +1,14 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
-Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, actor, places, thin, record, machine,
-backup, beside, run, mlflow_runs, mirror; estimate aside.
+Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, places, objects, copies, process,
+workers, actor, thin, machine, preflight, ground, record, backup, beside, run, mlflow_runs, mirror; estimate aside. For
+a cluster: wheel, jobserver, jobs.
 """
 
 import os
 import secrets
 import sys
+from pathlib import Path
 
 # Before Ray and MLflow are imported: no telemetry, no loggers, snapshots or directories of Tune's own (the ledger holds
 # all there is), no warning for a result that took long.
@@ -26,8 +28,11 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_DEDUP_LOGS": "0",
 }
-# Ray listens on every interface: nobody may talk to a Ray of ours who has not its token. Ray reads this when imported.
+# Ray listens on every interface: nobody may talk to a Ray of ours who has not its token. A cluster has its own, which
+# Ray does not look for by itself where RAY_ADDRESS names one. Ray reads this when imported.
 if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
     _ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+elif "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
+    _ENVIRONMENT |= {"RAY_AUTH_MODE": "token"}
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

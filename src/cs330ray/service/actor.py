@@ -1,13 +1,7 @@
 """The worker's side: drive a trial's generator in batches, checkpoint what the record already holds, report the end."""
 
 import contextlib
-import gc
 import math
-import os
-import platform
-import random
-import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -15,21 +9,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
 
 from cs330ray import checkpoint
 from cs330ray.clock import wall_s
-from cs330ray.errors import CheckpointError, Diverged
-from cs330ray.service import memory, trainables
-from cs330ray.service.places import LOG
+from cs330ray.errors import CheckpointError, Diverged, WorkerLost
+from cs330ray.service import memory, preflight
+from cs330ray.service.copies import BEGUN, Copies, fetched
+from cs330ray.service.objects import StoreFault
+from cs330ray.service.process import Alone, Runs, log_into
+from cs330ray.service.workers import Team
 from cs330ray.trial import Item, Progress, Scores
 
 SAVE_AGAIN_S = 1.0
 TESTING = "TESTING"  # how often a test of this trial was begun
 TESTS_ALLOWED = 3
 PROBE_BYTES = 1024**2
-VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 
 
 class _OutOfMemory(Exception):  # noqa: N818 - the end of a trial
@@ -41,13 +36,17 @@ class TrialRun:
 
     `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), recorded_step (the last
     row that the ledger holds), begun (whether the ledger knows of a start), checkpoint_s, batch_s, prune_every (0:
-    never), memory (GiB or None), cpus, code and data digests; `test` where the trial is to be scored on the test split;
-    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None.
+    never), memory (GiB or None), cpus, code and data digests; on a cluster `node`, what every node must have, and
+    `prepares`, for what its data are prepared; `test` where the trial is to be scored on the test split;
+    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None;
+    where checkpoints are copied to a store, `copies` with its url, which the actor adds, and the trial's place there.
     """
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
+    def __init__(self, told: Mapping[str, Any], runs: Runs | None = None) -> None:
         self._told = told
+        self._runs = runs or Alone()
         self._home = Path(told["home"])
+        self._copies: Copies | None = None
         self._rows: Iterator[Progress] | None = None
         self._source: checkpoint.Checkpoint | None = None  # where the generator began
         self._latest: Progress | None = None  # the generator stands at this moment
@@ -57,8 +56,8 @@ class TrialRun:
     def next_batch(self) -> dict[str, Any]:
         """Train until a batch of rows is worth a message.
 
-        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (the trial is at its
-        end), "circumstances", "end" and, with that, "scores" or "untested".
+        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (what the trial can
+        not do without: "begin" or "end"), "circumstances", "end" and, with that, "scores" or "untested".
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
@@ -68,7 +67,7 @@ class TrialRun:
                 self._start(batch)
             self._save_if_due(batch)
             if self._last and "unsaved" in batch:
-                batch["waits"] = True
+                batch["waits"] = "end"
                 time.sleep(SAVE_AGAIN_S)
             elif self._last:
                 if self._told.get("test"):
@@ -76,53 +75,74 @@ class TrialRun:
                 batch["end"] = {"state": "COMPLETE"}
             else:
                 self._train(batch)
+        except StoreFault as fault:  # without what lies there nobody knows where the trial stands
+            batch |= {"unsaved": str(fault), "waits": "begin"}
+            time.sleep(SAVE_AGAIN_S)
         except Diverged as error:
             batch["end"] = _failure(f"diverged: {error}")
         except _OutOfMemory as error:
             batch["end"] = {"state": "FAIL", "reason": f"out of memory: {error}"}
+        except WorkerLost:
+            raise
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
             batch["end"] = _failure(_reason(error))
         return batch
 
     def close(self) -> None:
-        """End the generator and give its memory back."""
+        """End the generator, give its memory back, and the disk where a store has the checkpoints."""
+        self._free()
+        if self._copies is not None:
+            self._copies.clear(self._home)
+
+    def _free(self) -> None:
         close = getattr(self._rows, "close", None)
         if close is not None:
             close()
         self._rows = self._latest = None
-        memory.leave()
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._runs.leave()
 
     def _start(self, batch: dict[str, Any]) -> None:
         began_s = wall_s()
-        trainable = trainables.load(self._told["trainable"])
-        settle(self._told["seed"], self._told["cpus"])
-        config = trainable.Config(**self._told["config"])
+        preflight.gate(self._told)
+        self._runs.take_up(self._told)
         checkpoint.sweep(self._home)
         checkpoint.forget_after(self._home, self._told["recorded_step"])
-        newest = checkpoint.newest(self._home)
-        self._source = newest or _begun_by_another(self._told)
+        self._copies = Copies.told(self._told)
+        if self._copies is None:
+            newest = checkpoint.newest(self._home)
+        else:
+            newest = self._copies.take_up(self._home, self._told["recorded_step"])
+        self._source = newest or self._begun_by_another()
         begin = {"resumed_from_step": self._source.step if self._source else None, "began_s": began_s}
-        batch["circumstances"] = begin | _circumstances(self._told)
-        self._bound_memory()
-        begin_at = self._source.path if self._source else None
-        self._rows = trainable.train(config, self._told["seed"], self._told["steps"], begin_at)
+        batch["circumstances"] = begin | self._runs.circumstances()
+        self._refuse_where_memory_was_short()
+        self._rows = self._runs.train(self._source.path if self._source else None)
         if newest is not None:
-            batch["checkpoint"] = _named(newest)
+            batch["checkpoint"] = self._named(newest)
 
-    def _bound_memory(self) -> None:
-        """Watch this process where there is a bound. Raises _OutOfMemory where an earlier worker exceeded it."""
+    def _begun_by_another(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
+        begin_at = self._told.get("begin_at")
+        try:
+            if begin_at and "://" in begin_at:
+                return fetched(begin_at, self._home / BEGUN, self._copies.store if self._copies else None)
+            return checkpoint.read(Path(begin_at)) if begin_at else None
+        except CheckpointError:
+            return None
+
+    def _named(self, written: checkpoint.Checkpoint) -> dict[str, Any]:
+        """A checkpoint for the record, by the place where it will be found."""
+        path = str(written.path) if self._copies is None else self._copies.address(written.step)
+        return {"step": written.step, "path": path, "digest": written.digest}
+
+    def _refuse_where_memory_was_short(self) -> None:
+        """Raise _OutOfMemory where an earlier worker exceeded the bound."""
         if not self._told["begun"]:  # what lies here is of a trial that the record does not know
             memory.forget(self._home)
             (self._home / TESTING).unlink(missing_ok=True)
         mark = memory.mark_of(self._home)
         if mark is not None and not (self._home / TESTING).exists():
             raise _OutOfMemory(mark)
-        if self._told.get("memory"):
-            memory.watch(self._home, self._told["memory"])
 
     def _save_if_due(self, batch: dict[str, Any]) -> None:
         overdue = time.monotonic() - self._saved_s >= self._told["checkpoint_s"]
@@ -145,7 +165,9 @@ class TrialRun:
             written = checkpoint.write(self._home, begun_at.step, lambda path: checkpoint.copy(begun_at, path), keep)
         else:
             return
-        batch["checkpoint"] = _named(written)
+        if self._copies is not None:
+            self._copies.push(written, keep)
+        batch["checkpoint"] = self._named(written)
 
     def _tested(self) -> dict[str, Any]:
         """What the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -157,14 +179,11 @@ class TrialRun:
             return {}  # there was no row
         if (why := self._ended_testing()) is not None:
             return {"untested": {"reason": why, "traceback": ""}}
-        self.close()  # the memory of training is free for the test
-        settle(self._told["seed"], self._told["cpus"])
-        if self._told.get("memory"):
-            memory.watch(self._home, self._told["memory"])
+        self._free()  # for the test
         try:
-            trainable = trainables.load(self._told["trainable"])
-            found = trainable.test(trainable.Config(**self._told["config"]), self._told["seed"], last.path)
-            return {"scores": _scores(found)}
+            return {"scores": _scores(self._runs.test(last.path))}
+        except WorkerLost:
+            raise
         except Exception as error:  # noqa: BLE001 - the trial boundary
             return {"untested": {name: text for name, text in _failure(_reason(error)).items() if name != "state"}}
 
@@ -207,16 +226,23 @@ class TrialRun:
 class TrialActor(tune.Trainable):
     """Tune's actor: one process that runs one trial after another. What leaves it as an exception is a lost worker."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take up the first trial."""
+    def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
+        """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
+        self._store_url = store_url
+        workers = config["workers"]
+        self._runs: Runs = Team(workers, config["cpus"], config["gpus"]) if workers > 1 else Alone()
+        self._take_up(config)
+
+    def _take_up(self, config: dict[str, Any]) -> None:
         log_into(Path(config["home"]))
-        self._run = TrialRun(config)
+        if (copies := config.get("copies")) is not None:
+            config = {**config, "copies": {**copies, "url": self._store_url}}
+        self._run = TrialRun(config, self._runs)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Leave the old trial and take up another."""
         self._run.close()
-        log_into(Path(new_config["home"]))
-        self._run = TrialRun(new_config)
+        self._take_up(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -225,20 +251,9 @@ class TrialActor(tune.Trainable):
         return {"batch": [batch], "done": "end" in batch}  # a list, since Tune flattens dictionaries
 
     def cleanup(self) -> None:
-        """Leave the trial."""
+        """Leave the trial, and end what ran it."""
         self._run.close()
-
-
-def _named(written: checkpoint.Checkpoint) -> dict[str, Any]:
-    return {"step": written.step, "path": str(written.path), "digest": written.digest}
-
-
-def _begun_by_another(told: Mapping[str, Any]) -> checkpoint.Checkpoint | None:
-    """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
-    try:
-        return checkpoint.read(Path(told["begin_at"])) if told.get("begin_at") else None
-    except CheckpointError:
-        return None
+        self._runs.end()
 
 
 def _fault_of_storage(error: Exception, home: Path) -> str:
@@ -254,65 +269,6 @@ def _fault_of_storage(error: Exception, home: Path) -> str:
     except OSError as fault:
         return fault.strerror or str(fault)
     return ""
-
-
-def log_into(home: Path) -> None:
-    """Let all that this process writes from now on, whatever writes it, go into the log of a trial."""
-    with contextlib.suppress(OSError):  # a disk that takes nothing: then it stays in the log before
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / LOG).open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-    for name in ("stdout", "stderr"):
-        if not isinstance(getattr(sys, name), _Forgiving):
-            setattr(sys, name, _Forgiving(getattr(sys, name)))
-
-
-class _Forgiving:
-    """A stream whose words are lost where the disk takes none: no reason for a trial to fail."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def settle(seed: int, cpus: float) -> None:
-    """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.manual_seed(seed)
-        torch.set_num_threads(max(int(cpus), 1))
-
-
-def _circumstances(told: Mapping[str, Any]) -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_available()
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "device": torch.cuda.get_device_name() if torch is not None and cuda else platform.processor() or "cpu",
-        "threads": torch.get_num_threads() if torch is not None else 1,
-        "python": platform.python_version(),
-        "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
-        "seed": told["seed"],
-        "code": told["code"],
-        "data": told["data"],
-    }
 
 
 def _scores(found: Scores) -> Scores:

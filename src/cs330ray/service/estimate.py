@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from cs330ray.service import trainables
-from cs330ray.service.actor import settle
+from cs330ray.service.process import settle
 from cs330ray.spec import Cell, Choice, Study
 from cs330ray.trial import Trainable
 

@@ -37,6 +37,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
 LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
+NODE_GONE = "its node is gone"  # how the reason of such a loss begins
 
 OPEN_S = 60
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
@@ -68,6 +69,7 @@ STUDIES = _table("studies", ["name"], _text("uid"), _text("digest"), _text("spec
 METRICS = _table("metrics", ["study", "trainable", "metric"], _text("description"))
 SESSIONS = _table("sessions", ["study", "session"], _time("started_s"), _time("seen_s"))
 LEASES = _table("leases", ["study"], _text("owner"), _text("holder"), sql.Column("beats", sql.Integer, nullable=False))
+STORES = _table("stores", ["study"], _text("name"))
 ROWS = _table("rows", [*TRIAL, "step"], _text("metrics"), _time())
 CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("digest"), _time())
 ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
@@ -227,7 +229,7 @@ class Ledger:
         for summary in optuna.get_all_study_summaries(self.storage):
             if summary.study_name.startswith(f"{name} "):
                 optuna.delete_study(study_name=summary.study_name, storage=self.storage)
-        for table in (METRICS, SESSIONS, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES, UNTESTED):
+        for table in (METRICS, SESSIONS, STORES, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES, UNTESTED):
             self._execute(table.delete().where(table.c.study == study.name))
         self._execute(STUDIES.delete().where(STUDIES.c.name == study.name))
         self._ids, self._trial_ids, self._readers = {}, {}, {}
@@ -421,20 +423,33 @@ class Ledger:
         place = {"study": study.name, "cell": cell.key, "trial": number, "step": step}
         self._insert(CHECKPOINTS, [{**place, "path": path, "digest": digest, "wall_s": wall_s()}])
 
-    def checkpoint(self, study: Study, cell: Cell, number: int) -> Path | None:
-        """The directory of a trial's newest recorded checkpoint, or None."""
+    def checkpoint(self, study: Study, cell: Cell, number: int) -> str | None:
+        """Where a trial's newest recorded checkpoint lies, a directory or the address of its copy, or None."""
         where = _of_trial(CHECKPOINTS, study, cell, number)
         found = self._select(sql.select(CHECKPOINTS.c.path).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
-        return Path(found[0].path) if found else None
+        return str(found[0].path) if found else None
 
-    def checkpoints(self, study: Study, cell: Cell) -> dict[int, Path]:
-        """The directory of the newest checkpoint of each trial of a cell that has one."""
+    def checkpoints(self, study: Study, cell: Cell) -> dict[int, str]:
+        """Where the newest checkpoint of each trial of a cell that has one lies."""
         found = sorted(self._of_cell(CHECKPOINTS, study, cell), key=lambda row: (row.trial, row.step))
-        return {int(row.trial): Path(row.path) for row in found}
+        return {int(row.trial): str(row.path) for row in found}
 
     def forget_checkpoints(self, study: Study, cell: Cell, number: int) -> None:
         """Note that a trial's checkpoints are there no more."""
         self._execute(CHECKPOINTS.delete().where(_of_trial(CHECKPOINTS, study, cell, number)))
+
+    def folder(self, study: Study) -> str | None:
+        """The study's folder in stores of checkpoints, or None where it never had one.
+
+        It is its own: others of this name, here before or in another ledger, have other folders. A backup keeps it.
+        """
+        found = self._select(sql.select(STORES.c.name).where(STORES.c.study == study.name))
+        return str(found[0].name) if found else None
+
+    def make_folder(self, study: Study) -> str:
+        """Name the study's folder in stores, once; it."""
+        self._insert(STORES, [{"study": study.name, "name": f"{study.name}-{uuid.uuid4().hex[:12]}"}])
+        return str(self.folder(study))
 
     def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
         """Record on what a trial was started or taken up again: host, device, code, data, versions."""
@@ -460,12 +475,13 @@ class Ledger:
         )
 
     def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> int:
-        """Record that a trial's worker was lost; how often by now."""
+        """Record that a trial's worker was lost; how often by now, those not counted that went with their node."""
         where = _of_trial(LOSSES, study, cell, number)
-        so_far = len(self._select(sql.select(LOSSES.c.attempt).where(where)))
+        reasons = [row.reason for row in self._select(sql.select(LOSSES.c.reason).where(where))]
+        so_far = len(reasons)
         place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
         self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
-        return so_far + 1
+        return sum(not each.startswith(NODE_GONE) for each in [*reasons, reason])
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
         """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""

@@ -254,11 +254,12 @@ def delete_runs(study: str, uid: str, home: Path) -> int:
 def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -> bool:
     """Keep the mirror up to date until SIGTERM or Ctrl-C, then once more; whether MLflow agrees at the end.
 
-    With `until_eof` the end of stdin ends it too: a pipe closes with the process that holds it, however that one died.
+    With `until_eof` the end of stdin ends it instead: a pipe closes with the process that holds it, however that one
+    died, and not before it has written its last words, as where a whole tree of processes is sent the signal.
     """
     leaving = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: leaving.set())
-    signal.signal(signal.SIGINT, lambda *_: leaving.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN if until_eof else lambda *_: leaving.set())
     if until_eof:
         threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
     os.nice(15)  # as the trials, which Ray runs so

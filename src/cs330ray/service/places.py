@@ -1,4 +1,4 @@
-"""Where a trial's files lie under the home: its checkpoints, and beside them what it wrote."""
+"""Where a trial's files lie under the home, and in a store: its checkpoints, and beside them what it wrote."""
 
 import hashlib
 from pathlib import Path
@@ -10,10 +10,18 @@ LOG = "log.txt"
 
 def checkpoints_of(home: Path, study: str, cell: Cell, number: int) -> Path:
     """Where a trial's checkpoints lie."""
-    slug = hashlib.sha256(cell.key.encode()).hexdigest()[:12]
-    return home.resolve() / study / "checkpoints" / slug / f"trial-{number:05d}"
+    return home.resolve() / study / "checkpoints" / _slug(cell) / f"trial-{number:05d}"
+
+
+def copies_of(name: str, cell: Cell, number: int) -> str:
+    """Where their copies lie in a store, in the folder `name` of the study."""
+    return f"{name}/{_slug(cell)}/trial-{number:05d}"
 
 
 def log_of(home: Path, study: str, cell: Cell, number: int) -> Path:
     """Where what a trial wrote lies; a trial that wrote nothing may have none."""
     return checkpoints_of(home, study, cell, number) / LOG
+
+
+def _slug(cell: Cell) -> str:
+    return hashlib.sha256(cell.key.encode()).hexdigest()[:12]

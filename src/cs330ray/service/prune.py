@@ -6,9 +6,10 @@ nothing, so a decision that a crash cut off is made again. A loss that is no num
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cs330ray.spec import Prune
@@ -55,9 +56,14 @@ def _numbers(losses: Sequence[float]) -> list[float]:
 class ForwardingScheduler(FIFOScheduler):
     """Tune's scheduler: first come, first served; whether a trial stops is the recorder's word."""
 
-    def __init__(self, recorder: "Recorder") -> None:
+    def __init__(self, recorder: "Recorder", request: Callable[[], PlacementGroupFactory]) -> None:
         super().__init__()
         self._recorder = recorder
+        self._request = request  # what a trial wants of the nodes that are fit by now
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Keep the trial off nodes that have turned out to be unfit since Tune was started."""
+        trial.update_resources(self._request())
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """STOP where the pruner said so, else CONTINUE."""

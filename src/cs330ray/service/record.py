@@ -12,9 +12,11 @@ from typing import Any
 
 from ray import tune
 
-from cs330ray.errors import Cs330rayError, StudyError
+from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError
 from cs330ray.service import confirm
-from cs330ray.service.ledger import LOST, Ending, Ledger, Row
+from cs330ray.service.copies import Copies
+from cs330ray.service.ledger import LOST, NODE_GONE, Ending, Ledger, Row
+from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
@@ -39,8 +41,8 @@ class Listener:
     def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
         """Hear of the end of a trial."""
 
-    def lost(self, cell: Cell, number: int, times: int) -> None:
-        """Hear that a trial's worker was lost."""
+    def lost(self, cell: Cell, number: int, times: int, *, with_node: bool = False) -> None:
+        """Hear that a trial's worker was lost, maybe with its node, which does not count."""
 
     def confirms(self, runs: int) -> None:
         """Hear that the search is over, and how many runs of confirmation are still to come."""
@@ -53,12 +55,18 @@ class Recorder:
     """Takes results, writes the ledger, and says whether a trial stops."""
 
     def __init__(
-        self, ledger: Ledger, study: Study, listener: Listener, place: Callable[[Cell, int], Path] | None = None
+        self,
+        ledger: Ledger,
+        study: Study,
+        listener: Listener,
+        place: Callable[[Cell, int], Path] | None = None,
+        copies: Callable[[Cell, int], Copies] | None = None,
     ) -> None:
         self._ledger = ledger
         self._study = study
         self._listener = listener
         self._place = place  # where a trial's checkpoints lie; nothing is thinned without
+        self._copies = copies  # those in a store
         self._all_fail = True  # so far, as this one knows
         self.failure: Cs330rayError | None = None  # why the study cannot go on
         self._unsaved: set[tuple[str, int]] = set()  # the trials whose last checkpoint could not be written
@@ -85,12 +93,13 @@ class Recorder:
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
 
-    def lose(self, told: Mapping[str, Any], reason: str) -> bool:
-        """Record that a trial's worker was lost; whether the trial is to be taken up again."""
+    def lose(self, told: Mapping[str, Any], reason: str, *, with_node: bool = False) -> bool:
+        """Record that a trial's worker was lost, maybe with its node; whether the trial is to be taken up again."""
         cell, number = self._cells[told["cell"]], int(told["trial"])
+        reason = f"{NODE_GONE}: {reason}" if with_node else reason
         times = self._ledger.write_loss(self._study, cell, number, reason)
         self._waits_s.pop((cell.key, number), None)
-        self._listener.lost(cell, number, times)
+        self._listener.lost(cell, number, times, with_node=with_node)
         if times <= LOSSES_ALLOWED:
             return True
         what = "out of memory: worker ended" if "OutOfMemoryError" in reason else LOST
@@ -102,7 +111,7 @@ class Recorder:
         self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:
             if self._place is not None:
-                thin(self._ledger, self._study, cell, self._place, [number])
+                thin(self._ledger, self._study, cell, self._place, [number], self._copies)
             self._all_fail &= ending.state == "FAIL"
             if self._all_fail:
                 self.failure = self.failure or why_to_stop(self._ledger, self._study)
@@ -116,6 +125,11 @@ class Recorder:
     def cell(self, told: Mapping[str, Any]) -> Cell:
         """The cell of what a trial was told."""
         return self._cells[told["cell"]]
+
+    def nodes_of(self, told: Mapping[str, Any]) -> list[str]:
+        """The nodes on which a trial was last taken up."""
+        attempts = self._ledger.attempts(self._study, self.cell(told), int(told["trial"]))
+        return list(attempts[-1].get("nodes", [])) if attempts else []
 
     def _record(self, cell: Cell, number: int, told: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         study, ledger = self._study, self._ledger
@@ -144,19 +158,24 @@ class Recorder:
             self._listener.reached(cell, number, row)
 
     def _saved(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> None:
-        """Say so, once, when a checkpoint cannot be written, and give up where a trial cannot end for want of one."""
+        """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
         key = (cell.key, number)
-        if "checkpoint" in batch:
-            self._unsaved.discard(key)
+        if "waits" not in batch:
+            self._waits_s.pop(key, None)
         if "unsaved" not in batch:
+            if "checkpoint" in batch or "circumstances" in batch:
+                self._unsaved.discard(key)
             return
+        waits = batch.get("waits")
         if key not in self._unsaved:
             self._unsaved.add(key)
-            self._listener.says(f"trial {number}: no checkpoint can be written ({batch['unsaved']}); it is tried again")
-        if "waits" in batch and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            done = "read" if waits == "begin" else "written"
+            self._listener.says(f"trial {number}: no checkpoint can be {done} ({batch['unsaved']}); it is tried again")
+        if waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            remedy = "mend the store" if "://" in batch["unsaved"] else "make room"
             self.failure = StudyError(
-                f"{self._study.name}: trial {number} needs a checkpoint to end, but {batch['unsaved']} for "
-                f"{DISK_PATIENCE_S:.0f}s; make room, and the same command goes on"
+                f"{self._study.name}: trial {number} needs its checkpoint to {waits}, but {batch['unsaved']} for "
+                f"{DISK_PATIENCE_S:.0f}s; {remedy}, and the same command goes on"
             )
 
     def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:
@@ -237,10 +256,17 @@ def _why(trial: Any) -> str:
 class ForwardingCallback(tune.Callback):
     """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
 
-    def __init__(self, recorder: Recorder, again: Callable[[Cell, int], None], tick: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        again: Callable[[Cell, int], None],
+        tick: Callable[[], None],
+        nodes: Nodes | None = None,
+    ) -> None:
         self._recorder = recorder
         self._again = again
         self._tick = tick
+        self._nodes = nodes  # of a cluster
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -249,9 +275,17 @@ class ForwardingCallback(tune.Callback):
         self._recorder.take(trial.trial_id, trial.config, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that the worker was lost, and queue the trial again."""
-        if self._recorder.lose(trial.config, _why(trial)):
-            self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
+        """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
+        error = trial.get_pickled_error()
+        error = getattr(error, "cause", error)
+        if self._nodes is not None and isinstance(error, NodeUnfit):
+            self._nodes.exclude(error.node, error.why)
+        elif not self._recorder.lose(trial.config, _why(trial), with_node=self._left_with_node(trial.config)):
+            return
+        self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
+
+    def _left_with_node(self, told: Mapping[str, Any]) -> bool:
+        return self._nodes is not None and self._nodes.is_gone(self._recorder.nodes_of(told))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import uuid
@@ -27,15 +26,18 @@ from ray import tune
 from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
-from cs330ray.service import confirm, grow, trainables
+from cs330ray.service import confirm, copies, grow, objects, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.backup import Backups
 from cs330ray.service.beside import mirrored
-from cs330ray.service.estimate import first_values
+from cs330ray.service.copies import Copies
+from cs330ray.service.ground import Ground, survey
 from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger, standing
 from cs330ray.service.machine import Machine
-from cs330ray.service.places import checkpoints_of
+from cs330ray.service.objects import Store, StoreFault
+from cs330ray.service.places import checkpoints_of, copies_of
+from cs330ray.service.preflight import preparations
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
 from cs330ray.service.search import LedgerSearcher
@@ -61,22 +63,11 @@ class Outcome:
     ledger: Ledger  # what it has read already
 
 
-def prepare(study: Study) -> dict[str, str]:
-    """Find, verify and pack the data of every cell; the data digest by cell key. Raises DataError."""
-    digests = {}
-    for cell in study.cells:
-        trainable = trainables.load(cell.trainable)
-        digests[cell.key] = trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
-    return digests
-
-
 def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: bool = True) -> Outcome:
     """Run, resume or extend a checked study under `home`; what was done. Raises SpecError, DataError or LedgerError."""
     listener = listener or Listener()
     began = time.monotonic()
-    machine = _join(study)
-    slots = machine.slots(study)
-    data = prepare(study)
+    ground = survey(study, home, listener.says)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
         if (old := ledger.find(study.name)) is not None:
@@ -88,24 +79,22 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
                     listener.says(f"grown: {line}")
                 for line in grow.announced(ledger, study):
                     listener.says(f"grown: {line}")
-                _announce(study, machine, slots, listener)
+                _announce(study, ground, listener)
                 session = _Session(ledger, study, lease, listener, interrupted)
-                _conduct(session, home, machine, slots, data, mirror=mirror)
+                _conduct(session, home, ground, mirror=mirror)
         except Interrupted:
             return Outcome(time.monotonic() - began, 0.0, True, ledger)
     return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
 
 
-def _conduct(
-    session: "_Session", home: Path, machine: Machine, slots: int, data: dict[str, str], *, mirror: bool
-) -> None:
+def _conduct(session: "_Session", home: Path, ground: Ground, *, mirror: bool) -> None:
     """Run the trials with what runs beside them: the mirror, and backups. Raises Interrupted."""
-    study, ledger, backups, deaths = session.study, session.ledger, Backups(home), 0
+    study, backups, deaths = session.study, Backups(home), 0
     backups.make()
     with mirrored(study.name, home, session, wanted=mirror) as beside:
         session.tends = [beside.tend, backups.tend]
         try:
-            while not _tuned(study, home, ledger, session, machine, slots, data):
+            while not _tuned(session, home, ground):
                 deaths += 1
                 if deaths > RAY_DEATHS_ALLOWED:
                     raise StudyError(
@@ -125,6 +114,10 @@ def _leave_if(interrupted: Callable[[], bool]) -> None:
 
 class _RayDied(Exception):  # noqa: N818 - not an error: another is started
     """The Ray that this process had started is gone."""
+
+
+class _Over(Exception):  # noqa: N818 - not an error
+    """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
 
 
 class _Session(Listener):
@@ -177,8 +170,8 @@ class _Session(Listener):
     def ended(self, *args: Any) -> None:
         self.listener.ended(*args)
 
-    def lost(self, *args: Any) -> None:
-        self.listener.lost(*args)
+    def lost(self, *args: Any, **how: Any) -> None:
+        self.listener.lost(*args, **how)
 
     def confirms(self, runs: int) -> None:
         self.seen()
@@ -192,33 +185,37 @@ class _Session(Listener):
                 self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
 
 
-def _tuned(
-    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
-) -> bool:
+def _tuned(session: _Session, home: Path, ground: Ground) -> bool:
     """Run the trials; False where the Ray that was started for them died before they were over."""
     try:
-        _tune(study, home, ledger, session, machine, slots, data)
+        _tune(session, home, ground)
     except _RayDied:
         return False
     return True
 
 
-def _tune(
-    study: Study, home: Path, ledger: Ledger, session: _Session, machine: Machine, slots: int, data: dict[str, str]
-) -> None:
+def _tune(session: _Session, home: Path, ground: Ground) -> None:
+    study, ledger, nodes = session.study, session.ledger, ground.nodes
     grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
+    there = _copies(ledger, study, ground.store)
     for cell in study.cells:
-        thin(ledger, study, cell, place)
+        thin(ledger, study, cell, place, copies=there)
     if (failure := why_to_stop(ledger, study)) is not None:
         raise failure
     spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
     if spent and not interrupted and not confirm.pending(ledger, study):
         return
-    recorder = Recorder(ledger, study, session, place)
+    recorder = Recorder(ledger, study, session, place, there)
     searcher = LedgerSearcher(
-        ledger, study, _assignment(study, home, data), interrupted, session.confirms, session.lease.fence
+        ledger,
+        study,
+        _assignment(study, home, ground, ledger.folder(study) if ground.store else None),
+        interrupted,
+        session.confirms,
+        session.lease.fence,
+        ground.room,
     )
 
     def tick() -> None:
@@ -227,23 +224,29 @@ def _tune(
         session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
         if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
             raise _RayDied
+        if searcher.is_over:
+            raise _Over
+        if nodes is not None:
+            nodes.look()
 
     session.tick()  # a Ctrl-C need not wait for Ray
-    raylet = _start_ray(machine)
+    raylet = _start_ray(ground.machine)
+    if ground.machine.waits(study):
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ground.slots)  # more than one at a time: nodes come for them
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.suppress(_Over):
             warnings.simplefilter("ignore")
             tune.run(
-                TrialActor,
+                tune.with_parameters(TrialActor, store_url=objects.wanted()) if ground.store else TrialActor,
                 name=study.name,
                 search_alg=searcher,
-                scheduler=ForwardingScheduler(recorder),
-                callbacks=[ForwardingCallback(recorder, searcher.again, tick)],
+                scheduler=ForwardingScheduler(recorder, functools.partial(ground.request, study)),
+                callbacks=[ForwardingCallback(recorder, searcher.again, tick, nodes)],
                 num_samples=-1,
-                max_concurrent_trials=slots,
-                resources_per_trial={"cpu": study.resources.cpus, "gpu": machine.gpus_per_trial(study)},
+                max_concurrent_trials=ground.slots,
+                resources_per_trial=ground.request(study),
                 reuse_actors=True,
                 max_failures=0,
                 raise_on_failed_trial=False,
@@ -262,46 +265,51 @@ def _tune(
         session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
-def _assignment(study: Study, home: Path, data: dict[str, str]) -> Callable[[Cell, int], dict[str, Any]]:
+def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
+    """The copies of each trial's checkpoints in a store, whose folder for the study is made."""
+    if store is None:
+        return None
+    folder = ledger.make_folder(study)
+    held = [place for cell in study.cells for place in ledger.checkpoints(study, cell).values()]
+    try:
+        if any(place.startswith(f"{store.address}/{folder}/") for place in held):
+            copies.must_be_seen(store, folder)
+        copies.mark(store, folder)
+    except StoreFault as fault:
+        raise StudyError(
+            f"{study.name}: checkpoints must be kept, but {fault}; mend the store, and the same command goes on"
+        ) from None
+    return lambda cell, number: Copies(store, copies_of(folder, cell, number))
+
+
+def _assignment(
+    study: Study, home: Path, ground: Ground, folder: str | None = None
+) -> Callable[[Cell, int], dict[str, Any]]:
     """What a trial of a cell is told beside its configuration."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
+    prepares = preparations(study)
 
     def told(cell: Cell, number: int) -> dict[str, Any]:
+        key = cell.searched.key
+        must_have = {} if ground.nodes is None else {"node": ground.nodes.wanted, "prepares": {key: prepares[key][1]}}
         return {
+            **must_have,
             "steps": study.budget.steps,
             "objective": list(study.objective),
             "home": str(checkpoints_of(home, study.name, cell, number)),
+            "copies": {"place": copies_of(folder, cell, number)} if folder else None,
             "checkpoint_s": study.resources.checkpoint,
             "batch_s": BATCH_S,
             "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
             "cpus": study.resources.cpus,
+            "gpus": ground.machine.gpus_per_worker(study),
+            "workers": study.resources.workers,
             "memory": study.resources.memory,
             "code": code[cell.trainable],
-            "data": data[cell.searched.key],
+            "data": ground.data[key],
         }
 
     return told
-
-
-def _join(study: Study) -> Machine:
-    """The machine, or the cluster at RAY_ADDRESS, which is joined."""
-    if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
-        _reach(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
-    return Machine.here()
-
-
-def _reach(address: str) -> None:
-    """Check that something listens at a cluster's address. Raises SpecError, where Ray would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # `auto` and the like: Ray knows
-    try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=5).close()
-    except OSError as error:
-        raise SpecError(
-            f"RAY_ADDRESS: a Ray cluster must answer at {address}, but {error}; start it, or unset it"
-        ) from None
 
 
 def _start_ray(machine: Machine) -> psutil.Process | None:
@@ -329,14 +337,15 @@ def _lives(process: psutil.Process) -> bool:
     return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
-def _announce(study: Study, machine: Machine, slots: int, listener: Listener) -> None:
-    gpus = machine.gpus_per_trial(study)
+def _announce(study: Study, ground: Ground, listener: Listener) -> None:
+    gpus, workers = ground.machine.gpus_per_worker(study), study.resources.workers
     on = f"{gpus:g} GPU and {study.resources.cpus:g} CPU" if gpus else f"{study.resources.cpus:g} CPU"
+    on = f"{workers} times {on}" if workers > 1 else on
     without = "; no GPU here, so resources.gpus counts as 0" if study.resources.gpus and not gpus else ""
     cells = len(study.cells)
     budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
     listener.says(
-        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {slots} at once, {on} per trial{without}"
+        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {ground.slots} at once, {on} per trial{without}"
     )
     random = {"tpe": study.sampler.startup, "nsga2": study.sampler.population}.get(study.sampler.kind, 0)
     if 2 * random > study.budget.trials and any(cell.space for cell in study.cells):

@@ -153,6 +153,7 @@ class LedgerSearcher(tune.search.Searcher):
         interrupted: Sequence[tuple[Cell, int]],
         confirms: Callable[[int], None] = lambda _: None,
         fence: Callable[[], None] = lambda: None,
+        room: Callable[[], float] = lambda: math.inf,
     ) -> None:
         super().__init__()
         self._ledger = ledger
@@ -163,7 +164,9 @@ class LedgerSearcher(tune.search.Searcher):
         self._live: set[str] = set()  # Tune's names of the trials under way
         self._deadline = math.inf
         self.ran_out_of_time = False
+        self.is_over = False
         self._fence = fence  # raises where another driver has the study by now
+        self._room = room  # how many trials may be under way
         self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
         self._searches = True
 
@@ -174,6 +177,8 @@ class LedgerSearcher(tune.search.Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the next trial is told; None while the last ones run, then FINISHED."""
+        if len(self._live) >= self._room():
+            return None
         told = self._next()
         if isinstance(told, dict):
             self._live.add(trial_id)
@@ -213,6 +218,7 @@ class LedgerSearcher(tune.search.Searcher):
             if self._waiting:
                 self._confirms(len(self._waiting))
                 return self._next()
+        self.is_over = True
         return str(self.FINISHED)
 
     def again(self, cell: Cell, number: int) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cs330ray import checkpoint
-from cs330ray.service import confirm
+from cs330ray.errors import StudyError
+from cs330ray.service import confirm, objects
+from cs330ray.service.copies import Copies, must_be_seen
 from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.objects import StoreFault
 from cs330ray.spec import Cell, Study
 
 
@@ -38,20 +41,59 @@ def thin(
     cell: Cell,
     place: Callable[[Cell, int], Path],
     ended: Sequence[int] | None = None,
+    copies: Callable[[Cell, int], Copies] | None = None,
 ) -> list[int]:
     """Remove the checkpoints of a cell that are not to be kept, recorded or not; of which trials.
 
-    `place` is where a trial's lie, `ended` who has just ended; by default every trial is looked at. The files go first:
-    cut off between, the record names what is gone, and the next call goes on. What this machine does not see stays.
+    `place` is where a trial's lie, `copies` those in a store, `ended` who has just ended; by default every trial is
+    looked at. The files go first: cut off between, the record names what is gone, and the next call goes on. What this
+    machine does not see stays, and what is in a store that does not answer.
     """
     held = ledger.checkpoints(study, cell)
     trials = ledger.trials(study, cell, None if ended is None else {*held, *ended})
     stay = kept(study, ledger.goals(study), trials)
     removed = []
     for trial in trials:
-        home = place(cell, trial.number)
-        if trial.number not in stay and home.exists() and (trial.number in held or any(home.glob("step-*"))):
-            checkpoint.remove(home)
+        if trial.number in stay:
+            continue
+        home, recorded = place(cell, trial.number), held.get(trial.number)
+        here = home.exists() and (recorded is not None or any(home.glob("step-*")))
+        maybe_there = recorded is not None or trial.number in (ended or ())
+        there = copies(cell, trial.number) if copies is not None and maybe_there else None
+        if (here or there is not None) and _remove(home, there, recorded):
             ledger.forget_checkpoints(study, cell, trial.number)
             removed.append(trial.number)
     return removed
+
+
+def remove_copies(ledger: Ledger, study: Study) -> list[str]:
+    """Remove a study's folder in the store; the recorded copies that are left elsewhere. Raises StudyError."""
+    cells = [*study.cells, *confirm.fresh_cells(study)]
+    left = sorted({place for cell in cells for place in ledger.checkpoints(study, cell).values() if "://" in place})
+    folder, url = ledger.folder(study), objects.wanted()
+    if folder is None or url is None:
+        return left
+    try:
+        store = objects.at(url)
+        if any(place.startswith(f"{store.address}/{folder}/") for place in left):
+            must_be_seen(store, folder)
+        store.remove(folder)
+    except StoreFault as fault:
+        raise StudyError(
+            f"{study.name}: its checkpoints must be removed first, but {fault}; mend the store, or unset "
+            f"{objects.VARIABLE} to leave them there"
+        ) from None
+    return [place for place in left if not place.startswith(f"{store.address}/{folder}/")]
+
+
+def _remove(home: Path, copies: Copies | None, recorded: str | None) -> bool:
+    """Remove a trial's checkpoints here and in the store; whether what is recorded is gone."""
+    checkpoint.remove(home)
+    if copies is not None:
+        try:
+            copies.remove()
+        except StoreFault:
+            return False
+    if recorded is not None and "://" in recorded:
+        return copies is not None and copies.holds(recorded)
+    return home.exists()

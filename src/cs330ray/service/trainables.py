@@ -93,6 +93,11 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
         elif name.startswith("test_"):
             yield f"objective: the search never reads test, but got {name!r}; take {name.replace('test_', 'val_', 1)!r}"
     fields = trainable.Config.model_fields
+    if study.resources.workers > 1 and not hasattr(trainable, "SPLITS"):
+        yield (
+            f"resources.workers: {cell.trainable} splits nothing between workers, so that 1 is needed, "
+            f"but got {study.resources.workers}"
+        )
     for name in [*cell.fixed, *cell.space]:
         if name not in fields:
             where = "compare" if name in cell.values else "fixed" if name in cell.fixed else "search"

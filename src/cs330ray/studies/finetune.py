@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import text, weights
 from cs330ray.data.text import Example
 from cs330ray.errors import DataError
@@ -29,6 +29,7 @@ CLASSES = {"amazon": text.STARS, "rooms": text.ROOMS.places}  # in which order a
 NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30}
 STOP_AT = {"babi": 0.9, "rooms": 0.9, "xsum": 0.55, "amazon": 0.75}  # training accuracy; the course's, and rooms'
 MOST_RANK = 1024
+SPLITS = "examples"  # of a batch, among workers
 OF_WORDS, OF_CLASSES = ("prompt", "template"), ("layers", "max_tokens")  # fields that mean nothing to the other answers
 
 
@@ -182,7 +183,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     val = _Questions.of(config, "val", state)
     while state.step < steps and not state.ended:
         state.step += 1
-        loss = finite(_update(config, state, drawn, seed), state.step) if drawn else None
+        loss = _update(config, state, drawn, seed) if drawn else None
         due = state.step % config.eval_every_steps == 0
         if not due and drawn and state.step < steps:
             continue
@@ -362,13 +363,20 @@ def _examples(config: Config, part: str) -> list[Example]:
 
 
 def _update(config: Config, state: _State, drawn: Sequence[Encoded], seed: int) -> float:
-    """Take a step; the loss of its batch before it. Dropout hangs on the seed and the step alone."""
+    """Take a step; the loss of its batch before it. Raises Diverged.
+
+    Dropout hangs on the seed, the step and the worker alone: with it, several workers drop other values than one does.
+    """
     chosen = [drawn[place] for place in state.next_batch(len(drawn))]
-    parts = [part for _, part in lora.batches(chosen, config.micro_batch, pad=state.pad, device=state.device)]
+    mine = chosen[parallel.share(len(chosen))]
+    parts = [part for _, part in lora.batches(mine, config.micro_batch, pad=state.pad, device=state.device)]
+    worker = f"/{parallel.rank()}" if parallel.rank() else ""
     state.optimizer.zero_grad()
     state.model.train()
-    with _own_stream(f"dropout/{state.step}", seed, state.device):
-        loss = lora.backward(state.model, parts, answers=sum(part.answers for part in parts))
+    with _own_stream(f"dropout/{state.step}{worker}", seed, state.device):
+        loss = lora.backward(state.model, parts, answers=sum(example.answers for example in chosen))
+    loss = finite(parallel.add(loss), state.step)
+    parallel.add_gradients(state.params.values())
     state.optimizer.step()
     return loss
 
@@ -386,7 +394,9 @@ def _own_stream(stream: str, seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _score(config: Config, state: _State, examples: Sequence[Encoded]) -> Scored:
-    return lora.evaluate(state.model, examples, config.eval_batch, pad=state.pad, device=state.device)
+    mine = examples[parallel.share(len(examples))]
+    found = lora.evaluate(state.model, mine, config.eval_batch, pad=state.pad, device=state.device) if mine else None
+    return Scored(**parallel.gather_scores(vars(found) if found else {}))
 
 
 def _evaluate(config: Config, state: _State, questions: _Questions) -> tuple[float, dict[str, list[float]]]:
@@ -415,13 +425,16 @@ def _answers(config: Config, state: _State, examples: Sequence[Example], found: 
         if period and found.right_B[place] == found.labels_B[place] <= config.new_tokens:
             told[place] = answer.strip()
     rest = [place for place in range(len(examples)) if place not in told]
-    decoded = decoding.greedy(
-        state.model,
-        state.tokenizer,
-        [_question(config, examples[place]) for place in rest],
-        max_new_tokens=config.new_tokens,
-        batch=config.eval_batch,
-        window=weights.window(state.model),
+    mine = [_question(config, examples[place]) for place in rest[parallel.share(len(rest))]]
+    decoded = parallel.gather_from(
+        lambda: decoding.greedy(
+            state.model,
+            state.tokenizer,
+            mine,
+            max_new_tokens=config.new_tokens,
+            batch=config.eval_batch,
+            window=weights.window(state.model),
+        )
     )
     told |= dict(zip(rest, decoded, strict=True))
     return [told[place] for place in range(len(examples))]

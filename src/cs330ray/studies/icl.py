@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import text, weights
 from cs330ray.data.text import Example
 from cs330ray.errors import CheckpointError, SpecError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30, "amazon": 6}
 AMAZON_TEMPLATE = "{text} Stars, from 1 to 5:"
 STARS = re.compile(r"\b[1-5]\b")
+SPLITS = "questions"  # among workers
 
 
 class Config(BaseModel):
@@ -235,7 +236,10 @@ class _Reader:
     def answer(self, decoder: Decoder, asked: Sequence[Example]) -> list[str]:
         """What the model answers to each question."""
         questions = [self.config.asking.prompt(example.text) for example in asked]
-        given = decoder.greedy(questions, max_new_tokens=self.config.new_tokens, batch=self.config.eval_batch)
+        mine = questions[parallel.share(len(questions))]
+        given = parallel.gather_from(
+            lambda: decoder.greedy(mine, max_new_tokens=self.config.new_tokens, batch=self.config.eval_batch)
+        )
         return [_stars(answer) for answer in given] if self.config.dataset == "amazon" else given
 
 

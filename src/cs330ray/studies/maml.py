@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import image_classes, images_digest
 from cs330ray.data.episodes import draw_episodes
 from cs330ray.learners import conv4, maml
@@ -17,6 +17,7 @@ from cs330ray.learners.maml import Batch, Maml
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
 
 DRAWINGS = 20  # of each character
+SPLITS = "tasks"  # among workers
 Shots = Annotated[int, Field(ge=1, le=DRAWINGS - 1)]
 
 
@@ -119,9 +120,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         due = state.step % config.eval_every_steps == 0 or state.step == steps
         batch = _draw(config, classes_MRHW, config.tasks, config.shots, config.queries, state.generator)
         row = _means("train", _scores(config.training, state, batch)) if due else {}
-        state.optimizer.zero_grad()
-        finite(maml.outer_backward(config.training, state.params, state.inner_lrs, batch), state.step)
-        state.optimizer.step()
+        _learn(config, state, batch)
         if due:
             row |= _means("val", _scores(config.evaluation, state, val))
             finite(row["val_loss"], state.step)
@@ -195,6 +194,16 @@ class _State:
         return next(iter(self.params.values())).device
 
 
+def _learn(config: Config, state: _State, batch: Batch) -> None:
+    """Update the weights, and learned rates, once. Raises Diverged."""
+    mine = batch[parallel.share(len(batch))]
+    state.optimizer.zero_grad()
+    loss = maml.outer_backward(config.training, state.params, state.inner_lrs, mine, of=len(batch))
+    finite(parallel.add(loss), state.step)
+    parallel.add_gradients(state.optimizer.param_groups[0]["params"])
+    state.optimizer.step()
+
+
 def _draw(
     config: Config, classes_MRHW: Tensor, tasks: int, shots: int, queries: int, generator: torch.Generator
 ) -> Batch:
@@ -228,7 +237,8 @@ def _with_shots(batch: Batch, shots: int) -> Batch:
 
 
 def _scores(algorithm: Maml, state: _State, batch: Batch) -> dict[str, Tensor]:
-    return maml.evaluate(algorithm, state.params, state.inner_lrs, batch)
+    mine = batch[parallel.share(len(batch))]
+    return parallel.gather_scores(maml.evaluate(algorithm, state.params, state.inner_lrs, mine))
 
 
 def _means(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,13 +9,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import image_classes, images_digest
 from cs330ray.learners import mann
 from cs330ray.learners.mann import Batch, Mann
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
 
 DRAWINGS = 20  # of each character
+SPLITS = "tasks"  # among workers
 
 
 class Config(BaseModel):
@@ -82,10 +83,10 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     while state.step < steps:
         state.step += 1
         batch = _draw(config, classes_MRHW, config.tasks, state.generator)
-        losses_T, logits_TNN = _learn(config, state, batch)
+        mine = batch[parallel.share(len(batch))]
+        losses_T, logits_TNN = _learn(config, state, mine, of=len(batch))
         if state.step % config.eval_every_steps == 0 or state.step == steps:
-            row = _row("train", losses_T, mann.accuracies(logits_TNN, batch.labels_TN))
-            row |= _row("val", *_score(config, state, val))
+            row = _row("train", _gathered(losses_T, logits_TNN, mine)) | _row("val", _score(config, state, val))
             finite(row["val_loss"], state.step)
             yield Progress(state.step, row, state.save)
 
@@ -93,9 +94,9 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
     """Score the checkpoint on the test characters, under the protocol that it was trained by."""
     state = _State.load(checkpoint, config, runtime.device())
-    losses_T, accuracies_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
-    items = [Item(unit=str(task), score=score) for task, score in enumerate(accuracies_T.tolist())]
-    metrics = _row("test", losses_T, accuracies_T) | {"test_accuracy_ci95": runtime.ci95(accuracies_T)}
+    scores_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
+    items = [Item(unit=str(task), score=score) for task, score in enumerate(scores_T["accuracy"].tolist())]
+    metrics = _row("test", scores_T) | {"test_accuracy_ci95": runtime.ci95(scores_T["accuracy"])}
     return Scores(metrics, {"test_accuracy": items})
 
 
@@ -140,14 +141,19 @@ class _State:
         return next(iter(self.params.values())).device
 
 
-def _learn(config: Config, state: _State, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Update the weights once; the losses and the logits before that. Raises Diverged."""
+def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Tensor, Tensor]:
+    """Update the weights once, by `of` tasks of which `batch` is this worker's share; its losses and logits before.
+
+    Raises Diverged.
+    """
     logits_TNN = mann.logits(config.net, state.params, batch)
     losses_T = mann.losses(logits_TNN, batch.labels_TN)
-    loss = losses_T.mean()
-    finite(loss.item(), state.step)
+    loss = losses_T.sum() / of
+    finite(parallel.add(loss.item()), state.step)
     state.optimizer.zero_grad()
-    torch.autograd.backward(loss)
+    if len(batch):
+        torch.autograd.backward(loss)
+    parallel.add_gradients(state.params.values())
     state.optimizer.step()
     return losses_T, logits_TNN
 
@@ -190,13 +196,19 @@ def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, 
 
 
 @torch.no_grad()
-def _score(config: Config, state: _State, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits_TNN = mann.logits(config.net, state.params, batch)
-    return mann.losses(logits_TNN, batch.labels_TN), mann.accuracies(logits_TNN, batch.labels_TN)
+def _score(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
+    mine = batch[parallel.share(len(batch))]
+    logits_TNN = mann.logits(config.net, state.params, mine)
+    return _gathered(mann.losses(logits_TNN, mine.labels_TN), logits_TNN, mine)
 
 
-def _row(part: str, losses_T: Tensor, accuracies_T: Tensor) -> dict[str, float]:
-    return {f"{part}_loss": runtime.mean(losses_T), f"{part}_accuracy": runtime.mean(accuracies_T)}
+def _gathered(losses_T: Tensor, logits_TNN: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The scores of all workers' tasks, one value a task (T,), given what `batch`, this worker's share, has."""
+    return parallel.gather_scores({"loss": losses_T, "accuracy": mann.accuracies(logits_TNN, batch.labels_TN)})
+
+
+def _row(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:
+    return {f"{part}_{name}": runtime.mean(values_T) for name, values_T in scores_T.items()}
 
 
 if __name__ == "__main__":  # pragma: no cover

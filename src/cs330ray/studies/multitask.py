@@ -9,11 +9,13 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import movielens
 from cs330ray.learners import multitask
 from cs330ray.learners.multitask import Multitask, Ratings, Weights
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
+
+SPLITS = "ratings"  # of a batch, among workers
 
 
 def _joined(value: object) -> object:
@@ -131,7 +133,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         losses = _epoch(config, state, ratings)
         due = state.step % config.eval_every_steps == 0
         if due or state.step == steps:
-            reached = _means(multitask.evaluate(state.weights.params, val, ratings))
+            reached = _means(_scores(state.weights.params, val, ratings))
             finite(sum(reached.values()), state.step)
             state.keep_if_better(config, reached, due=due)
             row = {f"val_{name}": value for name, value in state.best_metrics.items()}
@@ -159,7 +161,7 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     metrics: dict[str, float] = {}
     items: dict[str, list[Item]] = {}
     for weights, params in found.items():
-        scored = multitask.evaluate(params, held_out, known)
+        scored = _scores(params, held_out, known)
         metrics |= {f"test_{name}{weights}": value for name, value in _means(scored).items()}
         metrics[f"test_rmse{weights}"] = metrics[f"test_mse{weights}"] ** 0.5
         items |= {f"test_{name}{weights}": _items(name, values, held_out) for name, values in scored.items()}
@@ -253,10 +255,12 @@ def _together(one: Ratings, other: Ratings) -> Ratings:
 
 def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
     """Train an epoch, one step of the trial; the means of its losses. Raises Diverged."""
-    told = config.algorithm
+    told, several = config.algorithm, parallel.workers() > 1
     factorization, regression = multitask.train_epoch(
-        told, state.weights, state.optimizer, ratings, batch=config.batch, generator=state.generator
-    )
+        told, state.weights, state.optimizer, ratings, batch=config.batch, generator=state.generator,
+        share=parallel.share if several else None, add_gradients=parallel.add_gradients if several else None,
+    )  # fmt: skip
+    factorization, regression = parallel.add(factorization), parallel.add(regression)
     state.step += 1
     joint = told.factorization_weight * factorization + told.regression_weight * regression
     return {
@@ -264,6 +268,19 @@ def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
         "train_factorization_loss": factorization,
         "train_regression_loss": regression,
     }
+
+
+def _scores(params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
+    """Score held-out ratings, and users by all of theirs: each worker takes a share of the users."""
+    if parallel.workers() == 1:
+        return multitask.evaluate(params, held_out, known)
+    users = torch.unique(held_out.users_B)
+    mine_B = torch.isin(held_out.users_B, users[parallel.share(len(users))])
+    place_B = mine_B.nonzero().squeeze(1).cpu()
+    found = {"place": place_B, **multitask.evaluate(params, held_out[mine_B], known)} if len(place_B) else {}
+    scored = parallel.gather_scores(found)
+    scored["mse"] = scored["mse"][scored.pop("place").argsort()]  # in the order of the ratings
+    return scored
 
 
 def _means(scored: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cs330ray import runtime
+from cs330ray import parallel, runtime
 from cs330ray.data import image_classes, images_digest
 from cs330ray.data.episodes import draw_episodes
 from cs330ray.learners import conv4, protonet
@@ -18,6 +18,7 @@ from cs330ray.learners.protonet import ProtoNet
 from cs330ray.trial import Item, Metric, Progress, Scores, finite
 
 DRAWINGS = 20  # of each character
+SPLITS = "tasks"  # among workers
 Ways = Annotated[int, Field(ge=2, le=60)]
 Drawings = Annotated[int, Field(ge=1, le=DRAWINGS - 1)]
 
@@ -114,12 +115,10 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     while state.step < steps:
         state.step += 1
         batch = _draw(classes_MRHW, config.tasks, config.ways, config.shots, config.queries, generator=state.generator)
-        state.optimizer.zero_grad()
-        scores_T = protonet.backward(config.algorithm, state.params, batch)
-        finite(runtime.mean(scores_T["loss"]), state.step)
-        state.optimizer.step()
+        scores_T = _learn(config, state, batch)
         if state.step % config.eval_every_steps == 0 or state.step == steps:
-            row = _means("train", scores_T) | _means("val", _scores(config.algorithm, state, val))
+            row = _means("train", parallel.gather_scores(scores_T))
+            row |= _means("val", _scores(config.algorithm, state, val))
             finite(row["val_loss"], state.step)
             yield Progress(state.step, row | {"val_accuracy": row["val_query_accuracy"]}, state.save)
 
@@ -186,6 +185,18 @@ class _State:
         return next(iter(self.params.values())).device
 
 
+def _learn(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
+    """Update the weights once; the scores of this worker's tasks before that. Raises Diverged."""
+    mine = batch[parallel.share(len(batch))]
+    state.optimizer.zero_grad()
+    scores_T = protonet.backward(config.algorithm, state.params, mine, of=len(batch))
+    loss = scores_T["loss"].sum().item() / len(batch) if scores_T else 0.0
+    finite(parallel.add(loss), state.step)
+    parallel.add_gradients(state.params.values())
+    state.optimizer.step()
+    return scores_T
+
+
 def _draw(
     classes_MRHW: Tensor, tasks: int, ways: int, shots: int, queries: int, *, generator: torch.Generator
 ) -> Batch:
@@ -220,7 +231,8 @@ def _with_shots(batch: Batch, shots: int) -> Batch:
 
 
 def _scores(algorithm: ProtoNet, state: _State, batch: Batch) -> dict[str, Tensor]:
-    return protonet.evaluate(algorithm, state.params, batch)
+    mine = batch[parallel.share(len(batch))]
+    return parallel.gather_scores(protonet.evaluate(algorithm, state.params, mine))
 
 
 def _means(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,240 @@
+"""Preflight: whether a node of a cluster may run trials: each says on what, and one that differs gets none.
+
+Every node is asked when it joins. A trial that is quicker asks for itself before it begins (`gate`), so that none ever
+runs on a node that differs.
+"""
+
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cs330ray.errors import Cs330rayError, NodeUnfit, SpecError, StudyError, first_line
+from cs330ray.service import trainables
+from cs330ray.service.estimate import first_values
+from cs330ray.service.machine import Machine
+from cs330ray.spec import Study
+
+COMPARED = ("ray", "torch", "numpy", "safetensors", "transformers", "peft", "accelerate")
+LEAST_FREE_BYTES = 1024**3
+LOOK_S = 5.0
+PATIENCE_S = 600.0  # for the first nodes: data may have to be packed
+GONE_S = 2.0  # until Ray sees that a node is gone
+
+
+@dataclass(frozen=True)
+class Facts:
+    """On what a node would run trials."""
+
+    python: str
+    versions: Mapping[str, str]  # of the dependencies that are installed
+    cuda: str  # the one that torch was built for, or none; empty where there is no GPU
+    free_bytes: int  # where the checkpoints go
+    data: Mapping[str, str]  # digest by cell, or what is wrong with them
+
+
+def facts(prepares: Mapping[str, tuple[str, Mapping[str, Any]]], home: str, *, has_gpu: bool) -> Facts:
+    """On what this node would run trials; prepares the data of each cell, see `preparations`."""
+    data = {key: _data(*cell) for key, cell in prepares.items()}
+    cuda = _cuda() if has_gpu else ""
+    return Facts(platform.python_version(), versions(), cuda, _free_bytes(Path(home)), data)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what trials depend on, as installed here."""
+    found = {}
+    for name in COMPARED:
+        try:
+            found[name] = importlib.metadata.version(name).partition("+")[0]  # what follows says for which accelerator
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def difference(found: Facts, wanted: Facts) -> str | None:
+    """Why a node cannot run trials as they are wanted, in words; None where it can."""
+    for name, version in {"python": wanted.python, **wanted.versions}.items():
+        here = found.python if name == "python" else found.versions.get(name, "not there")
+        if here != version:
+            return f"{name} must be {version}, but is {here}; install that version there"
+    for key, digest in wanted.data.items():
+        if found.data.get(key) != digest:
+            return f"its data must be those of the head ({digest[:12]}), but {found.data.get(key)}; put the same there"
+    if found.free_bytes < LEAST_FREE_BYTES:
+        return f"1 GiB must be free for checkpoints, but {found.free_bytes / 1024**3:.2f} GiB are; make room there"
+    if found.cuda == "none":
+        return "there is a GPU, but its torch was built without CUDA; install one with it there"
+    if wanted.cuda and found.cuda and found.cuda != wanted.cuda:
+        return f"CUDA must be {wanted.cuda} as on the first node with a GPU, but is {found.cuda}; install that torch"
+    return None
+
+
+def gate(told: Mapping[str, Any]) -> None:
+    """Raise NodeUnfit where a trial of a cluster stands on a node that differs; `told` says what it must have."""
+    wanted: Facts | None = told.get("node")
+    if wanted is None:
+        return
+    data = {key: _data_once(told["trainable"], key, json.dumps(config)) for key, config in told["prepares"].items()}
+    found = Facts(platform.python_version(), versions(), "", _free_bytes(Path(told["home"])), data)
+    why = difference(found, replace(wanted, data={key: wanted.data[key] for key in data}))
+    if why is not None:
+        raise NodeUnfit(ray.get_runtime_context().get_node_id(), why)
+
+
+class Nodes:
+    """The nodes of a cluster, as they come and go, and which of them differ."""
+
+    def __init__(self, study: Study, home: Path, data: Mapping[str, str], says: Callable[[str], None]) -> None:
+        self._study, self._home, self._says = study, home, says
+        self.wanted = Facts(platform.python_version(), versions(), "", 0, data)  # what the head has
+        self.unfit: dict[str, str] = {}  # why, by node
+        self._asked: dict[str, Any] = {}  # Ray's promises, by node
+        self._known: set[str] = set()
+        self._looked_s = -math.inf
+        self._none_since_s: float | None = None
+        self._room = 0
+
+    def meet(self) -> None:
+        """Wait for what the nodes that are here say. Raises SpecError where none may run trials and none will come."""
+        self._ask()
+        ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=PATIENCE_S) if self._asked else None
+        self._hear()
+        machine = Machine.here(self.unfit)
+        if self.unfit and not machine.waits(self._study) and not machine.fitting(self._study):
+            raise SpecError(f"{self._study.name}: no node may run its trials: {self._first_reason()}")
+
+        self._room = machine.room(self._study)
+
+    def look(self) -> None:
+        """Ask nodes that have joined, and hear what they say. Raises StudyError where no node is left."""
+        if time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        self._ask()
+        self._hear()
+        machine = Machine.here(self.unfit)
+        self._tell_of_waiting(machine)
+        self._room = machine.room(self._study)
+
+    def exclude(self, node: str, why: str) -> None:
+        """Give a node no more trials."""
+        if node not in self.unfit:
+            self.unfit[node] = why
+            self._says(f"{self._study.name}: node {_address(node)} gets no trials: {why}")
+
+    def is_gone(self, nodes: Collection[str]) -> bool:
+        """Whether one of these nodes has left the cluster; it may take Ray a moment to see that."""
+        until = time.monotonic() + GONE_S
+        while True:
+            live = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            if not live.issuperset(nodes):
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+
+    def room(self) -> int:
+        """How many trials may be under way, as of the last look."""
+        return self._room
+
+    def _ask(self) -> None:
+        """Ask every node that is new, on that node; what holds nothing runs no trials and is not asked."""
+        for node in ray.nodes():
+            key = node["NodeID"]
+            cpus, gpus = (node["Resources"].get(name, 0) for name in ("CPU", "GPU"))
+            if not node["Alive"] or not (cpus or gpus) or key in self._known:
+                continue
+            self._known.add(key)
+            there = NodeAffinitySchedulingStrategy(key, soft=False)
+            asks = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(facts)
+            self._asked[key] = asks.remote(preparations(self._study), str(self._home), has_gpu=gpus > 0)
+
+    def _hear(self) -> None:
+        for key in list(self._asked):
+            done, _ = ray.wait([self._asked[key]], timeout=0)
+            if not done:
+                continue
+            try:
+                found: Facts = ray.get(self._asked.pop(key))
+            except ray.exceptions.RayError as error:  # it left, or its Python cannot even run this
+                if not self.is_gone([key]):
+                    self.exclude(key, f"it could not say what it has: {first_line(error)}; see its logs")
+                continue
+            if found.cuda not in ("", "none") and not self.wanted.cuda:
+                self.wanted = replace(self.wanted, cuda=found.cuda)
+            why = difference(found, self.wanted)
+            if why is not None:
+                self.exclude(key, why)
+            else:
+                self._says(f"{self._study.name}: node {_address(key)} joins: {_in_words(found)}")
+
+    def _tell_of_waiting(self, machine: Machine) -> None:
+        """Say, once each time, that there is nowhere to run. Raises StudyError where that will not change."""
+        if machine.fitting(self._study):
+            self._none_since_s = None
+            return
+        if self.unfit and not machine.waits(self._study):
+            raise StudyError(f"{self._study.name}: no node is left that may run its trials: {self._first_reason()}")
+        if self._none_since_s is None:
+            self._none_since_s = time.monotonic()
+            wanted, gpus = self._study.resources, machine.gpus_per_worker(self._study)
+            many = f"{wanted.workers} times " if wanted.workers > 1 else ""
+            on = f"{gpus:g} GPU and {wanted.cpus:g} CPU" if gpus else f"{wanted.cpus:g} CPU"
+            self._says(f"{self._study.name}: waits for nodes: a trial needs {many}{on}, and none here has that free")
+
+    def _first_reason(self) -> str:
+        node, why = next(iter(self.unfit.items()))
+        return f"node {_address(node)}: {why}"
+
+
+def preparations(study: Study) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By cell what its data are prepared for: trainable and configuration."""
+    return {cell.key: (cell.trainable, {**cell.fixed, **first_values(cell)}) for cell in study.cells}
+
+
+def _data(trainable: str, config: Mapping[str, Any]) -> str:
+    """The digest of the data, prepared on this node; or what is wrong with them."""
+    try:
+        module = trainables.load(trainable)
+        return module.prepare(module.Config(**config))
+    except Cs330rayError as error:
+        return f"they cannot be had: {error}"
+
+
+@cache
+def _data_once(trainable: str, key: str, config: str) -> str:  # noqa: ARG001 - a cell's key is not told by its config
+    return _data(trainable, json.loads(config))
+
+
+def _cuda() -> str:
+    """The CUDA that torch was built for; without it, a GPU is of no use."""
+    import torch
+
+    return str(torch.version.cuda or "none")
+
+
+def _free_bytes(home: Path) -> int:
+    """What is free where `home` is, or will be."""
+    while not home.exists():
+        home = home.parent
+    return shutil.disk_usage(home).free
+
+
+def _address(key: str) -> str:
+    return next((str(node["NodeManagerAddress"]) for node in ray.nodes() if node["NodeID"] == key), key[:12])
+
+
+def _in_words(found: Facts) -> str:
+    torch = f"torch {found.versions.get('torch', 'not there')}" + (f" for CUDA {found.cuda}" if found.cuda else "")
+    return f"Python {found.python}, {torch}, {found.free_bytes / 1024**3:.0f} GiB free"

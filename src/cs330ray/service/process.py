@@ -1,0 +1,150 @@
+"""Where a trial's generator runs: in this very process, or wherever else offers the same few calls (`workers`)."""
+
+import contextlib
+import gc
+import os
+import platform
+import random
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+
+from cs330ray.service import memory, trainables
+from cs330ray.service.places import LOG
+from cs330ray.trial import Progress, Scores, Trainable
+
+VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
+
+
+class Runs(Protocol):
+    """Who runs a trial's generator; one trial after another."""
+
+    def take_up(self, told: Mapping[str, Any]) -> None:
+        """Load the trainable and check the configuration of a trial."""
+
+    def circumstances(self) -> dict[str, Any]:
+        """On what the trial runs: host, device, threads, versions."""
+        ...
+
+    def train(self, resume: Path | None) -> Iterator[Progress]:
+        """Begin or resume the training."""
+        ...
+
+    def test(self, checkpoint: Path) -> Scores:
+        """Score a checkpoint on the test split."""
+        ...
+
+    def leave(self) -> None:
+        """Give back what the trial took."""
+
+    def end(self) -> None:
+        """End what was started to run trials."""
+
+
+class Alone:
+    """Runs a trial's generator in this process."""
+
+    def __init__(self) -> None:
+        self._told: Mapping[str, Any] = {}
+        self._trainable: Trainable | None = None
+        self._config: Any = None
+
+    def take_up(self, told: Mapping[str, Any]) -> None:
+        """Load the trainable and check the configuration of a trial."""
+        self._told = told
+        self._trainable = trainables.load(told["trainable"])
+        settle(told["seed"], told["cpus"])
+        self._config = self._trainable.Config(**told["config"])
+
+    def circumstances(self) -> dict[str, Any]:
+        """On what the trial runs: host, device, threads, versions."""
+        torch = sys.modules.get("torch")
+        cuda = torch is not None and torch.cuda.is_available()
+        return {
+            "host": socket.gethostname(),
+            "nodes": [ray.get_runtime_context().get_node_id()] if ray.is_initialized() else [],
+            "pid": os.getpid(),
+            "device": torch.cuda.get_device_name() if torch is not None and cuda else platform.processor() or "cpu",
+            "threads": torch.get_num_threads() if torch is not None else 1,
+            "python": platform.python_version(),
+            "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
+            "seed": self._told["seed"],
+            "code": self._told["code"],
+            "data": self._told["data"],
+        }
+
+    def train(self, resume: Path | None) -> Iterator[Progress]:
+        """Begin or resume the training, within the trial's memory."""
+        assert self._trainable is not None
+        self._watch()
+        return self._trainable.train(self._config, self._told["seed"], self._told["steps"], resume)
+
+    def test(self, checkpoint: Path) -> Scores:
+        """Score a checkpoint on the test split, within the trial's memory."""
+        assert self._trainable is not None
+        settle(self._told["seed"], self._told["cpus"])
+        self._watch()
+        return self._trainable.test(self._config, self._told["seed"], checkpoint)
+
+    def leave(self) -> None:
+        """Give back the memory of the trial."""
+        memory.leave()
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def end(self) -> None:
+        """Nothing: this process ends by itself."""
+
+    def _watch(self) -> None:
+        if self._told.get("memory"):
+            memory.watch(Path(self._told["home"]), self._told["memory"])
+
+
+def settle(seed: int, cpus: float) -> None:
+    """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+        torch.set_num_threads(max(int(cpus), 1))
+
+
+def log_into(home: Path) -> None:
+    """Let all that this process writes from now on, whatever writes it, go into the log of a trial."""
+    with contextlib.suppress(OSError):  # a disk that takes nothing: then it stays in the log before
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / LOG).open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), _Forgiving):
+            setattr(sys, name, _Forgiving(getattr(sys, name)))
+
+
+class _Forgiving:
+    """A stream whose words are lost where the disk takes none: no reason for a trial to fail."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,169 @@
+"""Nodes that differ, come, go and scale: studies on several Ray nodes of one machine."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from cs330ray.service.ledger import Ledger
+from cs330ray.spec import Study
+from tests.studies_of_tests import toml, toy, whole
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"object_store_memory": 100 * 1024**2}
+SLOW = {"eval_every_steps": 1, "sleep_s": 0.1}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that runs no trials; a test adds the other nodes."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        yield made
+        made.shutdown()
+
+
+class Driver:
+    """A study that runs in a process of its own, and the lines it has said."""
+
+    def __init__(self, cluster: Cluster, study: Study, folder: Path) -> None:
+        self.home, self.lines = folder / "runs", list[str]()
+        environment = {**os.environ, "CS330RAY_HOME": str(self.home), "RAY_ADDRESS": cluster.address}
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            environment.pop(name, None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cs330ray", "run", str(toml(study, folder / "toy.toml"))],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    def until(self, holds: Callable[[], Any], seconds: float = 90) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := holds()):
+            assert time.monotonic() < end, self.lines
+            assert self.process.poll() is None, self.lines
+            time.sleep(0.2)
+        return found
+
+    def says(self, words: str) -> str | None:
+        return next((line for line in self.lines if words in line), None)
+
+    def ends(self, seconds: float = 150) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def nodes(self, study: Study) -> set[str]:
+        """The nodes on which trials ran."""
+        ledger = Ledger.at(self.home)
+        (cell,) = study.cells
+        attempts = [one for trial in ledger.trials(study, cell) for one in ledger.attempts(study, cell, trial.number)]
+        return {node for attempt in attempts for node in attempt["nodes"]}
+
+
+@pytest.fixture
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[Study], Driver]]:
+    drivers: list[Driver] = []
+
+    def started(study: Study) -> Driver:
+        drivers.append(Driver(cluster, study, tmp_path))
+        return drivers[-1]
+
+    yield started
+    for driver in drivers:
+        driver.process.kill()
+        driver.process.wait()
+
+
+@pytest.fixture
+def another_peft(tmp_path: Path) -> dict[str, str]:
+    """The environment of a node where a dependency has another version."""
+    claims = tmp_path / "other" / "peft-0.0.1.dist-info"
+    claims.mkdir(parents=True)
+    (claims / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.0.1\n")
+    return {"PYTHONPATH": os.pathsep.join([str(claims.parent), os.environ["PYTHONPATH"]])}
+
+
+def test_a_node_that_differs_gets_no_trials_and_is_named_once_while_the_study_goes_on(cluster, start, another_peft):
+    good = cluster.add_node(num_cpus=1, **SMALL)
+    bad = cluster.add_node(num_cpus=1, env_vars=another_peft, **SMALL)
+    cluster.wait_for_nodes()
+    study = toy(budget={"trials": 3, "steps": 10})
+    driver = start(study)
+    assert driver.ends() == 0, driver.lines
+    assert driver.nodes(study) == {good.node_id}
+    assert bad.node_id not in driver.nodes(study)
+    assert sum("gets no trials: peft must be" in line and "but is 0.0.1" in line for line in driver.lines) == 1
+
+
+def test_a_study_whose_only_node_differs_is_refused_with_code_2_and_nothing_is_started(cluster, start, another_peft):
+    cluster.add_node(num_cpus=1, env_vars=another_peft, **SMALL)
+    cluster.wait_for_nodes()
+    driver = start(toy())
+    assert driver.ends() == 2, driver.lines
+    assert "no node may run its trials" in driver.lines[-1]
+    assert not driver.home.exists()
+
+
+def test_a_cluster_without_nodes_waits_and_a_bad_one_that_comes_first_gets_no_trial(cluster, start, another_peft):
+    study = toy(budget={"trials": 3, "steps": 10}, resources={"slots": 2})
+    driver = start(study)
+    driver.until(lambda: driver.says("waits for nodes: a trial needs 1 CPU"))
+    cluster.add_node(num_cpus=1, env_vars=another_peft, **SMALL)
+    driver.until(lambda: driver.says("gets no trials: peft must be"))
+    good = cluster.add_node(num_cpus=1, **SMALL)
+    assert driver.ends() == 0, driver.lines
+    assert driver.nodes(study) == {good.node_id}
+    ledger = Ledger.at(driver.home)
+    assert [state for _, _, state, *_ in whole(driver.home)] == ["COMPLETE"] * 3
+    assert all(len(ledger.attempts(study, study.cells[0], number)) == 1 for number in range(3))
+
+
+def test_a_cluster_without_gpus_waits_for_them_and_does_not_fall_back_to_the_cpu(cluster, start):
+    cluster.add_node(num_cpus=2, **SMALL)
+    study = toy(budget={"trials": 2, "steps": 10}, resources={"slots": 2, "gpus": 0.5})
+    driver = start(study)
+    driver.until(lambda: driver.says("waits for nodes: a trial needs 0.5 GPU and 1 CPU"))
+    assert not driver.says("no GPU here")
+    with_gpu = cluster.add_node(num_cpus=2, num_gpus=1, **SMALL)
+    assert driver.ends() == 0, driver.lines
+    assert driver.nodes(study) == {with_gpu.node_id}
+
+
+def test_a_node_that_vanishes_costs_its_trials_the_time_since_their_checkpoint_alone(cluster, start, tmp_path):
+    cluster.add_node(num_cpus=1, **SMALL)
+    lost = cluster.add_node(num_cpus=1, **SMALL)
+    cluster.wait_for_nodes()
+    study = toy(fixed=SLOW, budget={"trials": 2, "steps": 100}, resources={"checkpoint": "1s"})
+    driver = start(study)
+    driver.until(lambda: driver.home.exists() and sum(1 for _ in driver.home.rglob("step-*")) >= 2)
+    driver.until(lambda: lost.node_id in driver.nodes(study))
+    cluster.remove_node(lost, allow_graceful=False)
+    assert driver.ends() == 0, driver.lines
+    trials = whole(driver.home)
+    assert [state for _, _, state, *_ in trials] == ["COMPLETE", "COMPLETE"]
+    assert all([step for step, _ in rows] == list(range(1, 101)) for *_, rows in trials)
+    ledger = Ledger.at(driver.home)
+    attempts = [ledger.attempts(study, study.cells[0], number) for number in range(2)]
+    assert sorted(map(len, attempts)) == [1, 2]
+    again = max(attempts, key=len)[1]
+    assert (again["resumed_from_step"] or 0) > 0
+    assert driver.says("lost its worker")
