@@ -1,5 +1,6 @@
 """A cluster file is checked before anything starts: what is wrong is one line with a next step, never a traceback."""
 
+import copy
 import os
 import random
 import re
@@ -452,7 +453,7 @@ def spoilt_values(text: str, draw: random.Random) -> str:
         holder, key = draw.choice(list(places(config)))
         what = draw.choice(["replace", "replace", "lose", "rename"])
         if what == "replace":
-            holder[key] = draw.choice(NONSENSE)
+            holder[key] = copy.deepcopy(draw.choice(NONSENSE))
         elif what == "lose":
             del holder[key]
         elif isinstance(holder, dict):

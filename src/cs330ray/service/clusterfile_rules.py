@@ -21,7 +21,7 @@ OPERATORS = frozenset(";&|()")
 
 PLACEHOLDER = re.compile(r"<[a-z][a-z -]*>")
 NETWORK = re.compile(r"[0-9a-fA-F:.]{1,39}/\d{1,3}")
-NOWHERE = re.compile(r"(?:postgresql[^:]*|s3|gs)://(?:[^/@]*@)?(?:/|$)")
+NOWHERE = re.compile(r"(?!.*[?&]host=)(?:postgresql[^:]*|s3|gs)://(?:[^/@]*@)?(?:/|$)")
 VARIABLE = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(.*)$", re.MULTILINE)
 _NAMED = (
     r"\b(RAY_AUTH_TOKEN|AWS_SECRET_ACCESS_KEY|AWS_SESSION_TOKEN|HF_TOKEN|\w*password)[\"']?\s*[=:]\s*[\"']?[^\s\"'$<]"
