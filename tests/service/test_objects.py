@@ -751,8 +751,8 @@ class Vanishes(Ear):
 def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one(
     home: Path, store: Path, tmp_path: Path, ray_here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = small(budget={"trials": 3}, confirm={"top": 1, "seeds": 1})
-    ear = Vanishes(1, 15)
+    study = small(budget={"trials": 2, "steps": 40}, fixed={"sleep_s": 0.1}, confirm={"top": 1, "seeds": 1})
+    ear = Vanishes(1, 10)
     assert run(study, home, ear, mirror=False).interrupted
     assert ear.lines[0] == f"toy: checkpoints are kept at file://{store}"
     shutil.rmtree(home)
@@ -761,7 +761,7 @@ def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one
     (cell,) = study.cells
     first, second = ledger.attempts(study, cell, 1)
     assert first["resumed_from_step"] is None
-    assert second["resumed_from_step"] is not None
+    assert second["resumed_from_step"] in range(5, 40)
     found = (whole(home), fresh_runs(home))
     monkeypatch.delenv(objects.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")
