@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cs330ray.service  # noqa: F401 - before Ray: sets its environment, with a token that the driver inherits
+
 ROOT = Path(__file__).parents[1]
 NODE_SLOTS = 8
 ROWS = 3  # of a trial
@@ -123,10 +125,6 @@ def overlap(begin: float, end: float, since: float, until: float) -> float:
 def cluster(slots: int) -> Iterator[str]:
     """A cluster of a head without slots and as many nodes as they take; its address."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    os.environ["RAY_ADDRESS"] = "auto"  # so that no token of its own is made: the driver joins from another process
-    import cs330ray.service  # noqa: F401 - sets Ray's environment
-
-    del os.environ["RAY_ADDRESS"]
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 100 * 1024**2}
