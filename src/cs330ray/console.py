@@ -101,11 +101,10 @@ class StudyConsole:
             self._confirmed += 1
         self.says(self._line(cell, number, ending, values, entry["params"] if entry else {}))
 
-    def lost(self, cell: Cell, number: int, times: int, *, with_node: bool = False) -> None:
+    def lost(self, cell: Cell, number: int, times: int) -> None:
         """Say that a worker was lost."""
         self._running.pop((cell.key, number), None)
-        what = "its worker with its node" if with_node else f"its worker ({times} so far)"
-        self.says(f"trial {number}{_of(cell)} lost {what}; it goes on from its newest checkpoint")
+        self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it goes on from its newest checkpoint")
 
     def confirms(self, runs: int) -> None:
         """Say that confirmation begins."""

@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from cs330ray import runtime
 from cs330ray.errors import Diverged, SpecError, WorkerLost
@@ -47,7 +48,14 @@ def join(rank: int, workers: int, address: str, port: int, *, timeout: timedelta
                 _tell(OMP_NUM_THREADS=torch.get_num_threads())  # else accelerate sets the threads by itself
             if kind == "cpu" and "GLOO_SOCKET_IFNAME" not in os.environ:
                 _tell(GLOO_SOCKET_IFNAME=_interface(address, port))
-            PartialState(cpu=kind == "cpu", timeout=timeout)
+            torch.distributed.init_process_group(
+                "gloo" if kind == "cpu" else "nccl",
+                store=_meeting_place(rank, workers, address, port, timeout),
+                rank=rank,
+                world_size=workers,
+                timeout=timeout,
+            )
+            PartialState(cpu=kind == "cpu")
     except BaseException:
         leave()
         raise
@@ -150,6 +158,15 @@ def _partners(place: str = "") -> Iterator[None]:
         place = place or f"worker {rank()} of {workers()}"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WorkerLost(f"{place}: an answer of all workers is needed, but {reason}; start them anew") from error
+
+
+def _meeting_place(rank: int, workers: int, address: str, port: int, timeout: timedelta) -> TCPStore:
+    """Where the workers find one another: at this address alone. By itself torch would listen on every one, unasked."""
+    if rank:
+        return TCPStore(address, port, workers, timeout=timeout)
+    family = socket.getaddrinfo(address, port)[0][0]
+    listens = socket.create_server((address, port), family=family).detach()
+    return TCPStore(address, port, workers, is_master=True, timeout=timeout, master_listen_fd=listens)
 
 
 def _tell(**environment: object) -> None:

@@ -80,7 +80,7 @@ def test_a_trial_asks_for_itself_whether_its_node_will_do(monkeypatch, tmp_path)
     monkeypatch.setattr(preflight.ray, "get_runtime_context", _Context)
     monkeypatch.setattr(preflight, "LEAST_FREE_BYTES", 1)
     here = preflight.facts(preflight.preparations(study), str(tmp_path), has_gpu=False)
-    told = {"trainable": "tests.toy", "home": str(tmp_path), "prepares": {cell.key: {}}, "node": here}
+    told = {"trainable": "tests.toy", "home": str(tmp_path), "prepares": {cell.key: {}}, "node": here, "gpus": 0}
     preflight.gate(told)
     preflight.gate({"trainable": "tests.toy", "home": str(tmp_path)})  # no cluster, no question
     with pytest.raises(NodeUnfit) as unfit:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cs330ray.errors import NodeUnfit
+from cs330ray.errors import NodeUnfit, WorkerLost
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder
 from cs330ray.service.run import checkpoints_of
@@ -146,27 +147,31 @@ def test_a_worker_lost_four_times_has_failed_and_three_times_not(desk: Callable[
 def test_a_worker_lost_with_its_node_does_not_count(desk: Callable[..., Desk]) -> None:
     at = desk()
     told = at.ask()
-    assert all(at.recorder.lose(told, "died", with_node=True) for _ in range(9))
-    assert [at.recorder.lose(told, "died") for _ in range(4)] == [True, True, True, False]
+    for node in range(9):
+        at.play(told, (5 + node, 0.5), circumstances={**BEGUN, "nodes": [f"gone{node}", "stays"]})
+        assert at.recorder.lose(told, "died", live={"stays", f"gone{node}"})  # Ray does not know it yet
+    at.play(told, (15, 0.5), circumstances={**BEGUN, "nodes": ["stays"]})
+    assert [at.recorder.lose(told, "died", live={"stays"}) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_trial_that_takes_every_node_along_fails_in_the_end(desk: Callable[..., Desk]) -> None:
     at = desk()
     told = at.ask()
-    goes_on = [at.recorder.lose(told, "died", with_node=True) for _ in range(21)]
+    at.play(told, (5, 0.5), circumstances={**BEGUN, "nodes": ["gone"]})
+    goes_on = [at.recorder.lose(told, "died", live={"another"}) for _ in range(21)]
     assert goes_on == [True] * 20 + [False]
     (trial,) = at.ledger.trials(at.study, at.cell)
-    assert (trial.state, trial.reason) == ("FAIL", "worker lost 21 times: its node is gone: died")
+    assert (trial.state, trial.reason) == ("FAIL", "worker lost 21 times: died [on gone]")
 
 
 class FewNodes:
-    """Some nodes of a cluster, of which one has left."""
+    """Some nodes of a cluster."""
 
-    def __init__(self, gone: str) -> None:
-        self.gone, self.unfit = gone, dict[str, str]()
+    def __init__(self) -> None:
+        self.unfit = dict[str, str]()
 
-    def is_gone(self, nodes: list[str]) -> bool:
-        return self.gone in nodes
+    def live(self) -> set[str]:
+        return {"second", "third"}
 
     def exclude(self, node: str, why: str) -> None:
         self.unfit[node] = why
@@ -175,11 +180,11 @@ class FewNodes:
 class Lost:
     """A trial of Tune's whose worker was lost."""
 
-    def __init__(self, config: dict[str, Any], error: Exception | None = None) -> None:
-        self.config, self.error, self.error_file = config, error, None
-
-    def get_pickled_error(self) -> Exception | None:
-        return self.error
+    def __init__(self, config: dict[str, Any], file: Path, error: Exception | None = None) -> None:
+        self.config, self.error_file, self.pickled_error_file = config, None, None
+        if error is not None:
+            file.write_bytes(pickle.dumps(error))
+            self.pickled_error_file = str(file)
 
 
 def losses(at: Desk) -> list[str]:
@@ -187,25 +192,29 @@ def losses(at: Desk) -> list[str]:
         return [reason for (reason,) in ledger.execute("select reason from cs330ray_losses order by attempt")]
 
 
-def test_a_loss_is_the_nodes_where_the_last_attempt_stood_on_one_that_left(desk: Callable[..., Desk]) -> None:
+def test_a_loss_is_recorded_with_why_and_the_nodes_of_the_last_attempt(
+    desk: Callable[..., Desk], tmp_path: Path
+) -> None:
     at, again = desk(), []
     told = at.ask()
-    nodes = FewNodes(gone="first")
+    nodes = FewNodes()
     callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
     at.play(told, (5, 0.5), circumstances={**BEGUN, "nodes": ["first"]})
-    callback.on_trial_error(0, [], Lost(told))
+    callback.on_trial_error(0, [], Lost(told, tmp_path / "error"))
     at.play(told, (10, 0.5), circumstances={**BEGUN, "resumed_from_step": 5, "nodes": ["second"]})
-    callback.on_trial_error(0, [], Lost(told))
+    callback.on_trial_error(0, [], Lost(told, tmp_path / "error", WorkerLost("one of 2 workers is gone")))
     assert again == [0, 0]
-    assert losses(at) == ["its node is gone: no word of it", "no word of it"]
+    assert losses(at) == ["no word of it [on first]", "one of 2 workers is gone [on second]"]
 
 
-def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_other(desk: Callable[..., Desk]) -> None:
+def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_other(
+    desk: Callable[..., Desk], tmp_path: Path
+) -> None:
     at, again = desk(), []
     told = at.ask()
-    nodes = FewNodes(gone="none")
+    nodes = FewNodes()
     callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
-    callback.on_trial_error(0, [], Lost(told, NodeUnfit("third", "torch must be 2.13.0")))
+    callback.on_trial_error(0, [], Lost(told, tmp_path / "error", NodeUnfit("third", "torch must be 2.13.0")))
     assert nodes.unfit == {"third": "torch must be 2.13.0"}
     assert again == [0]
     assert losses(at) == []

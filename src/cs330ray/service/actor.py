@@ -17,7 +17,7 @@ from cs330ray.errors import CheckpointError, Diverged, WorkerLost
 from cs330ray.service import memory, preflight
 from cs330ray.service.copies import BEGUN, Copies, fetched
 from cs330ray.service.objects import StoreFault
-from cs330ray.service.process import Alone, Runs, log_into
+from cs330ray.service.process import Alone, Runs, log_into, see_no_more_gpus_than_asked
 from cs330ray.service.workers import Team
 from cs330ray.trial import Item, Progress, Scores
 
@@ -150,6 +150,8 @@ class TrialRun:
             self._saved_s = time.monotonic()
             try:
                 self._save(batch)
+            except WorkerLost:
+                raise
             except Exception as error:
                 batch["unsaved"] = _fault_of_storage(error, self._home)
                 if not batch["unsaved"]:
@@ -229,6 +231,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
         """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
         self._store_url = store_url
+        see_no_more_gpus_than_asked(config["gpus"])
         workers = config["workers"]
         self._runs: Runs = Team(workers, config["cpus"], config["gpus"]) if workers > 1 else Alone()
         self._take_up(config)

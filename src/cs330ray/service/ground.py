@@ -54,7 +54,7 @@ def survey(study: Study, home: Path, says: Callable[[str], None]) -> Ground:
     if machine.joined:
         nodes = Nodes(study, home.absolute(), data, says)
         nodes.meet()
-        machine = Machine.here(nodes.unfit)
+        machine = nodes.machine()
     return Ground(machine, machine.slots(study), data, nodes, store)
 
 

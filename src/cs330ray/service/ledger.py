@@ -37,7 +37,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
 LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
-NODE_GONE = "its node is gone"  # how the reason of such a loss begins
 
 OPEN_S = 60
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
@@ -474,14 +473,14 @@ class Ledger:
             for table in (ATTEMPTS, LOSSES)
         )
 
-    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> tuple[int, int]:
-        """Record that a trial's worker was lost; how often by now without its node, and in all."""
+    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> list[str]:
+        """Record that a trial's worker was lost, and why; the reasons of all its losses by now."""
         where = _of_trial(LOSSES, study, cell, number)
         reasons = [row.reason for row in self._select(sql.select(LOSSES.c.reason).where(where))]
         so_far = len(reasons)
         place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
         self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
-        return sum(not each.startswith(NODE_GONE) for each in [*reasons, reason]), so_far + 1
+        return [*reasons, reason]
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
         """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""

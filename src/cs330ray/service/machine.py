@@ -17,6 +17,7 @@ class Machine:
 
     nodes: tuple[tuple[float, float], ...]  # CPUs and GPUs of each
     joined: bool = False  # a cluster at RAY_ADDRESS, whose nodes come and go
+    had_gpus: bool = False  # a cluster that has lost them: they are waited for
 
     @classmethod
     def here(cls, without: Collection[str] = ()) -> "Machine":
@@ -46,7 +47,7 @@ class Machine:
 
     def gpus_per_worker(self, study: Study) -> float:
         """What a trial, or each of its workers, gets: what it asks for where there are GPUs or will be, else 0."""
-        return study.resources.gpus if self.gpus or self.waits(study) else 0.0
+        return study.resources.gpus if self.gpus or self.had_gpus or self.waits(study) else 0.0
 
     def slots(self, study: Study) -> int:
         """How many trials run at once at the most. Raises SpecError where not even one can."""

@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ COMPARED = ("ray", "torch", "numpy", "safetensors", "transformers", "peft", "acc
 LEAST_FREE_BYTES = 1024**3
 LOOK_S = 5.0
 PATIENCE_S = 600.0  # for the first nodes: data may have to be packed
-GONE_S = 2.0  # until Ray sees that a node is gone
+UNFIT_ALLOWED = 3  # nodes that come for trials and differ, before any that does not
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def gate(told: Mapping[str, Any]) -> None:
     if wanted is None:
         return
     data = {key: _data_once(told["trainable"], key, json.dumps(config)) for key, config in told["prepares"].items()}
-    found = Facts(platform.python_version(), versions(), "", _free_bytes(Path(told["home"])), data)
+    cuda = _cuda() if told["gpus"] else ""
+    found = Facts(platform.python_version(), versions(), cuda, _free_bytes(Path(told["home"])), data)
     why = difference(found, replace(wanted, data={key: wanted.data[key] for key in data}))
     if why is not None:
         raise NodeUnfit(ray.get_runtime_context().get_node_id(), why)
@@ -104,13 +105,16 @@ class Nodes:
         self._looked_s = -math.inf
         self._none_since_s: float | None = None
         self._room = 0
+        self._any_fit = False
+        self._had_gpus = False  # among the nodes that were here at first, unfit ones too
 
     def meet(self) -> None:
         """Wait for what the nodes that are here say. Raises SpecError where none may run trials and none will come."""
+        self._had_gpus = bool(Machine.here().gpus)
         self._ask()
         ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=PATIENCE_S) if self._asked else None
         self._hear()
-        machine = Machine.here(self.unfit)
+        machine = self.machine()
         if self.unfit and not machine.waits(self._study) and not machine.fitting(self._study):
             raise SpecError(f"{self._study.name}: no node may run its trials: {self._first_reason()}")
 
@@ -123,7 +127,7 @@ class Nodes:
         self._looked_s = time.monotonic()
         self._ask()
         self._hear()
-        machine = Machine.here(self.unfit)
+        machine = self.machine()
         self._tell_of_waiting(machine)
         self._room = machine.room(self._study)
 
@@ -133,16 +137,13 @@ class Nodes:
             self.unfit[node] = why
             self._says(f"{self._study.name}: node {_address(node)} gets no trials: {why}")
 
-    def is_gone(self, nodes: Collection[str]) -> bool:
-        """Whether one of these nodes has left the cluster; it may take Ray a moment to see that."""
-        until = time.monotonic() + GONE_S
-        while True:
-            live = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            if not live.issuperset(nodes):
-                return True
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
+    def machine(self) -> Machine:
+        """The nodes that are here and fit; one with GPUs that has left or is unfit makes no trial do without."""
+        return replace(Machine.here(self.unfit), had_gpus=self._had_gpus)
+
+    def live(self) -> set[str]:
+        """The nodes that Ray knows to be alive; of one that has just died it hears some seconds later."""
+        return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
 
     def room(self) -> int:
         """How many trials may be under way, as of the last look."""
@@ -168,7 +169,7 @@ class Nodes:
             try:
                 found: Facts = ray.get(self._asked.pop(key))
             except ray.exceptions.RayError as error:  # it left, or its Python cannot even run this
-                if not self.is_gone([key]):
+                if key in self.live():
                     self.exclude(key, f"it could not say what it has: {first_line(error)}; see its logs")
                 continue
             if found.cuda not in ("", "none") and not self.wanted.cuda:
@@ -177,6 +178,7 @@ class Nodes:
             if why is not None:
                 self.exclude(key, why)
             else:
+                self._any_fit = True
                 self._says(f"{self._study.name}: node {_address(key)} joins: {_in_words(found)}")
 
     def _tell_of_waiting(self, machine: Machine) -> None:
@@ -184,7 +186,8 @@ class Nodes:
         if machine.fitting(self._study):
             self._none_since_s = None
             return
-        if self.unfit and not machine.waits(self._study):
+        wrong = len(self.unfit) >= UNFIT_ALLOWED and not self._any_fit  # more of them would come, and cost, for ever
+        if self.unfit and (wrong or not machine.waits(self._study)):
             raise StudyError(f"{self._study.name}: no node is left that may run its trials: {self._first_reason()}")
         if self._none_since_s is None:
             self._none_since_s = time.monotonic()

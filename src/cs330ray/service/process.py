@@ -107,6 +107,12 @@ class Alone:
             memory.watch(Path(self._told["home"]), self._told["memory"])
 
 
+def see_no_more_gpus_than_asked(gpus: float) -> None:
+    """Hide all GPUs from a process whose trials asked for none: on a cluster, Ray leaves them in sight."""
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def settle(seed: int, cpus: float) -> None:
     """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
     random.seed(seed)

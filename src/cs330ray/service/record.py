@@ -4,18 +4,20 @@ Rows first, then the report to Optuna, then the pruner, then the end of the tria
 """
 
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import ray
 from ray import tune
 
-from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError
+from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost, first_line
 from cs330ray.service import confirm
 from cs330ray.service.copies import Copies
-from cs330ray.service.ledger import LOST, NODE_GONE, Ending, Ledger, Row
+from cs330ray.service.ledger import LOST, Ending, Ledger, Row
 from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.service.thin import thin
@@ -42,8 +44,8 @@ class Listener:
     def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
         """Hear of the end of a trial."""
 
-    def lost(self, cell: Cell, number: int, times: int, *, with_node: bool = False) -> None:
-        """Hear that a trial's worker was lost, maybe with its node, which does not count."""
+    def lost(self, cell: Cell, number: int, times: int) -> None:
+        """Hear that a trial's worker was lost."""
 
     def confirms(self, runs: int) -> None:
         """Hear that the search is over, and how many runs of confirmation are still to come."""
@@ -94,17 +96,23 @@ class Recorder:
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
 
-    def lose(self, told: Mapping[str, Any], reason: str, *, with_node: bool = False) -> bool:
-        """Record that a trial's worker was lost, maybe with its node; whether the trial is to be taken up again."""
+    def lose(self, told: Mapping[str, Any], reason: str, live: Collection[str] | None = None) -> bool:
+        """Record that a trial's worker was lost; whether the trial is to be taken up again.
+
+        On a cluster `live` are the nodes that live: a loss whose nodes do not is no fault of the trial.
+        """
         cell, number = self._cells[told["cell"]], int(told["trial"])
-        reason = f"{NODE_GONE}: {reason}" if with_node else reason
-        times, in_all = self._ledger.write_loss(self._study, cell, number, reason)
+        attempts = self._ledger.attempts(self._study, cell, number)
+        if live is not None and attempts:
+            reason += f" [on {' '.join(attempts[-1]['nodes'])}]"
+        reasons = self._ledger.write_loss(self._study, cell, number, reason)
+        own = [each for each in reasons if live is None or _nodes_of(each).issubset(live)]
         self._waits_s.pop((cell.key, number), None)
-        self._listener.lost(cell, number, times, with_node=with_node)
-        if times <= LOSSES_ALLOWED and in_all <= NODES_ALLOWED:
+        self._listener.lost(cell, number, len(reasons))
+        if len(own) <= LOSSES_ALLOWED and len(reasons) <= NODES_ALLOWED:
             return True
         what = "out of memory: worker ended" if "OutOfMemoryError" in reason else LOST
-        self._end(cell, number, Ending("FAIL", f"{what} {in_all} times: {reason}"))
+        self._end(cell, number, Ending("FAIL", f"{what} {len(reasons)} times: {reason}"))
         return False
 
     def _end(self, cell: Cell, number: int, ending: Ending) -> None:
@@ -126,11 +134,6 @@ class Recorder:
     def cell(self, told: Mapping[str, Any]) -> Cell:
         """The cell of what a trial was told."""
         return self._cells[told["cell"]]
-
-    def nodes_of(self, told: Mapping[str, Any]) -> list[str]:
-        """The nodes on which a trial was last taken up."""
-        attempts = self._ledger.attempts(self._study, self.cell(told), int(told["trial"]))
-        return list(attempts[-1].get("nodes", [])) if attempts else []
 
     def _record(self, cell: Cell, number: int, told: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         study, ledger = self._study, self._ledger
@@ -245,10 +248,27 @@ def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
     )
 
 
+def _nodes_of(reason: str) -> set[str]:
+    """The nodes on which a loss was, as its reason says."""
+    named = re.search(r" \[on ([0-9a-z ]+)\]$", reason)
+    return set(named[1].split()) if named else set()
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """What left the actor of a trial, where it could be kept."""
+    file = Path(trial.pickled_error_file) if trial.pickled_error_file else None
+    if file is None or not file.exists():
+        return None
+    error = ray.cloudpickle.loads(file.read_bytes())  # written by Tune in this process, a moment ago
+    return cast("Exception", getattr(error, "cause", error))
+
+
 def _why(trial: Any) -> str:
-    """What Tune wrote of a lost worker, in one line."""
+    """What is known of a lost worker, in one line."""
+    if isinstance(error := _error_of(trial), WorkerLost):
+        return first_line(error)[:REASON_LENGTH]
     file = Path(trial.error_file) if trial.error_file else None
-    text = file.read_text(errors="replace") if file is not None and file.exists() else ""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file is not None and file.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
     causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
     return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]
@@ -277,16 +297,12 @@ class ForwardingCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
-        error = trial.get_pickled_error()
-        error = getattr(error, "cause", error)
+        error = _error_of(trial)
         if self._nodes is not None and isinstance(error, NodeUnfit):
             self._nodes.exclude(error.node, error.why)
-        elif not self._recorder.lose(trial.config, _why(trial), with_node=self._left_with_node(trial.config)):
+        elif not self._recorder.lose(trial.config, _why(trial), self._nodes.live() if self._nodes else None):
             return
         self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
-
-    def _left_with_node(self, told: Mapping[str, Any]) -> bool:
-        return self._nodes is not None and self._nodes.is_gone(self._recorder.nodes_of(told))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""

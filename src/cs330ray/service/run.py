@@ -6,7 +6,6 @@ The same call runs, resumes and extends a study.
 import contextlib
 import functools
 import logging
-import os
 import shutil
 import signal
 import tempfile
@@ -152,9 +151,9 @@ class _Session(Listener):
         self.listener.ticked()
 
     def seen(self) -> None:
-        """Count the time until now as the search's; confirmation's is nobody's."""
-        if self._searches:
-            self.ledger.seen(self.study, self.name, time.monotonic() - self._began_s)
+        """Count the time from the first trial until now as the search's; confirmation's is nobody's."""
+        if self._searches and self._first is not None:
+            self.ledger.seen(self.study, self.name, time.monotonic() - self._first)
 
     def says(self, line: str) -> None:
         self.listener.says(line)
@@ -172,8 +171,8 @@ class _Session(Listener):
     def ended(self, *args: Any) -> None:
         self.listener.ended(*args)
 
-    def lost(self, *args: Any, **how: Any) -> None:
-        self.listener.lost(*args, **how)
+    def lost(self, *args: Any) -> None:
+        self.listener.lost(*args)
 
     def confirms(self, runs: int) -> None:
         self.seen()
@@ -235,8 +234,6 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
 
     session.tick()  # a Ctrl-C need not wait for Ray
     raylet = _start_ray(ground.machine)
-    if ground.machine.waits(study):
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ground.slots)  # more than one at a time: nodes come for them
     searcher.start_clock()
     scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
     try:

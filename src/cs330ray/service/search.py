@@ -163,6 +163,7 @@ class LedgerSearcher(tune.search.Searcher):
         self._waiting = list(interrupted)
         self._live: dict[str, tuple[str, int]] = {}  # the trials under way, by Tune's names
         self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
+        self._left_s: float | None = None  # of the study's time, when this session began
         self._deadline = math.inf
         self.ran_out_of_time = False
         self.is_over = False
@@ -172,13 +173,14 @@ class LedgerSearcher(tune.search.Searcher):
         self._searches = True
 
     def start_clock(self) -> None:
-        """Count the study's time from now; what earlier sessions worked is spent."""
+        """Count the study's time from the first trial on; what earlier sessions worked is spent."""
         if self._study.budget.time is not None:
-            self._deadline = time.monotonic() + self._study.budget.time - self._ledger.worked_s(self._study)
+            self._left_s = self._study.budget.time - self._ledger.worked_s(self._study)
+            self._deadline = math.inf if self._left_s > 0 else time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the next trial is told; None while the last ones run, then FINISHED."""
-        if len(self._live) >= self._room():
+        if self._live and len(self._live) >= self._room():  # where nothing runs, Tune would wait for long and not tick
             return None
         told = self._next()
         if isinstance(told, dict):
@@ -227,6 +229,8 @@ class LedgerSearcher(tune.search.Searcher):
 
     def began(self, cell: Cell, number: int) -> None:
         """Hear that a trial is under way."""
+        if self._left_s is not None and self._deadline == math.inf:
+            self._deadline = time.monotonic() + self._left_s
         self._again.discard((cell.key, number))
 
     def again(self, cell: Cell, number: int) -> None:

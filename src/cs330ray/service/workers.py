@@ -21,7 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cs330ray import parallel
 from cs330ray.errors import WorkerLost, first_line
-from cs330ray.service.process import Alone, log_into
+from cs330ray.service import preflight
+from cs330ray.service.process import Alone, log_into, see_no_more_gpus_than_asked
 from cs330ray.trial import Progress, Scores
 
 PATIENCE_S = 10.0  # how long the others may take to fail, too, once one has failed
@@ -112,7 +113,7 @@ class Team:
                 bundle["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     group, placement_group_bundle_index=index
                 )
-        self._workers = [ray.remote(Worker).options(**bundle).remote() for bundle in options]
+        self._workers = [ray.remote(Worker).options(**bundle).remote(self._gpus) for bundle in options]
         found = zip(self._all("place"), self._workers, strict=True)
         # Rank 0 writes checkpoints, so it stands on this node, as one does: the group's first bundle is this process's.
         places, self._workers = zip(*sorted(found, key=lambda one: (one[0].node != here, one[0].node)), strict=True)
@@ -126,8 +127,10 @@ class Team:
         """A checkpoint's place, and where workers stand on other nodes its files."""
         if checkpoint is None:
             return None, None
-        files = {file.name: file.read_bytes() for file in checkpoint.iterdir()} if self._away else None
-        return str(checkpoint), ray.put(files) if files is not None else None
+        if not self._away:
+            return str(checkpoint), None
+        held = [file for file in checkpoint.rglob("*") if file.is_file()]
+        return str(checkpoint), ray.put({str(file.relative_to(checkpoint)): file.read_bytes() for file in held})
 
     def _all(self, call: str, *arguments: Any) -> list[Any]:
         """What each worker answers, by rank."""
@@ -146,7 +149,7 @@ class Team:
                 break
             try:
                 answer = ray.get(done[0])
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayError as error:
                 self.end()
                 raise WorkerLost(f"one of {self._size} workers is gone: {first_line(error)}") from None
             if answer.error is not None:
@@ -178,7 +181,8 @@ def _answered(call: Callable[..., Any]) -> Callable[..., Answer]:
 class Worker:
     """One of a team: a process that runs its share of one trial after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: float) -> None:
+        see_no_more_gpus_than_asked(gpus)
         self._runs = Alone()
         self._rows: Iterator[Progress] | None = None
         self._latest: Progress | None = None
@@ -199,8 +203,9 @@ class Worker:
 
     @_answered
     def take_up(self, told: Mapping[str, Any]) -> None:
-        """Load the trainable and check the configuration of a trial."""
+        """Load the trainable and check the configuration of a trial. Raises NodeUnfit."""
         log_into(Path(told["home"]))
+        preflight.gate(told)
         self._runs.take_up(told)
 
     @_answered
@@ -255,6 +260,7 @@ class Worker:
             return None if checkpoint is None else Path(checkpoint)
         self._fetched = tempfile.TemporaryDirectory(prefix="cs330ray-")
         for name, content in files.items():
+            (Path(self._fetched.name) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(self._fetched.name) / name).write_bytes(content)
         return Path(self._fetched.name)
 

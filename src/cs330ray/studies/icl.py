@@ -129,7 +129,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         return
     reader = _Reader.of(config, seed, asked, runtime.device())
     if state.order is None:
-        state.order, state.entropy = _ordered(config, seed, reader)
+        state.order, state.entropy = parallel.gather([_ordered(config, seed, reader)])[0]  # alike on other hardware too
     if sorted(map(str, state.order)) != sorted(map(str, range(len(reader.shots)))):
         raise CheckpointError(
             f"{resume}: an order of {len(reader.shots)} examples is needed, but it holds one of {len(state.order)}; "
