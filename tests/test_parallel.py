@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ def who() -> tuple[int, int, str, int]:
 
 def added(values: list[float]) -> float:
     return parallel.add(values[parallel.rank()])
+
+
+def listening() -> list[str]:
+    found = psutil.Process().net_connections(kind="inet")
+    return sorted({one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN})
 
 
 def gathered(values: list[list[object]]) -> list[object]:
@@ -112,6 +118,10 @@ def lora_gradient(examples: list[lora.Encoded], told: dict[str, object]) -> tupl
 
 def test_each_worker_knows_its_rank_and_device_and_keeps_its_threads(pair):
     assert pair.call(who) == [(0, 2, "cpu", 1), (1, 2, "cpu", 1)]
+
+
+def test_workers_that_meet_on_the_loopback_listen_there_alone(pair):
+    assert pair.call(listening) == [["127.0.0.1"], ["127.0.0.1"]]
 
 
 def test_a_worker_that_leaves_is_alone_and_may_join_others_elsewhere(pair):

@@ -1,6 +1,8 @@
 """Nodes that differ, come, go and scale: studies on several Ray nodes of one machine."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cs330ray.service.ledger import Ledger  # before Ray, which reads the environment that the service sets
-from cs330ray.spec import Study
+from cs330ray.spec import Study, parse
 from tests.studies_of_tests import toml, toy, whole
+from tests.team_toy import NUMBERS
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -80,6 +83,11 @@ class Driver:
         attempts = [one for trial in ledger.trials(study, cell) for one in ledger.attempts(study, cell, trial.number)]
         return {node for attempt in attempts for node in attempt["nodes"]}
 
+    def losses(self) -> list[str]:
+        """Why workers were lost."""
+        with contextlib.closing(sqlite3.connect(self.home / "ledger.db")) as ledger:
+            return [reason for (reason,) in ledger.execute("select reason from cs330ray_losses")]
+
 
 @pytest.fixture
 def start(cluster: "Cluster", tmp_path: Path) -> Iterator[Callable[[Study], Driver]]:
@@ -139,6 +147,8 @@ def test_a_cluster_without_nodes_waits_and_a_bad_one_that_comes_first_gets_no_tr
     ledger = Ledger.at(driver.home)
     assert [state for _, _, state, *_ in whole(driver.home)] == ["COMPLETE"] * 3
     assert all(len(ledger.attempts(study, study.cells[0], number)) == 1 for number in range(3))
+    assert driver.losses() == []  # a trial that was quicker than the question lost nothing
+    assert sum("gets no trials" in line for line in driver.lines) == 1
 
 
 def test_a_cluster_without_gpus_waits_for_them_and_does_not_fall_back_to_the_cpu(cluster, start):
@@ -170,7 +180,8 @@ def test_a_node_that_vanishes_costs_its_trials_the_time_since_their_checkpoint_a
     assert sorted(map(len, attempts)) == [1, 2]
     again = max(attempts, key=len)[1]
     assert (again["resumed_from_step"] or 0) > 0
-    assert driver.says("lost its worker")
+    (loss,) = driver.losses()
+    assert loss.endswith(f"[on {lost.node_id}]")
 
 
 def test_lost_trials_go_on_before_any_other_begins_where_no_node_comes_for_them(cluster, start):
@@ -191,3 +202,22 @@ def test_lost_trials_go_on_before_any_other_begins_where_no_node_comes_for_them(
     assert len(again) == 2
     fresh = [each[0]["began_s"] for number, each in attempts.items() if number >= 3]
     assert max(again) < sorted(fresh)[1]  # one may have been asked before the loss
+
+
+def test_a_team_on_two_nodes_reaches_what_one_process_reaches_and_its_checkpoint_travels(cluster, start):
+    nodes = [cluster.add_node(num_cpus=1, **SMALL).node_id for _ in range(2)]
+    cluster.wait_for_nodes()
+    study = parse(
+        {"name": "team", "trainable": "tests.team_toy", "objective": ["val_sum"],
+         "search": {"scale": {"low": 1, "high": 9}}, "budget": {"trials": 2, "steps": 6},
+         "resources": {"workers": 2, "checkpoint": 0.001}, "confirm": {"top": 1, "seeds": 1}}, "team",
+    )  # fmt: skip
+    driver = start(study)
+    assert driver.ends() == 0, driver.lines
+    ledger, (cell,) = Ledger.at(driver.home), study.cells
+    for trial in ledger.trials(study, cell):
+        assert trial.values == (trial.params["scale"] * sum(range(6 * NUMBERS)),)
+    assert all(sorted(ledger.attempts(study, cell, number)[0]["nodes"]) == sorted(nodes) for number in range(2))
+    best = max(ledger.trials(study, cell), key=lambda trial: trial.values)
+    scores = ledger.test_metrics(study, cell.under(0), best.number)
+    assert scores["test_sum"] == best.values[0] + sum(range(NUMBERS))

@@ -67,6 +67,7 @@ CASES = [
     Case("finetune", FINETUNE | {"batch": 1, "eval_examples": 1}, "finetune of one example"),
     Case("icl", ICL),
     Case("icl", ICL | {"eval_every_steps": 1}, "icl of one question"),
+    Case("icl", ICL | {"ordering": "globalE", "orderings": 2, "probes": 1}, "icl by entropy"),
 ]
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label or case.name)
 
