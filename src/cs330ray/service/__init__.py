@@ -30,7 +30,9 @@ _ENVIRONMENT = {
 }
 # Ray listens on every interface: nobody may talk to a Ray of ours who has not its token. A cluster has its own, which
 # Ray does not look for by itself where RAY_ADDRESS names one. Ray reads this when imported.
-if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+if "ray" in sys.modules:
+    pass  # too late: what is set now would hold for the processes that Ray starts, and not for this one
+elif not os.environ.get("RAY_ADDRESS"):
     _ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 elif "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray" / "auth_token").exists():
     _ENVIRONMENT |= {"RAY_AUTH_MODE": "token"}
