@@ -114,6 +114,28 @@ def another_peft(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(claims.parent), os.environ["PYTHONPATH"]])}
 
 
+CLAIMS_CUDA = """
+import builtins, sys
+importing = builtins.__import__
+def imported(*args, **kwargs):
+    found = importing(*args, **kwargs)
+    torch = sys.modules.get("torch")
+    if hasattr(torch, "compile"):  # it is whole
+        torch.version.cuda = "13.0"
+    return found
+builtins.__import__ = imported
+"""
+
+
+@pytest.fixture
+def with_cuda(tmp_path: Path) -> dict[str, str]:
+    """The environment of a node whose torch says that it was built with CUDA."""
+    place = tmp_path / "cuda"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(CLAIMS_CUDA)
+    return {"PYTHONPATH": os.pathsep.join([str(place), os.environ["PYTHONPATH"]])}
+
+
 def test_a_node_that_differs_gets_no_trials_and_is_named_once_while_the_study_goes_on(cluster, start, another_peft):
     good = cluster.add_node(num_cpus=1, **SMALL)
     bad = cluster.add_node(num_cpus=1, env_vars=another_peft, **SMALL)
@@ -151,15 +173,18 @@ def test_a_cluster_without_nodes_waits_and_a_bad_one_that_comes_first_gets_no_tr
     assert sum("gets no trials" in line for line in driver.lines) == 1
 
 
-def test_a_cluster_without_gpus_waits_for_them_and_does_not_fall_back_to_the_cpu(cluster, start):
+def test_a_cluster_without_gpus_waits_for_them_and_does_not_fall_back_to_the_cpu(cluster, start, with_cuda):
     cluster.add_node(num_cpus=2, **SMALL)
     study = toy(budget={"trials": 2, "steps": 10}, resources={"slots": 2, "gpus": 0.5})
     driver = start(study)
     driver.until(lambda: driver.says("waits for nodes: a trial needs 0.5 GPU and 1 CPU"))
     assert not driver.says("no GPU here")
-    with_gpu = cluster.add_node(num_cpus=2, num_gpus=1, **SMALL)
+    without = cluster.add_node(num_cpus=2, num_gpus=1, **SMALL)
+    driver.until(lambda: driver.says("there is a GPU, but its torch was built without CUDA"))
+    with_gpu = cluster.add_node(num_cpus=2, num_gpus=1, env_vars=with_cuda, **SMALL)
     assert driver.ends() == 0, driver.lines
     assert driver.nodes(study) == {with_gpu.node_id}
+    assert without.node_id not in driver.nodes(study)
 
 
 def test_a_node_that_vanishes_costs_its_trials_the_time_since_their_checkpoint_alone(cluster, start, tmp_path):
