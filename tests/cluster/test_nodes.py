@@ -49,7 +49,7 @@ class Driver:
         self.home, self.lines = folder / "runs", list[str]()
         environment = {**os.environ, "CS330RAY_HOME": str(self.home), "RAY_ADDRESS": cluster.address}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cs330ray", "run", str(toml(study, folder / "toy.toml"))],
+            [sys.executable, "-m", "cs330ray", "run", str(toml(study, folder / f"{study.name}.toml"))],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -246,3 +246,19 @@ def test_a_team_on_two_nodes_reaches_what_one_process_reaches_and_its_checkpoint
     best = max(ledger.trials(study, cell), key=lambda trial: trial.values)
     scores = ledger.test_metrics(study, cell.under(0), best.number)
     assert scores["test_sum"] == best.values[0] + sum(range(NUMBERS))
+
+
+def test_several_studies_share_a_cluster(cluster, start, tmp_path):
+    cluster.add_node(num_cpus=2, **SMALL)
+    cluster.wait_for_nodes()
+    shared = {"fixed": SLOW, "budget": {"trials": 2, "steps": 40}, "resources": {"slots": 1}}
+    studies = [toy(name=name, **shared) for name in ("one", "two")]
+    drivers = [start(study) for study in studies]
+    assert [driver.ends() for driver in drivers] == [0, 0], [driver.lines for driver in drivers]
+    spans = []
+    for study in studies:
+        ledger, (cell,) = Ledger.at(drivers[0].home), study.cells
+        trials = ledger.trials(study, cell)
+        assert [trial.state for trial in trials] == ["COMPLETE"] * 2
+        spans.append((ledger.attempts(study, cell, 0)[0]["began_s"], trials[-1].ended_s))
+    assert max(begin for begin, _ in spans) < min(end for _, end in spans)  # at the same time
