@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What the head runs beside Ray: MLflow's server on its loopback, and the two databases, made where they are missing.
-# It reads ~/cs330ray.env and, through libpq, ~/.pgpass; to call it again changes nothing.
+# It reads ~/.cs330ray/cluster.env and, through libpq, the PGPASSFILE that it names; to call it again changes nothing.
 set -euo pipefail
-. ~/cs330ray.env
+. ~/.cs330ray/cluster.env
 
-~/venv/bin/python - <<'PYTHON'
+~/.cs330ray/venv/bin/python - <<'PYTHON'
 import os
 
 import sqlalchemy as sa
@@ -24,11 +24,11 @@ answers() { curl --fail --silent --output /dev/null http://127.0.0.1:5000/health
 
 if ! answers; then
   MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
-    setsid nohup ~/venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 >~/mlflow.log 2>&1 </dev/null &
+    setsid nohup ~/.cs330ray/venv/bin/mlflow server --host 127.0.0.1 --port 5000 --workers 1 >~/.cs330ray/mlflow.log 2>&1 </dev/null &
 fi
 for _ in $(seq 120); do
   answers && exit 0
   sleep 1
 done
-echo "MLflow's server does not answer on 127.0.0.1:5000; see ~/mlflow.log" >&2
+echo "MLflow's server does not answer on 127.0.0.1:5000; see ~/.cs330ray/mlflow.log" >&2
 exit 1

@@ -1,7 +1,10 @@
 """What the pages tell a reader to type exists: commands parse, options are known, files and links are there."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,6 +14,7 @@ from typing import Any
 import botocore.session
 import click
 import mlflow
+import psycopg.pq
 import pytest
 import typer
 from botocore import xform_name
@@ -20,6 +24,7 @@ from cs330ray.home import shipped
 from cs330ray.service import trainables
 
 ROOT = Path(__file__).parents[1]
+LIBPQ = {option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -29,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     joined = [block.replace("\\\n", " ") for block in blocks("sh")]
-    lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for block in joined for line in block.splitlines()]
     return sorted({line for line in lines if line})
 
 
@@ -68,7 +73,7 @@ def simple_commands(line: str) -> Iterator[list[str]]:
             words.append(word)
 
 
-SHELL = {"chmod", "cp", "curl", "export", "mkdir", "openssl", "printf", "read", "rm", "sed", "umask"}
+SHELL = {"chmod", "cp", "curl", "cut", "mkdir", "openssl", "printf", "read", "rm", "sed", "test", "umask", "unset"}
 SUDO = {"apt-get install postgresql", "-u postgres createuser --createdb --pwprompt cs330ray"}
 
 
@@ -92,6 +97,10 @@ def parse(words: list[str]) -> None:
         parse_aws(rest)
     elif words[:2] == ["pip", "install"]:
         parse_pip(rest[1:])
+    elif program == ".":
+        assert rest == [".venv/bin/activate"] or (ROOT / rest[0]).is_file()
+    elif words[:3] == ["python3", "-m", "venv"]:
+        assert rest[2:] == [".venv"]
     elif program == "sudo":
         assert " ".join(rest) in SUDO
     else:
@@ -232,7 +241,8 @@ def test_every_study_file_that_a_page_names_is_there() -> None:
 def test_every_file_of_the_cluster_that_a_page_names_is_there_or_is_one_that_it_makes() -> None:
     for page in PAGES:
         for name in re.findall(r"\b(?:clusters/[\w.]+\w|cluster\.yaml)", page.read_text()):
-            assert (ROOT / name).is_file() or (ROOT / f"{name}.example").is_file(), f"{page.name}: {name}"
+            made = f" > {name}\n" in page.read_text() or (ROOT / f"{name}.example").is_file()
+            assert made or (ROOT / name).is_file(), f"{page.name}: {name}"
 
 
 def test_what_the_page_fills_in_is_what_the_cluster_files_leave_open() -> None:
@@ -250,7 +260,93 @@ def test_every_variable_of_the_examples_is_read_by_the_code_or_by_mlflow() -> No
     code = "".join(path.read_text() for path in [*files, options])
     for name in ("cs330ray.env.example", "local.env.example"):
         for variable in re.findall(r"export (\w+)=", (ROOT / "clusters" / name).read_text()):
-            assert variable in code, variable
+            assert variable in code or variable.encode() in LIBPQ, variable
+
+
+def sh_of_the_cluster() -> list[list[str]]:
+    """The blocks of shell of docs/cluster.md, each as its lines."""
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+
+
+def test_no_command_of_the_cluster_uses_what_only_another_terminal_has_set() -> None:
+    made = {"BUCKET", "DATABASE", "GROUP", "INSTANCE"}
+    blocks = [block for block in sh_of_the_cluster() if re.search(r"\$\{?[A-Z]", "".join(block))]
+    assert len(blocks) > 4
+    for block in blocks:
+        text = "\n".join(block)
+        assert not re.search(r"\$(?!HOME)[A-Z]", text), text  # ${NAME:?} ends a command where the name is empty
+        used = set(re.findall(r"\$\{([A-Z]+):\?\}", text))
+        set_here = set(re.findall(r"^([A-Z]+)=", text, re.MULTILINE))
+        assert used <= set_here | (made if ". clusters/aws.sh" in text else set()) | {"PASSWORD"}, text
+
+
+def test_each_block_that_speaks_to_aws_names_the_region_where_it_may_be_the_first_of_a_terminal() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    for step in re.split(r"^## ", text, flags=re.MULTILINE):
+        found = [block for block in re.findall(r"```sh\n(.*?)```", step, re.DOTALL) if "aws " in block]
+        assert not found or ". clusters/aws.sh" in found[0] or step.startswith("1."), step
+
+
+def test_a_block_that_deletes_stops_at_the_first_failure() -> None:
+    (block,) = [block for block in sh_of_the_cluster() if any("delete-stack" in line for line in block)]
+    assert all(line.endswith("&&") for line in block[:-1])
+    assert block[0] == ". clusters/aws.sh &&"
+
+
+def test_a_block_that_writes_a_secret_writes_it_for_its_owner_alone() -> None:
+    written = [
+        block for block in sh_of_the_cluster() if re.search(r"> \S+(\.pgpass|\.json|\.pem)|--generate", "".join(block))
+    ]
+    assert len(written) == 3
+    for block in written:
+        assert block[0] == "umask 077"
+
+
+def test_nothing_follows_a_line_that_reads_a_password() -> None:
+    blocks = [block for block in sh_of_the_cluster() if any(" read " in line for line in block)]
+    assert blocks
+    for block in blocks:
+        assert [" read " in line for line in block] == [False] * (len(block) - 1) + [True]
+
+
+AWS = """#!/bin/sh
+echo "$AWS_REGION $AWS_DEFAULT_REGION $*" >> asked
+case "$*" in
+*"'Database'"*) echo db.example.com ;;
+*"'Bucket'"*) echo "$A_BUCKET" ;;
+*"'SecurityGroup'"*) echo sg-0123 ;;
+*"'Instance'"*) echo an-instance ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("shell", ["bash", "dash"])
+def test_aws_sh_sets_the_region_of_cluster_yaml_and_what_the_stack_made_and_keeps_nothing_of_before(
+    tmp_path: Path, shell: str
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not here")
+    (tmp_path / "cluster.yaml").write_text("provider:\n  type: aws\n  region: eu-west-1 # here\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "aws").write_text(AWS)
+    (tmp_path / "bin" / "aws").chmod(0o755)
+    said = 'BUCKET=before; . "$0"; echo "$? [$BUCKET] $DATABASE $GROUP $INSTANCE"'
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    for bucket, wanted in (("a-bucket", "0 [a-bucket] db.example.com sg-0123 an-instance"), ("", "1 []   ")):
+        done = subprocess.run(
+            [shell, "-c", said, str(ROOT / "clusters" / "aws.sh")], cwd=tmp_path, check=True, capture_output=True,
+            text=True, env={"PATH": path, "A_BUCKET": bucket, "AWS_REGION": "us-east-1"},
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == wanted
+    for line in (tmp_path / "asked").read_text().splitlines():
+        assert line.startswith("eu-west-1 eu-west-1 cloudformation describe-stacks --stack-name cs330ray ")
+
+
+def test_what_aws_sh_asks_for_is_what_the_stack_puts_out() -> None:
+    asked = set(re.findall(r"_made ([A-Z]\w+)\)", (ROOT / "clusters" / "aws.sh").read_text()))
+    outputs = (ROOT / "clusters" / "aws.yaml").read_text().partition("\nOutputs:\n")[2]
+    assert asked == set(re.findall(r"^  (\w+):", outputs, re.MULTILINE))
 
 
 def test_every_promise_of_the_readme_names_a_test_that_is_there() -> None:

@@ -26,12 +26,15 @@ SHIPPED = ("cluster.yaml", "clusters/local.yaml")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout and a home in which everything is as docs/cluster.md makes it; the current directory."""
     home, checkout = tmp_path / "home", tmp_path / "checkout"
-    for file in (".ssh/cs330ray.pem", ".ssh/id_ed25519", ".ray/auth_token", ".pgpass"):
+    for file in (".ssh/cs330ray.pem", ".ssh/id_ed25519", ".ray/auth_token"):
         (home / file).parent.mkdir(parents=True, exist_ok=True)
         (home / file).write_text("private")
         (home / file).chmod(0o600)
-    (home / ".cache" / "cs330ray").mkdir(parents=True)
     (checkout / "clusters").mkdir(parents=True)
+    for name in ("cs330ray.pgpass", "local.pgpass"):
+        (checkout / "clusters" / name).touch(0o600)
+    (checkout / "clusters" / "head.sh").symlink_to(ROOT / "clusters" / "head.sh")
+    (home / ".cache" / "cs330ray").mkdir(parents=True)
     for name in MOUNTED:
         (checkout / name).symlink_to(ROOT / name)
     for name in SHIPPED:
@@ -39,6 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("cs330ray.env", "local.env"):
         (checkout / "clusters" / name).write_text(filled((ROOT / "clusters" / f"{name}.example").read_text()))
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(clusterfile_ray, "find_spec", lambda module: module)  # each client library, installed or not
     monkeypatch.chdir(checkout)
     return checkout
 
@@ -105,7 +109,8 @@ def test_a_shipped_file_is_refused_until_it_is_filled_in(here: Path, name: str, 
 def test_the_variant_for_google_cloud_passes_in_the_place_of_what_aws_has(here: Path) -> None:
     text = (ROOT / "cluster.yaml").read_text()
     variant = "\n".join(re.findall(r"^#   (.*)$", text.partition("# Google Cloud:")[2], re.MULTILINE))
-    config = yaml.safe_load(filled(text)) | yaml.safe_load(filled(variant))
+    assert "the extra is gcp and not aws" in text
+    config = yaml.safe_load(filled(text).replace("cluster,aws]", "cluster,gcp]")) | yaml.safe_load(filled(variant))
     write(here / "gcp.yaml", config)
     assert clusterfile.check(Path("gcp.yaml"))[:3] == [
         "cs330ray: gcp, us-west1, at most 4 workers",
@@ -162,6 +167,26 @@ def test_what_is_made_on_aws_lets_in_ssh_from_one_address_and_gives_the_rights_t
     assert made == {node["node_config"]["IamInstanceProfile"]["Name"] for node in types.values()}
 
 
+def test_the_head_may_end_stop_and_tag_machines_of_its_own_cluster_alone() -> None:
+    from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
+
+    template = yaml.load((ROOT / "clusters" / "aws.yaml").read_text(), Loader=CloudFormation)
+    (policy,) = template["Resources"]["HeadRole"]["Properties"]["Policies"]
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())["cluster_name"]
+    own = {"StringEquals": {f"ec2:ResourceTag/{TAG_RAY_CLUSTER_NAME}": cluster}}
+    made = {"StringEquals": {"ec2:CreateAction": "RunInstances"}}
+    conditions: dict[str, list[Any]] = {}
+    for statement in policy["PolicyDocument"]["Statement"]:
+        actions = statement["Action"]
+        for action in actions if isinstance(actions, list) else [actions]:
+            conditions.setdefault(action, []).append(statement.get("Condition"))
+    assert conditions == {
+        "ec2:Describe*": [None], "ec2:RunInstances": [None], "iam:PassRole": [None],
+        "ec2:StartInstances": [own], "ec2:StopInstances": [own], "ec2:TerminateInstances": [own],
+        "ec2:CreateTags": [made, own],
+    }  # fmt: skip
+
+
 def test_the_database_goes_with_what_was_made_and_leaves_no_copy_that_costs() -> None:
     template = yaml.load((ROOT / "clusters" / "aws.yaml").read_text(), Loader=CloudFormation)
     database = template["Resources"]["Database"]
@@ -206,10 +231,17 @@ def test_the_database_goes_with_what_was_made_and_leaves_no_copy_that_costs() ->
         ("--head\n", "\n", "the head must start as one; write --head"),
         ("--address=$RAY_HEAD_IP:6379", "--head", "worker_start_ray_commands.1: a worker is no head"),
         (" --autoscaling-config=~/ray_bootstrap_config.yaml", "", "no worker would come; write --autoscaling-config"),
-        ("bash ~/cs330ray/clusters/head.sh", "echo it's", "commands.1: it must be a shell command, but no clos"),
-        ("    -c ~/cs330ray/constraints.txt ", "    ", "commands.2: every node needs the same versions; in"),
-        ("setup_commands: #", "head_setup_commands: #", "setup_commands: what installs this package is needed"),
-        ('"~/.ray/auth_token": ~/.ray/auth_token', '"~/a": src', "file_mounts: the token must come to every node"),
+        ("bash ~/.cs330ray/head.sh", "echo it's", "commands.1: it must be a shell command, but no clos"),
+        ("    -c ~/.cs330ray/checkout/constraints.txt ", "    ", "commands.2: every node needs the same versions; in"),
+        ("\nsetup_commands: #", "\nworker_setup_commands: #", "setup_commands: what installs this package is needed"),
+        ("head_setup_commands: []", "", "head_setup_commands: Ray's own is `pip install 'boto3>=1.4.8'`, and every"),
+        ("cluster,aws]", "cluster]", "setup_commands: the head starts workers through boto3, but nothing installs it"),
+        ("--python 3.11.18", "--python 3.11", "setup_commands.1: every node needs the same Python; name all of it"),
+        ('"~/.cs330ray/auth_token": ~/.ray/auth_token', '"~/a": src', "file_mounts: the token must come to every node"),
+        ('"~/.cs330ray/auth_token"', '"~/.ray/auth_token"', "the auth_token lies at ~/.ray/auth_token, but is looked"),
+        ('"~/.cs330ray/pgpass": clusters/', '"~/.pgpass": clusters/', "file_mounts.~/.pgpass: a node has its own; mo"),
+        ("clusters/cs330ray.pgpass", "~/.pgpass", "file_mounts.~/.cs330ray/pgpass: all of your passwords would go to"),
+        ('"~/.cs330ray/pgpass": clusters/cs330ray.pgpass', '"~/a": src', "the pgpass is not mounted, but is looked"),
         ("  - __pycache__\n", "  - __pycache__\n  - 0.0.0.0/0\n", "rsync_exclude.1: no port may be open to the world"),
     ],
 )  # fmt: skip
@@ -314,7 +346,7 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(here: Path, line: str)
 @pytest.mark.parametrize(
     "line",
     [
-        "RAY_AUTH_TOKEN_PATH=~/.ray/auth_token ray status",
+        "RAY_AUTH_TOKEN_PATH=~/.cs330ray/auth_token ray status",
         "PGPASSWORD=$(cat ~/.secret) psql",
         "psql postgresql://cs330ray@db.example.com/ledger",
         "curl http://127.0.0.1:5000/health",
@@ -326,10 +358,77 @@ def test_what_only_names_a_secret_passes(here: Path, line: str) -> None:
     assert clusterfile.check(Path("cluster.yaml"))
 
 
-@pytest.mark.parametrize("file", [".ray/auth_token", ".pgpass", ".ssh/cs330ray.pem"])
+@pytest.mark.parametrize("file", ["~/.ray/auth_token", "clusters/cs330ray.pgpass", "~/.ssh/cs330ray.pem"])
 def test_what_others_may_read_is_refused(here: Path, file: str) -> None:
-    (Path.home() / file).chmod(0o644)
-    assert f"its owner alone may read it, but others may, too; chmod 600 ~/{file}" in problem("cluster.yaml")
+    Path(file).expanduser().chmod(0o644)
+    assert f"its owner alone may read it, but others may, too; chmod 600 {file}" in problem("cluster.yaml")
+
+
+@pytest.mark.parametrize(("name", "file"), [("cluster.yaml", "cs330ray.env"), ("clusters/local.yaml", "local.env")])
+@pytest.mark.parametrize(("variable", "ending"), [("RAY_AUTH_TOKEN_PATH", "auth_token"), ("PGPASSFILE", "pgpass")])
+def test_what_is_mounted_where_nobody_looks_for_it_is_refused(
+    here: Path, name: str, file: str, variable: str, ending: str
+) -> None:
+    path = here / "clusters" / file
+    path.write_text(path.read_text().replace(f"export {variable}=", f"export NO_{variable}="))
+    said = f"file_mounts: the {ending} lies at ~/.cs330ray/{ending}, but is looked for at "
+    assert problem(name).startswith(said)
+    assert problem(name).endswith(f"; export {variable} in the file of variables")
+
+
+@pytest.mark.parametrize(("kind", "module"), [("aws", "boto3"), ("gcp", "googleapiclient")])
+def test_a_provider_whose_library_is_not_here_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, kind: str, module: str
+) -> None:
+    monkeypatch.setattr(clusterfile_ray, "find_spec", lambda name: None if name == module else name)
+    text = (here / "cluster.yaml").read_text()
+    Path("cluster.yaml").write_text(text.replace("type: aws", f"type: {kind}").replace("{}", "{CPU: 4}"))
+    assert problem("cluster.yaml").endswith(
+        f"which is not installed here; pip install -c constraints.txt -e '.[{kind}]'"
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_on_a_node_all_of_it_lies_in_one_directory_of_ours(name: str) -> None:
+    config = yaml.safe_load((ROOT / name).read_text())
+    assert {remote for remote in config["file_mounts"] if not remote.startswith("~/.cs330ray/")} == {
+        "~/.cache/cs330ray"
+    }
+    said = "\n".join(
+        [*config["setup_commands"], *config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    )
+    places = set(re.findall(r"(?:~|\$HOME)/(?!\.cs330ray/)[\w./]+", said))
+    assert places == {"~/.bashrc", "~/ray_bootstrap_config.yaml"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shell_of_ray_has_the_environment_of_the_cluster_and_a_persons_own_has_not(tmp_path: Path, name: str) -> None:
+    ours = tmp_path / ".cs330ray"
+    (ours / "venv" / "bin").mkdir(parents=True)
+    (ours / "venv" / "bin" / "activate").write_text("export OURS=1\n")
+    (ours / "cluster.env").write_text("export PGPASSFILE=$HOME/.cs330ray/pgpass\n")
+    (tmp_path / ".bashrc").write_text("# venv/bin/activate stands here, too\n")
+    command = yaml.safe_load((ROOT / name).read_text())["setup_commands"][-1]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def in_bash(*words: str, typed: str = "") -> str:
+        done = subprocess.run(
+            ["bash", *words], env=environment, input=typed, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    for _ in range(2):
+        in_bash("--login", "-c", "-i", f"source ~/.bashrc; true && ({command})")
+    assert (tmp_path / ".bashrc").read_text().count("# cs330ray\n") == 1
+    shown = 'echo "[$OURS $PGPASSFILE]"'
+    assert in_bash("--login", "-c", "-i", f"source ~/.bashrc; {shown}") == f"[1 {ours}/pgpass]\n"
+    assert in_bash("-i", typed=f"{shown}\n") == "[ ]\n"
+
+
+@pytest.mark.parametrize("name", ["cs330ray.env.example", "local.env.example"])
+def test_a_trial_without_gpus_sees_none_on_a_cluster(name: str) -> None:
+    """Ray 2.60 hides GPUs from a worker that has none only where this is set, which its workers have of `ray start`."""
+    assert "export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1\n" in (ROOT / "clusters" / name).read_text()
 
 
 def test_without_a_token_the_command_that_makes_one_is_said(here: Path) -> None:
@@ -356,8 +455,8 @@ def test_the_command_that_makes_a_token_does(here: Path) -> None:
 
 def test_a_mount_is_looked_for_where_ray_up_is_called(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here / "clusters")
-    said = "file_mounts.~/cs330ray/src: it must be there, but src is not in this directory; make it, or mend its name"
-    assert problem(here / "cluster.yaml") == said
+    said = "file_mounts.~/.cs330ray/checkout/src: it must be there, but src is not in this directory; make it, or mend"
+    assert problem(here / "cluster.yaml") == f"{said} its name"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +466,7 @@ def test_a_mount_is_looked_for_where_ray_up_is_called(here: Path, monkeypatch: p
         ("cs330ray@", "cs330ray:hunter2@", "env: line 4: no secret may stand here, but the password of a post"),
         ("db.example.com", "", "CS330RAY_LEDGER: a host or a bucket is needed, but got 'postgresql://cs330ray@/ledger'"),
         ("a-bucket", "", "CS330RAY_CHECKPOINTS: a host or a bucket is needed, but got 's3:///checkpoints'"),
-        ("$HOME/runs", "runs", "clusters/cs330ray.env: CS330RAY_HOME: an absolute path is needed, but got 'runs'"),
+        ("$HOME/.cs330ray/runs", "runs", "CS330RAY_HOME: an absolute path is needed, but got 'runs'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_the_variables_is_one_line(here: Path, old: str, new: str, said: str) -> None:

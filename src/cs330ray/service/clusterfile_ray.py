@@ -5,13 +5,16 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import ray
+import yaml
 
 PROVIDERS = ("aws", "gcp", "azure", "vsphere", "aliyun", "local", "external", "spark")  # what `ray up` can start
+CLIENTS = {"aws": ("boto3", "boto3"), "gcp": ("googleapiclient", "google-api-python-client")}  # module, package
 REFERENCE = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
 KINDS = {"object": "a table", "array": "a list", "string": "text", "integer": "a whole number", "number": "a number"}
 
@@ -23,6 +26,12 @@ def against_schema(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_in_words(error)}; see {REFERENCE}"
     if (kind := config["provider"]["type"]) not in PROVIDERS:
         yield f"provider.type: one of {', '.join(PROVIDERS)} is needed, but got {kind!r}; {_like(kind, PROVIDERS)}"
+
+
+def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Ray puts in the place of what a file leaves out."""
+    file = Path(ray.__file__).parent / "autoscaler" / config["provider"]["type"] / "defaults.yaml"
+    return dict(yaml.safe_load(file.read_text("utf-8"))) if file.is_file() else {}
 
 
 def _as_ray_sees(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +66,12 @@ def _in_words(error: Any) -> str:
 
 def machines(config: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the machines that a file asks for, and with the way to reach them."""
-    if config["provider"]["type"] == "local":
+    kind = config["provider"]["type"]
+    module, package = CLIENTS.get(kind, ("", ""))
+    if module and find_spec(module) is None:
+        how = f"pip install -c constraints.txt -e '.[{kind}]'"
+        yield f"provider.type: `ray up` speaks to {kind} through {package}, which is not installed here; {how}"
+    if kind == "local":
         yield from _hosts(config)
     else:
         yield from _node_types(config)

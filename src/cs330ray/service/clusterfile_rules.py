@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cs330ray.service.clusterfile_ray import present, private, short
+from cs330ray.service.clusterfile_ray import CLIENTS, defaults, present, private, short
 from cs330ray.service.strict_yaml import leaves
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray looks for it
+PASSWORDS_FILE = "~/.pgpass"  # where libpq looks
 MAKE_IT = f"make it: ray get-auth-token --generate > /dev/null && chmod 600 {TOKEN_FILE}"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PREFIX = 8  # a network with fewer bits than this is the world, or the better part of it
@@ -41,7 +42,7 @@ def secrets(text: str) -> Iterator[str]:
         for pattern, what in SECRETS.items():
             if found := pattern.search(line):
                 said = what.format(*found.groups())
-                remedy = "put it into a file of mode 600, such as ~/.pgpass, and mount that"
+                remedy = "put it into a file of mode 600, such as clusters/cs330ray.pgpass, and mount that"
                 yield f"line {number}: no secret may stand here, but {said} does; {remedy}"
 
 
@@ -148,13 +149,34 @@ def pins(config: Mapping[str, Any]) -> Iterator[str]:
     """Whether every node installs the same versions."""
     if config["provider"]["type"] != "local" and not config.get("setup_commands") and not config.get("docker"):
         yield "setup_commands: what installs this package is needed, for Ray installs another Ray; see cluster.yaml"
-    for place, command in _setup_commands(config):
-        for install in re.findall(r"\bpip3?\s+install\b([^;&|\n]*)", command):
-            words = re.sub(r"[\"']", " ", install).split()
-            wanted = {re.split(r"[=<>~!\[]", word)[0] for word in words if not word.startswith("-")}
-            constrained = re.search(r"\s(?:-c|--constraints?)[\s=]\s*\S*constraints\S*", install)
-            if not constrained and not wanted <= {"pip", "uv", "wheel", "setuptools"}:
-                yield f"{place}: every node needs the same versions; install with -c constraints.txt"
+    commands = list(_setup_commands(config))
+    for place, command in commands:
+        if _is_unpinned(command):
+            yield f"{place}: every node needs the same versions; install with -c constraints.txt"
+        for options in re.findall(r"\buv\s+venv\b([^;&|\n]*)", command):
+            if not re.search(r"(?:-p|--python)[\s=]+\d+\.\d+\.\d+", options):
+                yield f"{place}: every node needs the same Python; name all of it, such as --python 3.11.18"
+    filled_in = defaults(config)
+    for place in SETUP_PLACES:
+        for command in filled_in.get(place, []) if place not in config else []:
+            if _is_unpinned(command):
+                yield f"{place}: Ray's own is `{command}`, and every node needs the same versions; write {place}: []"
+    kind = config["provider"]["type"]
+    if kind in CLIENTS and not config.get("docker"):
+        _, package = CLIENTS[kind]
+        if not any(re.search(rf"\[[^\]]*\b{kind}\b[^\]]*\]|\b{package}\b", command) for _, command in commands):
+            yield f"setup_commands: the head starts workers through {package}, but nothing installs it; add its extra"
+
+
+def _is_unpinned(command: str) -> bool:
+    """Whether a command installs packages in whatever version there is on that day."""
+    for install in re.findall(r"\bpip3?\s+install\b([^;&|\n]*)", command):
+        words = re.sub(r"[\"']", " ", install).split()
+        wanted = {re.split(r"[=<>~!\[]", word)[0] for word in words if not word.startswith("-")}
+        constrained = re.search(r"\s(?:-c|--constraints?)[\s=]\s*\S*constraints\S*", install)
+        if not constrained and not wanted <= {"pip", "uv", "wheel", "setuptools"}:
+            return True
+    return False
 
 
 def _setup_commands(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -173,17 +195,36 @@ def mounts(config: Mapping[str, Any]) -> Iterator[str]:
         place = f"file_mounts.{remote}"
         if not isinstance(local, str) or not local:
             yield f"{place}: the name of a file here is needed, but got {short(local)}; mend it"
-        elif remote.endswith(".ray/auth_token"):
+        elif PASSWORDS_FILE in (remote, local):
+            whose = "all of your passwords would go to every node" if local == PASSWORDS_FILE else "a node has its own"
+            yield f"{place}: {whose}; mount one of this cluster's, ~/.cs330ray/pgpass: clusters/cs330ray.pgpass"
+        elif remote.endswith("auth_token"):
             yield from private(place, local, MAKE_IT)
-        elif remote.endswith(".pgpass"):
+        elif remote.endswith("pgpass"):
             yield from private(place, local, "docs/cluster.md makes it")
         elif present(local) is None:
             here = "" if local.startswith(("/", "~")) else " in this directory"
             yield f"{place}: it must be there, but {local} is not{here}; make it, or mend its name"
         elif remote.endswith(".env"):
             yield from _environment(local)
-    if not any(remote.endswith(".ray/auth_token") for remote in brought):
-        yield f"file_mounts: the token must come to every node, but does not; add {TOKEN_FILE}: {TOKEN_FILE}"
+    if not any(remote.endswith("auth_token") for remote in brought):
+        yield f"file_mounts: the token must come to every node, but does not; add ~/.cs330ray/auth_token: {TOKEN_FILE}"
+    yield from _where_they_lie(config)
+
+
+def _where_they_lie(config: Mapping[str, Any]) -> Iterator[str]:
+    """Whether Ray and libpq look for the token and the password where they are mounted."""
+    given = variables(config)
+    for name, ending, otherwise in (
+        ("RAY_AUTH_TOKEN_PATH", "auth_token", TOKEN_FILE),
+        ("PGPASSFILE", "pgpass", PASSWORDS_FILE),
+    ):
+        mounted = [remote for remote in config.get("file_mounts", {}) if remote.endswith(ending)]
+        looked_for = re.sub(r"^(?:\$HOME|\$\{HOME\})(?=/)", "~", given.get(name, otherwise))
+        if (mounted or name in given) and looked_for not in mounted:
+            lies = f"lies at {mounted[0]}" if mounted else "is not mounted"
+            remedy = "mend one" if name in given else f"export {name} in the file of variables"
+            yield f"file_mounts: the {ending} {lies}, but is looked for at {short(looked_for)}; {remedy}"
 
 
 def _environment(local: str) -> Iterator[str]:

@@ -87,13 +87,13 @@ class JobServer:
     def _refusal(self, code: int, path: str, body: str) -> str:
         if code == HTTPStatus.UNAUTHORIZED:
             return (
-                f"{self.address}: the cluster asks for its token, but there is none in {self._token_file}; put the "
-                "head's ~/.ray/auth_token there, or name a copy with --token-file"
+                f"{self.address}: the cluster asks for its token, but there is none in {self._token_file}; put "
+                "there what `ray get-auth-token` prints on the head, or name a copy with --token-file"
             )
         if code == HTTPStatus.FORBIDDEN:
             return (
-                f"{self.address}: the cluster must know the token in {self._token_file}, but refuses it; copy the "
-                "head's ~/.ray/auth_token again, or name another with --token-file"
+                f"{self.address}: the cluster must know the token in {self._token_file}, but refuses it; put "
+                "there what `ray get-auth-token` prints on the head, or name another with --token-file"
             )
         if path == "/api/version":
             return self._is_not_ray(f"status {code}")
