@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -405,6 +406,15 @@ def test_a_log_whose_connection_breaks_is_shown_once_and_whole(
     assert code == 2
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A SIGINT that interrupts; what is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_after_a_ctrl_c_the_job_goes_on_and_a_person_reads_how_to_come_back(
     server: StandIn, token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
