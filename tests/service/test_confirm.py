@@ -293,6 +293,7 @@ def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path
     assert all(Path(row[-1]).is_dir() for row in sheet.rows)
 
 
+@pytest.mark.slow
 def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chosen(home: Path) -> None:
     """Trials of one seed each: more of them find a luckier one."""
     quality: dict[str, Any] = {"search": {"quality": {"low": 0.59, "high": 0.6}}}
@@ -309,6 +310,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
 
 
+@pytest.mark.slow
 def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
     few = noisy(search={"quality": [0.55, 0.6]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
     run(few, home, mirror=False)
@@ -375,6 +377,7 @@ def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_sear
         ("uneven", "0.5 ±0 (n 3)", "the seeds scored other items"),
     ],
 )
+@pytest.mark.slow
 def test_whatever_a_test_returns_the_study_ends_and_is_shown(home: Path, on_test: str, tested: str, tasks: str) -> None:
     run(noisy(budget={"trials": 1, "steps": 1}, fixed={"on_test": on_test}), home, mirror=False)
     (row,) = of_table(home)
@@ -400,6 +403,7 @@ def test_one_fresh_seed_has_no_interval_anywhere(home: Path) -> None:
     assert "confirmed on 1 fresh seed:" in summary.best_toml(ledger, study)
 
 
+@pytest.mark.slow
 def test_confirmation_is_neither_pruned_nor_seen_by_the_sampler_of_a_study_that_grows(tmp_path: Path) -> None:
     raw: dict[str, Any] = {
         "sampler": {"kind": "tpe", "startup": 2}, "search": {"quality": {"low": 0.1, "high": 0.9}},
@@ -472,6 +476,7 @@ def test_confirmation_may_be_added_and_grown_later_and_runs_what_is_missing_alon
     assert confirmations(home) == after
 
 
+@pytest.mark.slow
 def test_how_confirmation_chooses_may_not_change_once_it_is_there(home: Path) -> None:
     two = {"objective": ["val_accuracy", "val_cost"], "search": {"cost": {"low": 0.0, "high": 1.0}}}
     run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.5}}), home, mirror=False)

@@ -748,6 +748,7 @@ class Vanishes(Ear):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one(
     home: Path, store: Path, tmp_path: Path, ray_here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -875,6 +876,7 @@ def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(
     assert list(store.rglob("step-*")) == []
 
 
+@pytest.mark.slow
 def test_grown_steps_go_on_from_the_store_on_another_disk(
     home: Path, store: Path, tmp_path: Path, ray_here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

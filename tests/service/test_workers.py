@@ -64,6 +64,7 @@ def the_sum(trial: Trial, steps: int = STEPS) -> float:
     return float(trial.params["scale"] * count * (count - 1) // 2)
 
 
+@pytest.mark.slow
 def test_the_workers_shares_add_up_to_what_one_process_reaches(ended):
     trial, rows, attempts = ended["well"]
     assert (trial.state, trial.values) == ("COMPLETE", (the_sum(trial),))
@@ -71,6 +72,7 @@ def test_the_workers_shares_add_up_to_what_one_process_reaches(ended):
     assert len(attempts[0]["workers"]) == 2
 
 
+@pytest.mark.slow
 def test_an_error_of_one_worker_fails_the_trial_with_its_own_traceback(ended):
     trial, rows, _ = ended["one raises"]
     assert (trial.state, trial.reason) == ("FAIL", "raised: RuntimeError: planted in the last")
@@ -78,6 +80,7 @@ def test_an_error_of_one_worker_fails_the_trial_with_its_own_traceback(ended):
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_gone_costs_its_trial_what_came_after_the_checkpoint(ended):
     trial, rows, attempts = ended["one dies"]
     assert (trial.state, trial.values) == ("COMPLETE", (the_sum(trial),))
@@ -85,6 +88,7 @@ def test_a_worker_that_is_gone_costs_its_trial_what_came_after_the_checkpoint(en
     assert len(attempts) == 2
 
 
+@pytest.mark.slow
 def test_workers_that_diverge_together_go_on_with_the_next_trial(ended):
     trial, rows, _ = ended["all diverge"]
     assert (trial.state, trial.reason) == ("FAIL", "diverged: the sum is inf at step 3")
@@ -92,6 +96,7 @@ def test_workers_that_diverge_together_go_on_with_the_next_trial(ended):
     assert later_rows[0]["pid"] == rows[0]["pid"]
 
 
+@pytest.mark.slow
 def test_a_confirmation_is_trained_and_tested_by_all_workers(ended):
     trial, *_ = ended["well"]
     values, scores = ended["confirmed"]
@@ -99,6 +104,7 @@ def test_a_confirmation_is_trained_and_tested_by_all_workers(ended):
     assert scores["test_sum"] == the_sum(trial) + NUMBERS * (NUMBERS - 1) / 2
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_team_after_its_study_is_nothing(ended):
     pids = {int(row["pid"]) for end in ENDS for row in ended[end][1]}
     until = time.monotonic() + 20
