@@ -19,7 +19,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cs330ray import parallel
 from cs330ray.errors import WorkerLost, first_line
 from cs330ray.service import preflight
 from cs330ray.service.process import Alone, log_into, see_no_more_gpus_than_asked
@@ -199,6 +198,8 @@ class Worker:
     @_answered
     def join(self, rank: int, workers: int, address: str, port: int) -> None:
         """Meet the others of the team."""
+        from cs330ray import parallel  # torch is not for the processes that only lead
+
         parallel.join(rank, workers, address, port)
 
     @_answered
