@@ -196,7 +196,8 @@ def _tuned(session: _Session, home: Path, ground: Ground) -> bool:
 
 
 def _tune(session: _Session, home: Path, ground: Ground) -> None:
-    study, ledger, nodes = session.study, session.ledger, ground.nodes
+    """Make good what was cut off, and run what is left to be run."""
+    study, ledger = session.study, session.ledger
     grow.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
@@ -218,8 +219,15 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
         session.lease.fence,
         ground.room,
     )
-
     session.began = searcher.began
+    _hand_to_tune(session, ground, recorder, searcher)
+    if searcher.ran_out_of_time:
+        session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
+
+
+def _hand_to_tune(session: _Session, ground: Ground, recorder: Recorder, searcher: LedgerSearcher) -> None:
+    """Have Tune run what the searcher names until there is no more. Raises _RayDied, or why the study stops."""
+    study, nodes = session.study, ground.nodes
 
     def tick() -> None:
         if recorder.failure is not None:
@@ -255,15 +263,13 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
                 verbose=0,
             )
     except tune.TuneError:
-        if ledger.failure is not None:
-            raise ledger.failure from None
+        if session.ledger.failure is not None:
+            raise session.ledger.failure from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if raylet is not None:
             ray.shutdown()
-    if searcher.ran_out_of_time:
-        session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
 
 
 def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
