@@ -282,6 +282,24 @@ def best(
 
 
 @app.command()
+def report(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="several: one question on several splits")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to (default: HOME/STUDY/report)")] = None,
+) -> None:
+    """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
+    from cs330ray.report import page, splits
+    from cs330ray.report.opened import opened
+    from cs330ray.report.write import write
+
+    found = [opened(name, home()) for name in studies]
+    whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
+    beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
+    files = write(whole, to or home() / found[0].name / beside)
+    typer.echo(f"{whole.title}: {found[0].answer}" if len(found) == 1 else whole.title)
+    typer.echo(f"{files[0]}\n{files[1]}")
+
+
+@app.command()
 def sync(
     study: Name,
     follow: Annotated[bool, typer.Option("--follow", help="keep on until stopped")] = False,

@@ -15,6 +15,7 @@ from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.spec import Cell, Study
 
 TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")
+STARTED_ON = ("code", "data", "python", "device", "host", "threads", "resumed_from_step")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,24 @@ def runs(ledger: Ledger, study: Study) -> pd.DataFrame:
     return pd.DataFrame(
         found, columns=_columns(found, ["cell", "trial", "fresh", "seed", "state", "reason", *study.objective])
     )
+
+
+def starts(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a start of a trial or of a run of confirmation: on what it ran.
+
+    `cell`, `trial`, `fresh` (NaN in the search), `code` and `data` (digests), `python`, `device`, `host`, `threads`,
+    `resumed_from_step` (NaN where it began), `versions` in words.
+    """
+    found = [
+        {
+            "cell": cell.title, "trial": number, "fresh": cell.fresh, **{name: on.get(name) for name in STARTED_ON},
+            "versions": " ".join(f"{name} {version}" for name, version in on.get("versions", {}).items()),
+        }
+        for cell in [*study.cells, *confirm.fresh_cells(study)]
+        for number, attempts in ledger.attempts_by_trial(study, cell).items()
+        for on in attempts
+    ]  # fmt: skip
+    return pd.DataFrame(found, columns=["cell", "trial", "fresh", *STARTED_ON, "versions"])
 
 
 def best(ledger: Ledger, study: Study) -> Best | None:

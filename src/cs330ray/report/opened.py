@@ -61,6 +61,11 @@ class Opened:
         return frames.runs(self.ledger, self.study)
 
     @cached_property
+    def starts(self) -> pd.DataFrame:
+        """A row a start of a trial or of a run of confirmation: see `frames.starts`."""
+        return frames.starts(self.ledger, self.study)
+
+    @cached_property
     def best(self) -> Best | None:
         """The configuration to use, by confirmation where it is over; None before a trial is COMPLETE."""
         return frames.best(self.ledger, self.study)
