@@ -135,9 +135,9 @@ def _edges(study: "Opened") -> Iterator[str]:
         for name, end in edges(cell, params).items():
             domain = cell.space[name]
             assert isinstance(domain, Range)
-            of = f"{cell.title}: " if cell.values else ""
+            of = f"{cell.title}: the best" if cell.values else "The best"
             yield (
-                f"{of}the best {name}, {value_said(params[name])}, lies at the {end} end of its range "
+                f"{of} {name}, {value_said(params[name])}, lies at the {end} end of its range "
                 f"[{domain.low:g}, {domain.high:g}]: widen it."
             )
 
