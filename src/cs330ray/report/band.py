@@ -22,8 +22,8 @@ class Band:
     """The median tuning curve of random search, with a band that holds the true curve as a whole in 95 of 100 studies.
 
     All are by budget: index k - 1 is the best of k trials, k from 1 to the number of values. Where the values say
-    nothing, an end of the band is the metric's range end, infinite where it has none: the better end from some k on,
-    always, since no sample shows how good the best of many can be, and the worse one at small k of few values.
+    nothing, an end of the band is the metric's range end, infinite where it has none: the better end from about a tenth
+    of all trials on, since no sample shows how good the best of many can be; the worse one at k = 1 or 2 of few values.
     """
 
     median: tuple[float, ...]
