@@ -161,9 +161,16 @@ def test_a_smaller_confidence_has_a_narrower_band():
     assert wide.low != narrow.low
 
 
-@pytest.mark.parametrize("values", [[], [0.5, math.nan], [0.5, 1.1], [-0.1]])
+@pytest.mark.parametrize("goal", ["max", "min"])
+def test_a_range_that_a_value_breaks_bounds_nothing(goal):
+    above, below = tuning_band([0.5, 1.0000001], goal, 0.0, 1.0), tuning_band([-0.1, 0.5], goal, 0.0, 1.0)
+    assert {*above.low, *above.high} - {0.5, 1.0000001} == {0.0, INFINITY}
+    assert {*below.low, *below.high} - {-0.1, 0.5} == {-INFINITY, 1.0}
+
+
+@pytest.mark.parametrize("values", [[], [0.5, math.nan]])
 def test_values_that_no_band_takes_are_refused(values):
-    with pytest.raises(ValueError, match=r"one value or more in \[0, 1\]"):
+    with pytest.raises(ValueError, match="one value or more, and none that is NaN"):
         tuning_band(values, "max", 0.0, 1.0)
 
 

@@ -170,7 +170,7 @@ def test_a_difference_far_beyond_its_scatter_needs_two_seeds():
     assert seeds_needed(of_mean_and_scatter(1.0, 1e-8)) == 2
 
 
-@pytest.mark.parametrize("apart", [[], [0.3], [0.0, 0.0], [0.25, 0.25], [0.5, -0.5], [0.9 - 0.8, 0.5 - 0.4]])
+@pytest.mark.parametrize("apart", [[], [0.3], [0.0, 0.0], [0.25, 0.25], [0.5, -0.5], [1.1 - 1.0, 0.3 - 0.2]])
 def test_seeds_needed_are_unknown_without_scatter_or_difference(apart):
     assert seeds_needed(apart) is None
 
@@ -216,6 +216,12 @@ def test_two_that_agree_on_every_task_are_not_certainly_equal():
     assert found.mean == 0
     assert found.low < -0.3
     assert found.high > 0.3
+
+
+def test_shares_beside_scores_are_scores():
+    """Differences .5, -.5, .5, -.5 of one that is 0 or 1 and one that is always .5: mean 0, s = sqrt(1 / 3)."""
+    found = paired_units([items(1.0, 0.0, 1.0, 0.0)], [items(0.5, 0.5, 0.5, 0.5)])
+    assert half(found) == pytest.approx(1.959964 * math.sqrt(1 / 3) / 2, rel=1e-6)
 
 
 def test_paired_shares_stay_between_minus_one_and_one():

@@ -50,14 +50,16 @@ def tuning_band(
 ) -> Band:
     """The band of the values that random search found without pruning, in any order; [low, high] is the metric's range.
 
-    A failed trial is a draw too: give it as the worst value there is (the range's worse end, or an infinity). Where
-    values tie the band is conservative. Raises ValueError for no value, NaN, and one outside [low, high].
+    A failed trial is a draw too: give it as the worst value there is (the range's worse end, or an infinity). A range's
+    end that a value breaks bounds nothing, and counts as infinite. Where values tie the band is conservative. Raises
+    ValueError for no value, and for NaN.
     """
     import numpy as np
 
     found = np.sort(np.asarray(values, dtype=float))
-    if len(found) == 0 or np.isnan(found).any() or found[0] < low or found[-1] > high:
-        raise ValueError(f"a band takes one value or more in [{low:.4g}, {high:.4g}], and none that is NaN")
+    if len(found) == 0 or np.isnan(found).any():
+        raise ValueError("a band takes one value or more, and none that is NaN")
+    low, high = low if low <= found[0] else -math.inf, high if high >= found[-1] else math.inf
     if goal == "min":  # the least of k is the largest of their negatives
         median, lower, upper = (-curve for curve in _curves(-found[::-1], -high, -low, confidence))
         lower, upper = upper, lower
