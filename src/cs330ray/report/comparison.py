@@ -111,7 +111,7 @@ def compare(alternatives: Sequence[Alternative], goal: Goal, unit: Unit = "seed"
     columns = {one.name: [one.validation[key] for key in shared] for one in alternatives}
     sign = 1 if goal == "max" else -1
     order = sorted(columns, key=lambda name: -sign * statistics.fmean(columns[name]))
-    adjusted = _adjusted(columns)
+    adjusted = holm_of_pairs(columns)
     by_name = {one.name: one for one in alternatives}
     best = by_name[order[0]]
     return Comparison(
@@ -138,6 +138,17 @@ def over_splits(studies: Sequence[Sequence[Alternative]]) -> list[Alternative]:
             if one.test:
                 test.setdefault(one.name, {})[split] = statistics.fmean(one.test.values())
     return [Alternative(name, found, test.get(name, {})) for name, found in validation.items()]
+
+
+def holm_of_pairs(columns: Mapping[str, Sequence[float]]) -> dict[frozenset[str], float]:
+    """Holm's p-value of every pair of alternatives; empty for one seed.
+
+    Of every pair, though only those with the best are shown: adjusted for these alone, the best being whichever came
+    out first, eight equal alternatives would give a false difference twice as often as 5 %.
+    """
+    found = {frozenset(pair): p_paired(columns[pair[0]], columns[pair[1]]) for pair in combinations(columns, 2)}
+    known = {pair: p for pair, p in found.items() if p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def probability_best(columns: Mapping[str, Sequence[float]], goal: Goal) -> dict[str, float | None]:
@@ -185,17 +196,6 @@ def _shared(alternatives: Sequence[Alternative]) -> list[int]:
     if not shared:
         raise ValueError(f"no seed is shared by all of {', '.join(names)}")
     return sorted(shared)
-
-
-def _adjusted(columns: Mapping[str, Sequence[float]]) -> dict[frozenset[str], float]:
-    """Holm's p-value of every pair of alternatives; empty for one seed.
-
-    Of every pair, though only those with the best are shown: adjusted for these alone, the best being whichever came
-    out first, eight equal alternatives would give a false difference twice as often as 5 %.
-    """
-    found = {frozenset(pair): p_paired(columns[pair[0]], columns[pair[1]]) for pair in combinations(columns, 2)}
-    known = {pair: p for pair, p in found.items() if p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def _difference(

@@ -82,17 +82,13 @@ def seeds_needed(apart: Sequence[float], power: float = 0.8) -> int | None:
     mean, scatter = statistics.fmean(apart), statistics.stdev(apart)
     if mean == 0 or scatter <= ROUNDING * abs(mean):
         return None
-    effect = abs(mean) / scatter
-    enough = (n for n in range(2, MOST_SEEDS + 1) if _power(effect, n) >= power)
-    return next(enough, MOST_SEEDS + 1)
+    import numpy as np
+    from scipy.special import nctdtr, stdtrit
 
-
-def _power(effect: float, n: int) -> float:
-    """How likely a paired t-test at 5 % finds, on the right side, a mean of `effect` times the scatter over n pairs."""
-    from scipy.special import nctdtr
-
-    shift = min(effect, 1000.0) * n**0.5  # two pairs find a larger one as surely, and scipy has no number for it
-    return float(1 - nctdtr(n - 1, shift, _t975(n - 1)))
+    n = np.arange(2, MOST_SEEDS + 1)
+    effect = min(abs(mean) / scatter, 1000.0)  # two pairs find a larger one as surely, and scipy has no number for it
+    found = 1 - nctdtr(n - 1, effect * n**0.5, stdtrit(n - 1, 0.975)) >= power  # on the right side
+    return int(n[found.argmax()]) if found.any() else MOST_SEEDS + 1
 
 
 def over_units(runs: Sequence[Sequence[Item]]) -> Interval:
