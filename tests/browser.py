@@ -61,7 +61,7 @@ class Browser:
         page.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._pages[page.session] = page
         self._listen(page.session)
-        size = {"width": self.width, "height": self.height, "deviceScaleFactor": 1, "mobile": False}
+        size: dict[str, Any] = {"width": self.width, "height": self.height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", page.session, **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
         self.call("Emulation.setEmulatedMedia", page.session, features=[scheme])
@@ -136,7 +136,7 @@ class Page:
 
     def eval(self, js: str, timeout_s: float = 30) -> Any:
         """What a JavaScript expression, or the promise that it is, comes to; RuntimeError if it throws."""
-        asked = {"expression": js, "returnByValue": True, "awaitPromise": True, "userGesture": True}
+        asked: dict[str, Any] = {"expression": js, "returnByValue": True, "awaitPromise": True, "userGesture": True}
         answer = self.browser.call("Runtime.evaluate", self.session, timeout_s, **asked)
         if "exceptionDetails" in answer:
             raise RuntimeError(_described(answer["exceptionDetails"]))
@@ -196,7 +196,7 @@ def browser(width: int = 1200, height: int = 900, *, dark: bool = False) -> Iter
         try:
             started = Browser(width, height, dark, to, of)
             started.call("Browser.getVersion", timeout_s=START_S)
-            workers = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+            workers: dict[str, Any] = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
             started.call(
                 "Target.setAutoAttach", **workers, filter=[{"type": "shared_worker"}, {"type": "service_worker"}]
             )
