@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.made import fill
+
 from cs330ray.report.opened import Opened, opened
 from cs330ray.spec import Study, parse
 

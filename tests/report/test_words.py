@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.made import fill
+
 from cs330ray.report import words
 from cs330ray.report.comparison import Alternative, compare
 from cs330ray.report.opened import Opened, opened
@@ -21,19 +21,21 @@ def test_a_difference_whose_interval_leaves_zero_out_is_told() -> None:
     # differences .10, .09, .11: mean .1, sd .01, half 4.303 * .01 / sqrt(3) = .0248
     said = words.how_sure(found, "val_accuracy")
     assert said == (
-        "It is better than the second, b, by 0.1 [0.075, 0.12] of val_accuracy, paired over 3 seeds, and than every other."
+        "It is better than the second, b, by 0.1 [0.075, 0.12] of val_accuracy, paired over 3 seeds, and than every "
+        "other."
     )
 
 
 def test_for_a_loss_the_lower_one_is_better_and_the_difference_is_turned() -> None:
     found = compare([alternative("a", 0.90, 0.91, 0.92), alternative("b", 0.80, 0.82, 0.81)], "min")
-    assert words.how_sure(found, "val_loss").startswith("It is better than the second, a, by 0.1 [0.075, 0.12] of val_loss")
+    said = words.how_sure(found, "val_loss")
+    assert said.startswith("It is better than the second, a, by 0.1 [0.075, 0.12] of val_loss")
 
 
 def test_a_difference_whose_interval_holds_zero_is_not_distinguished_and_says_what_it_would_take() -> None:
     found = compare([alternative("a", 0.90, 0.80, 0.85), alternative("b", 0.80, 0.88, 0.84)], "max")
     said = words.how_sure(found, "val_accuracy")
-    assert said.startswith("It is not distinguished from b: b is behind by 0.01 [-0.21, 0.23] of val_accuracy, paired over 3")
+    assert said.startswith("It is not distinguished from b: b is behind by 0.01 [-0.21, 0.23] of val_accuracy, paired")
     # mean .01, sd .09: (1.960 + .842)^2 * 81 = 635.8 by the normal, and about 1.96^2 / 2 more for Student's t
     assert said.endswith("would take about 638 seeds.")
 
@@ -100,7 +102,8 @@ def test_the_answer_names_the_choice_its_figures_and_how_sure_they_are(study: Op
     first, second = study.answer.split(". ", 1)
     best = study.best
     assert best is not None
-    assert first.startswith(f"On 3 fresh seeds ways=2 with body={best.config['body']}, lr={best.config['lr']:.4g} reaches")
+    at = f"ways=2 with body={best.config['body']}, lr={best.config['lr']:.4g}"
+    assert first.startswith(f"On 3 fresh seeds {at} reaches")
     assert f"val_accuracy {best.confirmed['val_accuracy'].mean:.4g} ±" in first
     assert f"test_accuracy {best.test['test_accuracy'].mean:.4g} ±" in first
     assert second.startswith("It is")

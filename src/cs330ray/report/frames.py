@@ -86,9 +86,9 @@ def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
     `_high` (ci95_tasks). NaN where there is none; an interval of one seed has none.
     """
     goals, found = ledger.goals(study), []
-    chosen = confirmation.choices(ledger, study)
+    chosen, held = confirmation.choices(ledger, study), confirm.confirmed(ledger, study)
     for cell in study.cells:
-        for one in confirm.confirmed(ledger, study).get(cell.key, []):
+        for one in held.get(cell.key, []):
             if not one.values:
                 continue
             is_chosen = cell.key in chosen and chosen[cell.key].searched.number == one.searched.number
@@ -113,9 +113,9 @@ def runs(ledger: Ledger, study: Study) -> pd.DataFrame:
 
     `cell`, `trial`, `fresh` (which of the seeds), `seed`, `state`, `reason`, each objective, and each test metric.
     """
-    found = []
+    found, held = [], confirm.confirmed(ledger, study)
     for cell in study.cells:
-        for one in confirm.confirmed(ledger, study).get(cell.key, []):
+        for one in held.get(cell.key, []):
             for run in one.runs:
                 values = run.trial.values or (math.nan,) * len(study.objective)
                 found.append({

@@ -1,6 +1,7 @@
 """A study opened for reading: its trials, rows and confirmation as pandas frames, its best, its figures, its answer."""
 
 import os
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +11,30 @@ import pandas as pd
 from cs330ray.errors import SpecError
 from cs330ray.report import frames
 from cs330ray.report.frames import Best
-from cs330ray.service.ledger import Ledger
-from cs330ray.spec import Study
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:
     import altair as alt
 
     from cs330ray.report.comparison import Comparison
     from cs330ray.report.figures import Figure
+
+
+class Snapshot(Ledger):
+    """A ledger read once: what was asked of a cell before is answered as it was then."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._held: dict[tuple[str, str], list[Trial]] = {}
+
+    def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
+        """A cell's trials, as they were when they were first read."""
+        if some is not None:
+            return super().trials(study, cell, some)
+        if (study.name, cell.key) not in self._held:
+            self._held[study.name, cell.key] = super().trials(study, cell)
+        return self._held[study.name, cell.key]
 
 
 class Opened:
@@ -109,5 +126,5 @@ def opened(name: str, home: Path) -> Opened:
     """Open the study `name` of the ledger at `home`. Raises SpecError where there is none; makes nothing."""
     if not (home / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
         raise SpecError(f"{home}: a ledger is needed, but there is none; run a study, or set CS330RAY_HOME")
-    ledger = Ledger.at(home)
+    ledger = Snapshot.at(home)
     return Opened(ledger, ledger.study(name))

@@ -25,8 +25,8 @@ def answer(study: "Opened") -> str:
         return "No trial is COMPLETE yet. There is nothing to compare."
     at = _at(study)
     if not best.confirmed:
-        reached = " and ".join(f"{name} {value:.4g}" for name, value in best.searched.items())
-        return f"The best of the search is {at}, with {reached}. It is not confirmed, so that figure is too good."
+        promised = _all([f"{name} {value:.4g}" for name, value in best.searched.items()])
+        return f"The best of the search is {at}, with {promised}. It is not confirmed, so that is too good."
     reached = [f"{name} {short(interval)}" for name, interval in best.confirmed.items()]
     tests = [on_test(name) for name in best.confirmed if on_test(name) in best.test]
     reached += [f"{name} {short(best.test[name])}" for name in tests]

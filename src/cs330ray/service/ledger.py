@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import filelock
 import optuna
@@ -163,7 +163,7 @@ class Ledger:
             )
 
     @classmethod
-    def at(cls, home: Path) -> "Ledger":
+    def at(cls, home: Path) -> Self:
         """The ledger of the home directory `home`, made when it is not there yet."""
         try:
             home.mkdir(parents=True, exist_ok=True)
