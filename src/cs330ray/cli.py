@@ -285,6 +285,7 @@ def best(
 def report(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="several: one question on several splits")],
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to (default: HOME/STUDY/report)")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="without the HTML page: small enough to commit")] = False,
 ) -> None:
     """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
     from cs330ray.report import page, splits
@@ -294,9 +295,10 @@ def report(
     found = [opened(name, home()) for name in studies]
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
-    files = write(whole, to or home() / found[0].name / beside)
+    files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
     typer.echo(f"{whole.title}: {found[0].answer}" if len(found) == 1 else whole.title)
-    typer.echo(f"{files[0]}\n{files[1]}")
+    for file in files[: 1 if markdown else 2]:
+        typer.echo(str(file))
 
 
 @app.command()
