@@ -13,7 +13,8 @@ PAGE, SUMMARY, FIGURES = "report.html", "report.md", "figures"
 def write(page: Page, folder: Path, *, with_page: bool = True) -> list[Path]:
     """Write `report.html`, `report.md` and `figures/*.svg` into `folder`; an earlier report there gives way.
 
-    Without the page it is small enough to be kept with code. Each file takes its name when it is whole. Raises SpecError where the folder cannot be written.
+    Without the page it is small enough to be kept with code. Each file takes its name when it is whole. Raises
+    SpecError where the folder cannot be written.
     """
     drawn = {f"{FIGURES}/{name}": svg for name, svg in markdown.drawings(page).items()}
     texts = {**({PAGE: html.text(page)} if with_page else {}), SUMMARY: markdown.text(page), **drawn}
