@@ -1,6 +1,6 @@
 """What a report holds, block by block, before it is HTML or Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -171,14 +171,20 @@ def _test_metrics(study: "Opened") -> Sheet | None:
     names = [name for name in runs.columns if name.startswith("test_") and name not in shown and name.count("/") != 2]
     if not names or not len(runs):
         return None
-    rows = [
-        [
-            cell,
-            *(said(over_seeds(list(of_cell[name].dropna()))) if of_cell[name].notna().any() else "" for name in names),
-        ]
-        for cell, of_cell in runs.groupby("cell", sort=False)
-    ]
-    return Sheet("Other test metrics of the choices, over fresh seeds", ["cell", *names], rows)
+    table = {
+        str(cell): [said(over_seeds(list(of[name].dropna()))) if of[name].notna().any() else "" for name in names]
+        for cell, of in runs.groupby("cell", sort=False)
+    }
+    return metrics_table("Other test metrics of the choices, over fresh seeds", names, table)
+
+
+def metrics_table(title: str, names: Sequence[str], table: Mapping[str, Sequence[str]]) -> Sheet:
+    """Metrics of several cells; a row a metric where there are more metrics than cells."""
+    if len(names) <= len(table):
+        return Sheet(title, ["cell", *names], [[cell, *row] for cell, row in table.items()])
+    return Sheet(
+        title, ["metric", *table], [[name, *(row[at] for row in table.values())] for at, name in enumerate(names)]
+    )
 
 
 def _asked(study: Study) -> Sheet:

@@ -13,7 +13,7 @@ from cs330ray.report.comparison import Alternative, Comparison, compare, over_sp
 from cs330ray.report.confirmation import on_test, said
 from cs330ray.report.figures import Figure
 from cs330ray.report.opened import Opened
-from cs330ray.report.page import Block, Drawn, Heading, Page, Points, Words, differences, question
+from cs330ray.report.page import Block, Drawn, Heading, Page, Points, Words, differences, metrics_table, question
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds
 
@@ -87,8 +87,9 @@ def _answer(metric: str, comparison: Comparison | None, held: Sequence[Alternati
     if comparison is None:
         return "There are not two alternatives that are confirmed on every split. Nothing is compared."
     best = next(one for one in held if one.name == comparison.best)
-    test = f" (on test {on_test(metric)} {said(over_seeds(list(best.test.values())))})" if best.test else ""
-    first = f"Over {splits} splits {best.name} has the best mean {metric}, {said(comparison.means[best.name])}{test}"
+    first = f"Over {splits} splits {best.name} has the best mean {metric}, {words.short(comparison.means[best.name])}"
+    if best.test:
+        first += f", and {on_test(metric)} {words.short(over_seeds(list(best.test.values())))}"
     return f"{first}. {words.how_sure(comparison, metric)}"
 
 
@@ -157,8 +158,8 @@ def _test_metrics(studies: Sequence[Opened]) -> Sheet | None:
                 if name.startswith("test_") and name.count("/") != 2 and runs[name].notna().any():
                     found.setdefault(str(cell), {}).setdefault(name, []).append(statistics.fmean(runs[name].dropna()))
     names = list(dict.fromkeys(name for of_cell in found.values() for name in of_cell))
-    rows = [
-        [cell, *(said(over_seeds(of_cell[name])) if name in of_cell else "" for name in names)]
+    table = {
+        cell: [said(over_seeds(of_cell[name])) if name in of_cell else "" for name in names]
         for cell, of_cell in found.items()
-    ]
-    return Sheet("Test metrics of the choices, over the splits", ["cell", *names], rows) if rows else None
+    }
+    return metrics_table("Test metrics of the choices, over the splits", names, table) if table else None
