@@ -114,7 +114,7 @@ def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, kee
         {name: (known.get(name), now.get(name)) for name in [*known, *(name for name in now if name not in known)]},
     )  # fmt: skip
     intervals = reproduction.intervals(ledger, study, again)
-    for sheet in (reproduction.table(again), reproduction.objectives(study, again, intervals)):
+    for sheet in (reproduction.table(again), reproduction.objectives(study, again, intervals)) if again.pairs else ():
         print_table(sheet.title, sheet.columns, sheet.rows)
     word, why = reproduction.verdict(study, again, intervals)
     print(f"{word}: {why}")

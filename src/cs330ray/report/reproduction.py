@@ -118,9 +118,10 @@ def verdict(study: Study, again: Again, intervals: Mapping[str, Interval]) -> tu
     """EQUAL, WITHIN or NOT, and why in one line."""
     found = again.pairs
     if again.ended_alike and all(pair.equal for pair in found):
-        metrics = len({pair.metric for pair in found})
+        rows, metrics = len(again.recorded), len({pair.metric for pair in found})
+        counts = f"{rows} row{'s' * (rows != 1)}, {metrics} metric{'s' * (metrics != 1)}"
         end = f", and it ended again by: {again.reason}" if again.reason else ""
-        return EQUAL, f"every metric of every row ({len(again.recorded)} rows, {metrics} metrics) to the bit{end}"
+        return EQUAL, f"every metric of every row ({counts}) to the bit{end}"
     why = _first_difference(again)
     if again.trial.state != "COMPLETE" or again.reason:
         return NOT, why
@@ -175,4 +176,4 @@ def _exact(value: float | None) -> str:
 
 
 def _said(interval: Interval | None) -> str:
-    return "unknown" if interval is None else f"[{interval.low:.6g}, {interval.high:.6g}] (n {interval.n})"
+    return "" if interval is None else f"[{interval.low:.6g}, {interval.high:.6g}] (n {interval.n})"
