@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from cs330ray.errors import DataError
-from cs330ray.service.ledger import Ledger
+from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.reproduce import read
 from cs330ray.service.run import run
+from cs330ray.service.search import ask
 from cs330ray.spec import Study, parse
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -285,6 +287,19 @@ def test_a_system_of_the_course_that_was_run_by_ray_is_equal_without(
     assert (code, err) == (0, "")
     assert "warning" not in out
     assert last_line(out).startswith("equal: every metric of every row (2 rows, ")
+
+
+def test_a_trial_that_was_given_more_steps_when_it_was_interrupted_after_its_last_row_is_run_with_that_seam(
+    home: Path,
+) -> None:
+    """Its row at step 12 is one that a trial of 23 steps, with a row every 5, does not have."""
+    ledger, study = Ledger.at(home), toy(budget={"trials": 1, "steps": 23})
+    ledger.open(study, {"tests.toy": toy_trainable.METRICS})
+    (cell,) = study.cells
+    number = ledger.enter(study, cell, ask(study, cell, ["min"], []), 5)
+    ledger.write_rows(study, cell, number, [Row(step, {"val_loss": 1.0}, 0.0) for step in (5, 10, 12, 15, 20, 23)])
+    ledger.end(study, cell, number, Ending("COMPLETE"))
+    assert read(ledger, study, ledger.trials(study, cell)[number]).ends == [12, 23]
 
 
 # What is otherwise now ----------------------------------------------------------------------------------------------

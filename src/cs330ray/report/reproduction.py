@@ -70,9 +70,9 @@ def pairs(recorded: Sequence[Row], now: Sequence[Row]) -> list[Pair]:
 
 def table(again: Again) -> Sheet:
     """A row a metric: at how many steps it was compared, and the first that differs."""
-    lines = []
-    for name in dict.fromkeys(pair.metric for pair in again.pairs):
-        found = [pair for pair in again.pairs if pair.metric == name]
+    lines, pairs = [], again.pairs
+    for name in dict.fromkeys(pair.metric for pair in pairs):
+        found = [pair for pair in pairs if pair.metric == name]
         first = next((pair for pair in found if not pair.equal), None)
         differs = ["", "", ""] if first is None else [str(first.step), _exact(first.recorded), _exact(first.now)]
         lines.append([name, str(len(found)), str(sum(pair.equal for pair in found)), *differs])
