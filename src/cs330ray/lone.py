@@ -106,11 +106,11 @@ def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, kee
         for change in service.changes(recorded, trainable):
             print(_warning(change), flush=True)
         outcome = service.run(recorded, trainable, home, _hearer(recorded.rows))
-        now: Mapping[str, float] = {}
-        if test and not outcome.reason:
-            now = service.test(ledger, recorded, trainable, home)
+        now, raised = dict[str, float](), outcome.reason
+        if test and outcome.rows and not raised:
+            now, raised = service.test(ledger, recorded, trainable, home)
     again = reproduction.Again(
-        trial, recorded.rows, outcome.rows, outcome.reason, recorded.raised,
+        trial, recorded.rows, outcome.rows, raised, recorded.raised,
         {name: (known.get(name), now.get(name)) for name in [*known, *(name for name in now if name not in known)]},
     )  # fmt: skip
     intervals = reproduction.intervals(ledger, study, again)
@@ -151,7 +151,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def _what(recorded: "Recorded") -> str:
     """What is run again, in one line."""
-    trial, steps = recorded.trial, recorded.ends[-1]
+    trial, steps = recorded.trial, recorded.steps
     of = f" of {trial.cell.title}" if trial.cell.values else ""
     of += f" on fresh seed {trial.cell.fresh}" if trial.cell.fresh is not None else ""
     ended = trial.state + (f" [{trial.reason}]" if trial.reason else "")

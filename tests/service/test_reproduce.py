@@ -16,7 +16,7 @@ import pytest
 
 from cs330ray.errors import DataError
 from cs330ray.service.ledger import Ending, Ledger, Row
-from cs330ray.service.reproduce import read
+from cs330ray.service.reproduce import read, stretches
 from cs330ray.service.run import run
 from cs330ray.service.search import ask
 from cs330ray.spec import Study, parse
@@ -247,6 +247,19 @@ def test_a_test_that_shows_something_else_is_not_equal(copied: Path, reproduce: 
     assert last_line(out).endswith("by its 3 other fresh seeds")
 
 
+def test_a_test_that_raises_now_is_not_reproduced(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test(*_: object) -> None:
+        raise KeyError("planted")
+
+    monkeypatch.setattr(toy_trainable, "test", test)
+    number = trial_that_is(copied, "COMPLETE", confirmed=True)
+    code, out, _ = reproduce(number, "--cell", WELL, "--fresh", "1", "--test")
+    assert code == 1
+    assert last_line(out).endswith("and is none; it raised now: raised: KeyError: 'planted'")
+
+
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
     """A trial of 12 steps with a row every 5, which goes on to 23 as trial 1."""
@@ -299,7 +312,8 @@ def test_a_trial_that_was_given_more_steps_when_it_was_interrupted_after_its_las
     number = ledger.enter(study, cell, ask(study, cell, ["min"], []), 5)
     ledger.write_rows(study, cell, number, [Row(step, {"val_loss": 1.0}, 0.0) for step in (5, 10, 12, 15, 20, 23)])
     ledger.end(study, cell, number, Ending("COMPLETE"))
-    assert read(ledger, study, ledger.trials(study, cell)[number]).ends == [12, 23]
+    config = toy_trainable.Config(eval_every_steps=5)
+    assert stretches(read(ledger, study, ledger.trials(study, cell)[number]), config) == [12, 23]
 
 
 # What is otherwise now ----------------------------------------------------------------------------------------------
@@ -416,6 +430,18 @@ def test_a_trial_that_cannot_be_tried_is_one_line(
     assert (code, err.count("\n")) == (2, 1)
     assert said in err
     assert "step  " not in out
+
+
+def test_a_trial_that_failed_by_a_configuration_that_is_refused_is_refused_again(
+    copied: Path, reproduce: Reproduce
+) -> None:
+    reason = "raised: pydantic_core._pydantic_core.ValidationError: 1 validation error for Config"
+    doctor(copied, "update cs330ray_ends set reason = ? where cell like '%raises%'", reason)
+    doctor(copied, "delete from cs330ray_rows where cell like '%raises%'")
+    doctor(copied, "update cs330ray_studies set spec = replace(spec, 'ends_at', 'ended_at')")
+    code, out, _ = reproduce(0, "--cell", RAISES)
+    assert (code, last_line(out)[-len(reason) :]) == (0, reason)
+    assert last_line(out).startswith("equal: ")
 
 
 def test_a_lost_trial_without_a_row_is_nothing_to_compare(copied: Path, reproduce: Reproduce) -> None:

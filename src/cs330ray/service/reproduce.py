@@ -39,7 +39,7 @@ class Recorded:
     settings: Mapping[str, Any]  # of its configuration
     rows: Sequence[Row]
     starts: Sequence[Mapping[str, Any]]  # on what it ran, from each start on
-    ends: Sequence[int]  # the steps up to which it is run at a stretch
+    before: Sequence[int]  # the steps that those had which it continues
 
     @property
     def raised(self) -> bool:
@@ -57,6 +57,11 @@ class Recorded:
     def last_step(self) -> int:
         """The step of its last row, 0 where it has none."""
         return self.rows[-1].step if self.rows else 0
+
+    @property
+    def steps(self) -> int:
+        """Up to which step it is run."""
+        return self.last_step if self.was_cut else self.trial.steps
 
     @property
     def threads(self) -> int:
@@ -105,21 +110,12 @@ def read(ledger: Ledger, study: Study, trial: Trial) -> Recorded:
     line = ledger.lineage(study, trial.cell, trial.number)
     rows = [row for number in line for row in ledger.rows(study, trial.cell, number)]
     starts = [start for number in line for start in ledger.attempts(study, trial.cell, number)]
-    recorded = Recorded(study, trial, {**trial.cell.fixed, **trial.params}, rows, starts, ())
+    by_number = {each.number: each.steps for each in ledger.trials(study, trial.cell, line)}
+    before = [by_number[number] for number in line[:-1]]
+    recorded = Recorded(study, trial, {**trial.cell.fixed, **trial.params}, rows, starts, before)
     if not rows and not recorded.raised:
         raise SpecError(f"{place} must have rows to compare, but it ended without: {trial.reason or trial.state}")
-    total = recorded.last_step if recorded.was_cut else trial.steps
-    by_number = {each.number: each.steps for each in ledger.trials(study, trial.cell, line)}
-    every = recorded.settings.get("eval_every_steps") or _default_spacing(trial)
-    seams = {by_number[number] for number in line[:-1]} | {row.step for row in rows if row.step % every}
-    ends = [*sorted(seam for seam in seams if seam < total), total]
-    return Recorded(study, trial, recorded.settings, rows, starts, ends)
-
-
-def _default_spacing(trial: Trial) -> int:
-    """How many steps lie between two rows; 1 where the trainable does not say."""
-    field = trainables.load(trial.cell.trainable).Config.model_fields.get("eval_every_steps")
-    return 1 if field is None else int(field.get_default(call_default_factory=True))
+    return recorded
 
 
 @contextlib.contextmanager
@@ -183,7 +179,7 @@ def _data(recorded: Recorded, trainable: Trainable) -> str:
     cell = recorded.trial.cell
     try:
         return trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
-    except DataError:  # of another point of the cell, which this trial may not need
+    except (DataError, SpecError):  # at another point of the cell, which this trial may not need
         return NOT_HERE
 
 
@@ -212,21 +208,38 @@ def run(recorded: Recorded, trainable: Trainable, home: Path, hear: Callable[[Ro
                 return Outcome(rows)
 
 
+def stretches(recorded: Recorded, config: Any) -> list[int]:
+    """The steps up to which a trial is run at a stretch: those of its line, and where a row was out of turn.
+
+    Such a row is the last of a trial that was interrupted behind it and then given more steps.
+    """
+    every = getattr(config, "eval_every_steps", 1)
+    seams = {*recorded.before, *(row.step for row in recorded.rows if row.step % every)}
+    return [*sorted(seam for seam in seams if seam < recorded.steps), recorded.steps]
+
+
 def _rows(recorded: Recorded, trainable: Trainable, config: Any, home: Path) -> Generator[Row]:
-    for steps in recorded.ends:
+    for steps in stretches(recorded, config):
+        process.settle(recorded.trial.seed, recorded.threads)  # as where it began, and went on
         for progress in run_alone(trainable, config, recorded.trial.seed, steps, home):
             metrics = {str(name): float(value) for name, value in progress.metrics.items()}
             yield Row(int(progress.step), metrics, wall_s())
 
 
-def test(ledger: Ledger, recorded: Recorded, trainable: Trainable, home: Path) -> dict[str, float]:
-    """Score the weights that `run` left under `home` on the test split, and record that it was opened."""
+def test(ledger: Ledger, recorded: Recorded, trainable: Trainable, home: Path) -> tuple[dict[str, float], str]:
+    """Score the weights that `run` left under `home` on the test split, and record that it was opened.
+
+    The metrics, or what it raised.
+    """
     last = checkpoint.newest(home)
-    if last is None:
-        raise SpecError(f"{home}: a checkpoint is needed, but the trial left none; its training was not reproduced")
+    assert last is not None  # a trial that has a test had rows, and has ended without raising
     config = trainable.Config(**recorded.settings)
     opening = ledger.write_opening(recorded.trial.cell.trainable, config.model_dump_json(), str(last.path))
     process.settle(recorded.trial.seed, recorded.threads)
-    scores = trainable.test(config, recorded.trial.seed, last.path)
-    ledger.write_opened(opening, scores.metrics)
-    return {str(name): float(value) for name, value in scores.metrics.items()}
+    try:
+        scores = trainable.test(config, recorded.trial.seed, last.path)
+    except Exception as error:  # noqa: BLE001 - the trial boundary
+        return {}, process.reason_of(error)
+    metrics = {str(name): float(value) for name, value in scores.metrics.items()}
+    ledger.write_opened(opening, metrics)
+    return metrics, ""
