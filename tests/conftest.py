@@ -15,9 +15,11 @@ if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[str]:
+def ray_here(your_own: Path) -> Iterator[str]:
     """The one Ray of the run, with two slots; its address, for the processes that a test starts."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "src"), str(your_own), os.environ.get("PYTHONPATH", "")]
+    )
     import ray
 
     import cs330ray.service  # noqa: F401 - sets Ray's environment

@@ -18,6 +18,8 @@ PAGE = (ROOT / "docs" / "your-own.md").read_text()
 SMALL = ["budget.trials=2", "budget.steps=4", "compare.inner_steps=[2]", "fixed.eval_every_steps=2",
          "fixed.eval_tasks=20", "prune.kind=none", "confirm.seeds=2"]  # fmt: skip
 
+SETS = [word for text in SMALL for word in ("--set", text)]
+
 
 def done(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command there as a reader does, with PYTHONPATH=. and the package."""
@@ -34,17 +36,26 @@ def test_the_module_is_short_enough_to_be_read() -> None:
 def test_its_study_runs_through_the_service_and_is_confirmed_and_reproduced(
     your_own: Path, home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets = [word for text in SMALL for word in ("--set", text)]
-    ended = done(your_own, "-m", "cs330ray", "run", "reptile-sine.toml", *sets, RAY_ADDRESS=ray_here)
-    assert ended.returncode == 0, ended.stderr
-    assert "inner_steps=2: 2 COMPLETE; best is trial" in ended.stdout
-    assert "(chance 4.252)" in ended.stdout
+    code, out, _ = ran(capsys, "run", str(your_own / "reptile-sine.toml"), *SETS)
+    assert code == 0
+    assert "inner_steps=2: 2 COMPLETE; best is trial" in out
+    assert "(chance 4.252)" in out
     ledger = Ledger.at(home)
     study = ledger.study("reptile-sine")
     ((one,),) = confirm.confirmed(ledger, study).values()
     assert [len(run.test) for run in one.complete] == [1, 1]
     code, out, _ = ran(capsys, "reproduce", "reptile-sine", "0")
     assert (code, out.splitlines()[-1][:6]) == (0, "equal:")
+
+
+@pytest.mark.slow
+def test_with_the_directory_on_the_path_as_the_page_says_the_trials_find_the_module_too(
+    your_own: Path, home: Path, ray_here: str
+) -> None:
+    path = os.pathsep.join(word for word in os.environ["PYTHONPATH"].split(os.pathsep) if word != str(your_own))
+    ended = done(your_own, "-m", "cs330ray", "run", "reptile-sine.toml", *SETS, RAY_ADDRESS="", more_path=path)
+    assert ended.returncode == 0, ended.stderr
+    assert "inner_steps=2: 2 COMPLETE; best is trial" in ended.stdout
 
 
 def test_without_the_directory_on_the_path_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

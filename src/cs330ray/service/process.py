@@ -105,11 +105,12 @@ class Alone:
 
 def circumstances() -> dict[str, Any]:
     """On what this process trains: host, device, threads, versions."""
-    torch = sys.modules.get("torch")
-    cuda = torch is not None and (os.environ.get("CS330RAY_DEVICE") or "cuda") == "cuda" and torch.cuda.is_available()
+    torch, asked = sys.modules.get("torch"), os.environ.get("CS330RAY_DEVICE")
+    cuda = torch is not None and asked in (None, "", "cuda") and torch.cuda.is_available()
+    without = "mps" if asked == "mps" else platform.processor() or "cpu"
     return {
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name() if torch is not None and cuda else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if torch is not None and cuda else without,
         "threads": torch.get_num_threads() if torch is not None else 1,
         "python": platform.python_version(),
         "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},

@@ -122,21 +122,23 @@ def read(ledger: Ledger, study: Study, trial: Trial) -> Recorded:
 def as_recorded(recorded: Recorded) -> Iterator[Trainable]:
     """Have this process train on the device, and with the threads, that a trial had; its trainable. Raises SpecError.
 
-    One that ran on a CPU is kept from a GPU that is here. What cannot be set, `changes` names.
+    One that ran on a CPU is kept from a GPU that is here, unless CS330RAY_DEVICE says what to take. What cannot be set,
+    `changes` names.
     """
-    before = dict(os.environ)
     devices = {start["device"] for start in recorded.starts}
+    before = {name: os.environ.get(name) for name in ("CS330RAY_DEVICE", "CUDA_VISIBLE_DEVICES")}
     try:
-        if devices and devices <= {*PROCESSORS, platform.processor()}:
+        if devices and devices <= {*PROCESSORS, platform.processor()} and not before["CS330RAY_DEVICE"]:
             os.environ["CS330RAY_DEVICE"] = "cpu"
-            if "torch" not in sys.modules:
+            if "torch" not in sys.modules:  # else it may know the GPUs by now
                 process.see_no_more_gpus_than_asked(0)
         trainable = trainables.load(recorded.trial.cell.trainable)
         process.settle(recorded.trial.seed, recorded.threads)
         yield trainable
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 def changes(recorded: Recorded, trainable: Trainable) -> list[Change]:
