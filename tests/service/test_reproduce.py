@@ -376,6 +376,22 @@ def test_it_trains_with_as_many_threads_as_were_recorded(
     assert "threads" not in out
 
 
+@pytest.mark.parametrize(("recorded", "seen"), [("x86_64", "cpu"), ("NVIDIA H200", None), ("mps", None)])
+def test_a_trial_of_a_cpu_is_kept_from_a_gpu_that_is_here(
+    reproduce: Reproduce, copied: Path, monkeypatch: pytest.MonkeyPatch, recorded: str, seen: str | None
+) -> None:
+    devices = []
+    whole = toy_trainable.train
+    monkeypatch.delenv("CS330RAY_DEVICE", raising=False)
+    monkeypatch.setattr(
+        toy_trainable, "train", lambda *args: devices.append(os.environ.get("CS330RAY_DEVICE")) or whole(*args)
+    )
+    doctor(copied, "update cs330ray_attempts set circumstances = json_set(circumstances, '$.device', ?)", recorded)
+    assert reproduce(0, "--cell", RAISES)[0] == 0
+    assert devices == [seen]
+    assert "CS330RAY_DEVICE" not in os.environ
+
+
 def test_a_trial_of_several_workers_says_that_one_runs_it(copied: Path, reproduce: Reproduce) -> None:
     doctor(
         copied,
