@@ -33,7 +33,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "parallel": frozenset({"errors", "runtime"}),
     "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime", "parallel"}),
     "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
-    "report": frozenset({"errors", "spec", "trial", "service.ledger", "service.confirm"}),
+    "report": frozenset({"errors", "spec", "growth", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
 SEES_TOO = {

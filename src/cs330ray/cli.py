@@ -309,6 +309,26 @@ def reproduce(
 
 
 @app.command()
+def report(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="several: one question on several splits")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to (default: HOME/STUDY/report)")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="without the HTML page: small enough to commit")] = False,
+) -> None:
+    """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
+    from cs330ray.report import page, splits
+    from cs330ray.report.opened import opened
+    from cs330ray.report.write import write
+
+    found = [opened(name, home()) for name in studies]
+    whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
+    beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
+    files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
+    typer.echo(f"{whole.title}: {found[0].answer}" if len(found) == 1 else whole.title)
+    for file in files[: 1 if markdown else 2]:
+        typer.echo(str(file))
+
+
+@app.command()
 def sync(
     study: Name,
     follow: Annotated[bool, typer.Option("--follow", help="keep on until stopped")] = False,

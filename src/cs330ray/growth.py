@@ -27,12 +27,12 @@ def growth(old: Study, new: Study) -> list[str]:
             "not its bounds) and values of [compare] may grow; rename the study, `--fork NAME`, or "
             f"`cs330ray delete {new.name}`"
         )
-    return [line for line in difference(old, new) if not line.startswith("resources")]
+    return [line for line in difference(old, new) if not line.startswith(("resources", "question"))]
 
 
 def _may_change(old: Study, new: Study, place: str) -> bool:
     table, _, key = place.partition(".")
-    if table == "resources" or place == "budget.fail_share":
+    if table == "resources" or place in ("question", "budget.fail_share"):
         return True
     if table == "budget":
         before, after = (getattr(study.budget, key) or math.inf for study in (old, new))

@@ -260,6 +260,7 @@ class Study(Strict):
     """A question, and what may be spent on its answer."""
 
     name: str = Field(pattern=NAME)
+    question: str | None = Field(None, description="what the study asks, for its report; may change")
     trainable: str | None = Field(None, description="a system of cs330ray, or package.module of your own")
     objective: list[str] = Field(min_length=1)
     seed: int = Field(0, ge=0)

@@ -11,12 +11,13 @@ import os
 import re
 import traceback
 import uuid
+import warnings
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import filelock
 import optuna
@@ -38,6 +39,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
 LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
 
+ENOUGH_FOR_IMPORTANCE = 20  # COMPLETE trials: a tenth of fewer is one
 OPEN_S = 60
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
 ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is made anew
@@ -161,7 +163,7 @@ class Ledger:
             )
 
     @classmethod
-    def at(cls, home: Path) -> "Ledger":
+    def at(cls, home: Path) -> Self:
         """The ledger of the home directory `home`, made when it is not there yet."""
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -391,6 +393,14 @@ class Ledger:
         found = self._select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
         return [Row(row.step, _json(row.metrics), row.wall_s) for row in found]
 
+    def rows_by_trial(self, study: Study, cell: Cell) -> dict[int, list[Row]]:
+        """The rows of all trials of a cell, in order, by trial number."""
+        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
+        found: dict[int, list[Row]] = {}
+        for row in self._select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
+            found.setdefault(int(row.trial), []).append(Row(row.step, _json(row.metrics), row.wall_s))
+        return found
+
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
         """The step of a trial's last row, 0 where it has none."""
         last = sql.func.max(ROWS.c.step).label("last")
@@ -465,6 +475,36 @@ class Ledger:
         where = _of_trial(ATTEMPTS, study, cell, number)
         found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
         return [_json(row.circumstances) for row in found]
+
+    def attempts_by_trial(self, study: Study, cell: Cell) -> dict[int, list[dict[str, Any]]]:
+        """On what the trials of a cell ran, one dictionary a start, by trial number."""
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in sorted(self._of_cell(ATTEMPTS, study, cell), key=lambda row: (row.trial, row.attempt)):
+            found.setdefault(int(row.trial), []).append(_json(row.circumstances))
+        return found
+
+    def importance(self, study: Study, cell: Cell, objective: int = 0) -> dict[str, float]:
+        """The share of each searched parameter in reaching a cell's best tenth, which sum to 1; PED-ANOVA.
+
+        Watanabe et al. 2023, by Optuna. Empty below `ENOUGH_FOR_IMPORTANCE` COMPLETE trials, and where none differs.
+        """
+        complete = [trial for trial in standing(self.history(study, cell)) if trial.state == TrialState.COMPLETE]
+        if len(complete) < ENOUGH_FOR_IMPORTANCE:
+            return {}
+        memory = optuna.create_study(directions=directions(self.goals(study)))
+        memory.add_trials(complete)
+        sign = -1.0 if self.goals(study)[objective] == "max" else 1.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is experimental, and takes low targets for good ones
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            shares = optuna.importance.get_param_importances(
+                memory,
+                evaluator=evaluator,
+                target=lambda trial: sign * trial.values[objective],
+                normalize=False,
+            )
+        total = sum(shares.values())
+        return {name: float(share / total) for name, share in shares.items()} if total else {}
 
     def begun(self, study: Study, cell: Cell, number: int) -> bool:
         """Whether a trial was ever started, by what is recorded of it."""

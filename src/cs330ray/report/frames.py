@@ -1,0 +1,222 @@
+"""What the ledger holds of a study, as pandas frames."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cs330ray.report import confirmation
+from cs330ray.report.statistics import Interval, over_seeds, over_units
+from cs330ray.service import confirm
+from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.spec import Cell, Study
+
+TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")
+STARTED_ON = ("code", "data", "python", "device", "host", "threads", "resumed_from_step")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The configuration to use: the confirmed choice, else the best of the search."""
+
+    cell: Cell
+    trial: int
+    config: Mapping[str, Any]  # what the study fixes, compares and searched
+    searched: Mapping[str, float]  # each objective, as the search saw it
+    confirmed: Mapping[str, Interval]  # each objective over the fresh seeds; empty where it is not confirmed
+    test: Mapping[str, Interval]  # every test metric over the fresh seeds; empty where it is not confirmed
+    checkpoint: str | None  # of the search
+
+    @property
+    def trainable(self) -> str:
+        """The system that it configures."""
+        return self.cell.trainable
+
+
+def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a trial of the search.
+
+    Its `cell`, number `trial`, `state`, `reason`, `seed`, `steps` (of its last row, or of the trial that it continues),
+    `seconds` (of wall time, from its start to its end or its last row), `superseded` (a trial of more steps continues
+    it), each objective (NaN where it has none), and each compared value and parameter by its name, or as `param.NAME`
+    where another column has that name.
+    """
+    found = []
+    for cell in study.cells:
+        rows = ledger.rows_by_trial(study, cell)
+        last_steps: dict[int, int] = {}
+        for trial in ledger.trials(study, cell):
+            own = rows.get(trial.number, [])
+            before = last_steps.get(trial.continues, 0) if trial.continues is not None else 0
+            last_steps[trial.number] = max(own[-1].step if own else 0, before)
+            ended_s = trial.ended_s or (own[-1].wall_s if own else trial.started_s)
+            values = trial.values or (math.nan,) * len(study.objective)
+            named = {name: _plain(value) for name, value in {**cell.values, **trial.params}.items()}
+            taken = {*TRIAL, *study.objective}
+            found.append({
+                "cell": cell.title, "trial": trial.number, "state": trial.state, "reason": trial.reason,
+                "seed": trial.seed, "steps": last_steps[trial.number],
+                "seconds": max(ended_s - trial.started_s, 0.0), "superseded": trial.continued_as is not None,
+                **dict(zip(study.objective, values, strict=True)),
+                **{(f"param.{name}" if name in taken else name): value for name, value in named.items()},
+            })  # fmt: skip
+    return pd.DataFrame(found, columns=_columns(found, [*TRIAL, *study.objective]))
+
+
+def rows(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a row of a trial of the search: `cell`, `trial`, `step`, `wall_s` (since the epoch) and each metric."""
+    found = [
+        {"cell": cell.title, "trial": number, "step": row.step, "wall_s": row.wall_s, **row.metrics}
+        for cell in study.cells
+        for number, held in ledger.rows_by_trial(study, cell).items()
+        for row in held
+    ]
+    return pd.DataFrame(found, columns=_columns(found, ["cell", "trial", "step", "wall_s", *study.objective]))
+
+
+def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a candidate and objective, in the order of the cells and of the search's validation.
+
+    `cell`, `trial`, `metric`, `chosen`, `n` (COMPLETE fresh seeds), `searched` (what the search promised), `validation`
+    over the fresh seeds with `validation_low` and `_high` (ci95_seeds), `optimism` of the search (positive where it had
+    promised too much), the same metric on `test` with `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and
+    `_high` (ci95_tasks). NaN where there is none; an interval of one seed has none.
+    """
+    goals, found = ledger.goals(study), []
+    chosen, held = confirmation.choices(ledger, study), confirm.confirmed(ledger, study)
+    for cell in study.cells:
+        for one in held.get(cell.key, []):
+            if not one.values:
+                continue
+            is_chosen = cell.key in chosen and chosen[cell.key].searched.number == one.searched.number
+            for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
+                promised = (one.searched.values or (math.nan,))[index]
+                fresh = over_seeds([values[index] for values in one.values])
+                found.append({
+                    "cell": cell.title, "trial": one.searched.number, "metric": name, "chosen": is_chosen,
+                    "n": fresh.n, "searched": promised, **_ends("validation", fresh),
+                    "optimism": confirm.optimism(goal, promised, fresh.mean),
+                    **_tested(ledger, study, one, confirmation.on_test(name)),
+                })  # fmt: skip
+    columns = [
+        "cell", "trial", "metric", "chosen", "n", "searched", "validation", "validation_low", "validation_high",
+        "optimism", "test", "test_low", "test_high", "test_tasks_low", "test_tasks_high",
+    ]  # fmt: skip
+    return pd.DataFrame(found, columns=columns)
+
+
+def runs(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a run of confirmation.
+
+    `cell`, `trial`, `fresh` (which of the seeds), `seed`, `state`, `reason`, each objective, and each test metric.
+    """
+    found, held = [], confirm.confirmed(ledger, study)
+    for cell in study.cells:
+        for one in held.get(cell.key, []):
+            for run in one.runs:
+                values = run.trial.values or (math.nan,) * len(study.objective)
+                found.append({
+                    "cell": cell.title, "trial": one.searched.number, "fresh": run.trial.cell.fresh,
+                    "seed": run.trial.seed, "state": run.trial.state, "reason": run.trial.reason or run.untested,
+                    **dict(zip(study.objective, values, strict=True)), **run.test,
+                })  # fmt: skip
+    return pd.DataFrame(
+        found, columns=_columns(found, ["cell", "trial", "fresh", "seed", "state", "reason", *study.objective])
+    )
+
+
+def starts(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """A row a start of a trial or of a run of confirmation: on what it ran.
+
+    `cell`, `trial`, `fresh` (NaN in the search), `code` and `data` (digests), `python`, `device`, `host`, `threads`,
+    `resumed_from_step` (NaN where it began), `versions` in words.
+    """
+    found = [
+        {
+            "cell": cell.title, "trial": number, "fresh": cell.fresh, **{name: on.get(name) for name in STARTED_ON},
+            "versions": " ".join(f"{name} {version}" for name, version in on.get("versions", {}).items()),
+        }
+        for cell in [*study.cells, *confirm.fresh_cells(study)]
+        for number, attempts in ledger.attempts_by_trial(study, cell).items()
+        for on in attempts
+    ]  # fmt: skip
+    return pd.DataFrame(found, columns=["cell", "trial", "fresh", *STARTED_ON, "versions"])
+
+
+def best(ledger: Ledger, study: Study) -> Best | None:
+    """The choice by mean validation over the fresh seeds, between the cells too; else the best of the search."""
+    goals = ledger.goals(study)
+    chosen = confirmation.choices(ledger, study)
+    if chosen:
+        key = min(chosen, key=lambda key: confirm.losses(chosen[key].means, goals)[0])
+        return _best(ledger, study, chosen[key].searched, chosen[key])
+    found = [trial for cell in study.cells for trial in confirm.rankable(ledger.trials(study, cell))]
+    if not found:
+        return None
+    return _best(ledger, study, min(found, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
+
+
+def _best(ledger: Ledger, study: Study, trial: Trial, one: Confirmed | None) -> Best:
+    fresh = one.values if one else []
+    tests = [run.test for run in one.complete if run.test] if one else []
+    return Best(
+        cell=trial.cell,
+        trial=trial.number,
+        config={**trial.cell.fixed, **trial.params},
+        searched=dict(zip(study.objective, trial.values or (), strict=True)),
+        confirmed={
+            name: over_seeds([values[index] for values in fresh]) for index, name in enumerate(study.objective) if fresh
+        },
+        test={name: over_seeds([test[name] for test in tests if name in test]) for name in (tests[0] if tests else ())},
+        checkpoint=ledger.checkpoint(study, trial.cell, trial.number),
+    )
+
+
+def _tested(ledger: Ledger, study: Study, one: Confirmed, metric: str) -> dict[str, float]:
+    tested = [run for run in one.complete if metric in run.test]
+    if not tested:
+        return {}
+    found = _ends("test", over_seeds([run.test[metric] for run in tested]))
+    over_tasks = _over_items(ledger, study, tested, metric)
+    return found | ({"test_tasks_low": over_tasks.low, "test_tasks_high": over_tasks.high} if over_tasks else {})
+
+
+def _over_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) -> Interval | None:
+    """ci95_tasks; None where the test has no items, or the seeds scored other ones."""
+    items = [ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, []) for run in tested]
+    try:
+        return over_units(items) if all(items) else None
+    except ValueError:
+        return None
+
+
+def _ends(name: str, interval: Interval) -> dict[str, float]:
+    low, high = (interval.low, interval.high) if interval.n > 1 else (math.nan, math.nan)
+    return {name: interval.mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _columns(found: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:
+    """The columns of records: `first`, then the others as they come."""
+    return list(dict.fromkeys([*first, *(name for record in found for name in record)]))
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def axes(names: Sequence[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """The families of metrics over an axis, `test_accuracy/shots/4`: (metric, axis, place on the axis by name)."""
+    families: dict[tuple[str, str], dict[str, float]] = {}
+    for name in names:
+        metric, *rest = name.split("/")
+        if len(rest) == 2:
+            try:
+                families.setdefault((metric, rest[0]), {})[name] = float(rest[1])
+            except ValueError:
+                continue
+    for (metric, axis), places in families.items():
+        if len(places) > 1:
+            yield metric, axis, places

@@ -1,0 +1,248 @@
+"""What a report holds, block by block, before it is HTML or Markdown."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cs330ray.report import alternatives, confirmation, words
+from cs330ray.report.comparison import Comparison, in_words
+from cs330ray.report.confirmation import on_test, said
+from cs330ray.report.figures import Figure
+from cs330ray.report.sheet import Sheet
+from cs330ray.report.statistics import over_seeds
+from cs330ray.spec import Choice, Domain, Study
+
+if TYPE_CHECKING:
+    from cs330ray.report.opened import Opened
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The title of a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph; `code` is written between backticks."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of paragraphs."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to be typed, in a language."""
+
+    text: str
+    language: str = "sh"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, and the line of Python that draws it again."""
+
+    figure: Figure
+    again: str
+
+
+Block = Heading | Words | Points | Code | Sheet | Drawn
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: its title, the question, and its blocks."""
+
+    title: str
+    question: str
+    blocks: Sequence[Block]
+
+
+def page(study: "Opened") -> Page:
+    """The report of one study."""
+    return Page(study.name, question(study.study, study.goals), list(_blocks(study)))
+
+
+def question(study: Study, goals: dict[str, str]) -> str:
+    """The question in the study's own words, else as its tables put it."""
+    if study.question:
+        return study.question
+    best = " and ".join(f"the {'highest' if goal == 'max' else 'lowest'} {name}" for name, goal in goals.items())
+    asked = " and ".join(f"{name} ({', '.join(map(str, values))})" for name, values in study.compare.items())
+    searched = sorted({name for cell in study.cells for name in cell.space})
+    by = f" with the best {', '.join(searched)}" if searched else ""
+    return f"Which {asked} gives {best}{by}?" if asked else f"Which {', '.join(searched) or 'result'} gives {best}?"
+
+
+def _blocks(study: "Opened") -> Iterator[Block]:
+    drawn = {
+        name: Drawn(figure, f'cs330ray.open("{study.name}").figure("{name}")') for name, figure in study.figures.items()
+    }
+    yield Heading("Answer")
+    yield Words(study.answer, strong=True)
+    if notes := words.notes(study):
+        yield Points(notes)
+    yield from _confirmation(study, drawn)
+    yield Heading("What was searched")
+    yield _asked(study.study)
+    yield from _of(drawn, "parameters", "importance", "front")
+    yield Heading("How it went")
+    yield _states(study)
+    yield from _of(drawn, "curves", "progress", "cost")
+    yield from drawn.values()
+    yield from _again(study)
+
+
+def _of(drawn: dict[str, Drawn], *names: str) -> Iterator[Drawn]:
+    """Take the figures of these names, and those below them: `parameters/lr` is of `parameters`."""
+    for name in names:
+        for found in [one for one in drawn if one == name or one.startswith(f"{name}/")]:
+            yield drawn.pop(found)
+
+
+def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
+    table = confirmation.table(study.ledger, study.study)
+    if table is None:
+        return
+    yield Heading("Confirmed on fresh seeds")
+    yield Words(
+        "The best of each search, trained again on seeds that it had not seen. Validation chooses; test is reported "
+        "and chooses nothing. `ci95_seeds` is Student's t over the seeds, `ci95_tasks` is over the independent units "
+        "of the test (tasks, users, stories); `optimism` is what the search had promised too much: the winner's curse."
+    )
+    yield Sheet(None, table.columns, table.rows)
+    yield from _of(drawn, "confirmed")
+    for index, name in enumerate(study.study.objective):
+        comparison = alternatives.compared(study.ledger, study.study, index)
+        if comparison is not None:
+            yield Words(f"By {name}: {words.how_sure(comparison, name)}") if index else Words(DIFFERENCES)
+            yield differences(comparison, name)
+    yield from _of(drawn, "axis")
+    if (tested := _test_metrics(study)) is not None:
+        yield tested
+
+
+DIFFERENCES = (
+    "Each alternative against the best, paired by fresh seed. `p` is the paired t-test's, Holm's p is adjusted for "
+    "all pairs. The chance to be best is the share of 10,000 bootstrap draws over the seeds in which its mean wins; "
+    "with few seeds it is too sure. Test differences are shown and chose nothing."
+)
+
+
+def differences(comparison: Comparison, metric: str) -> Sheet:
+    """The alternatives in their order with their distance to the best."""
+    apart = {one.name: one for one in comparison.differences}
+    rows = []
+    for name in comparison.order:
+        chance = comparison.probability_best[name]
+        row = [name, said(comparison.means[name]), "" if chance is None else f"{chance:.3f}"]
+        if name in apart:
+            one = apart[name]
+            row += [
+                f"{one.validation.mean:+.3g} {one.validation}",
+                "" if one.p is None else f"{one.p:.2g}", "" if one.p_holm is None else f"{one.p_holm:.2g}",
+                "" if one.test is None else f"{one.test.mean:+.3g} {one.test}",
+                "" if one.test_items is None else str(one.test_items),
+                in_words(one.seeds_needed, comparison.unit),
+            ]  # fmt: skip
+        else:
+            row += [""] * 6
+        rows.append(row)
+    columns = [
+        "alternative", f"mean {metric}", "chance to be best", "best minus it", "p", "Holm's p",
+        f"the same on {on_test(metric)}", "ci95_tasks", f"{comparison.unit}s to tell",
+    ]  # fmt: skip
+    return Sheet(None, columns, rows)
+
+
+def _test_metrics(study: "Opened") -> Sheet | None:
+    """Every other test metric of the confirmed choices, but those that a figure has."""
+    chosen = study.confirmed[study.confirmed["chosen"]][["cell", "trial"]].drop_duplicates()
+    runs = study.runs.merge(chosen, on=["cell", "trial"])
+    shown = {on_test(name) for name in study.study.objective}
+    names = [name for name in runs.columns if name.startswith("test_") and name not in shown and name.count("/") != 2]
+    if not names or not len(runs):
+        return None
+    rows = [
+        [
+            cell,
+            *(said(over_seeds(list(of_cell[name].dropna()))) if of_cell[name].notna().any() else "" for name in names),
+        ]
+        for cell, of_cell in runs.groupby("cell", sort=False)
+    ]
+    return Sheet("Other test metrics of the choices, over fresh seeds", ["cell", *names], rows)
+
+
+def _asked(study: Study) -> Sheet:
+    rows = [["objective", ", ".join(study.objective)], ["system", ", ".join(study.trainables())]]
+    rows += [[f"compared: {name}", ", ".join(map(str, values))] for name, values in study.compare.items()]
+    for name, domain in study.search.items():
+        if isinstance(domain, dict):
+            rows += [[f"searched by {name}: {own}", _domain(inner)] for own, inner in domain.items()]
+        else:
+            rows.append([f"searched: {name}", _domain(domain)])
+    for name, value in study.fixed.items():
+        own_values = value if isinstance(value, dict) else {"": value}
+        rows += [[f"fixed: {'.'.join(filter(None, [name, own]))}", str(fixed)] for own, fixed in own_values.items()]
+    budget, confirm = study.budget, study.confirm
+    pruned = "nothing is pruned" if study.prune.kind == "none" else f"{study.prune.kind} prunes"
+    searched = f"{study.sampler.kind} asks, " if study.search else ""
+    rows.append(["budget", f"{budget.trials} trials a cell of {budget.steps} steps; {searched}{pruned}"])
+    if confirm is not None:
+        most = confirm.most(len(study.objective))
+        rows.append(
+            [
+                "confirmed",
+                f"{'the front' if most is None else f'the best {most}'} of each cell on {confirm.seeds} seeds",
+            ]
+        )
+    return Sheet(None, ["what", "value"], rows)
+
+
+def _domain(domain: Domain) -> str:
+    when = f" when {', '.join(f'{key}={value}' for key, value in domain.when.items())}" if domain.when else ""
+    if isinstance(domain, Choice):
+        return ", ".join(map(str, domain.choices)) + when
+    scale = " on a log scale" if domain.log else f" in steps of {domain.step:g}" if domain.step else ""
+    return f"{domain.low:g} to {domain.high:g}{scale}{when}"
+
+
+def _states(study: "Opened") -> Sheet:
+    """How many trials of each cell ended how, and the seconds that they took."""
+    rows = []
+    for cell in study.study.cells:
+        own = study.trials[study.trials["cell"] == cell.title]
+        counts = [str(int((own["state"] == state).sum())) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
+        rows.append([cell.title, *counts, f"{own['seconds'].sum():.0f}"])
+    return Sheet(None, ["cell", "complete", "pruned", "failed", "running", "seconds of trials"], rows)
+
+
+def _again(study: "Opened") -> Iterator[Block]:
+    yield Heading("Again")
+    best = study.best
+    name, cell = study.name, ""
+    if best is not None and len(study.study.cells) > 1:
+        cell = f' --cell "{best.cell.title}"'
+    lines = [f"cs330ray show {name}", f"cs330ray report {name}"]
+    if best is not None:
+        lines[1:1] = [f"cs330ray reproduce {name} {best.trial}{cell}", f"cs330ray best {name} --export {name}-best"]
+    yield Code("\n".join(lines))
+    yield Code(
+        f'import cs330ray\n\nstudy = cs330ray.open("{name}")\nstudy.trials, study.best, study.figure("confirmed")',
+        "python",
+    )
+    starts = study.starts
+    if len(starts):
+        rows = [
+            [what, ", ".join(sorted({str(value) for value in starts[what].dropna()}))]
+            for what in ("code", "data", "versions", "python", "device", "threads")
+        ]
+        yield Sheet("On what it ran", ["what", "value"], [["study", study.study.digest], *rows])

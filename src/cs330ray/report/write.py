@@ -1,0 +1,37 @@
+"""A report as files: one HTML page, a Markdown summary, and its figures."""
+
+import os
+from pathlib import Path
+
+from cs330ray.errors import SpecError
+from cs330ray.report import html, markdown
+from cs330ray.report.page import Page
+
+PAGE, SUMMARY, FIGURES = "report.html", "report.md", "figures"
+
+
+def write(page: Page, folder: Path, *, with_page: bool = True) -> list[Path]:
+    """Write `report.html`, `report.md` and `figures/*.svg` into `folder`; an earlier report there gives way.
+
+    Without the page it is small enough to be kept with code. Each file takes its name when it is whole. Raises
+    SpecError where the folder cannot be written.
+    """
+    drawn = {f"{FIGURES}/{name}": svg for name, svg in markdown.drawings(page).items()}
+    texts = {**({PAGE: html.text(page)} if with_page else {}), SUMMARY: markdown.text(page), **drawn}
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        for former in (folder / FIGURES).glob("*.svg"):
+            if f"{FIGURES}/{former.name}" not in texts:
+                former.unlink()
+        return [_put(folder / name, text) for name, text in texts.items()]
+    except OSError as error:
+        raise SpecError(
+            f"{folder}: a folder for the report is needed, but {error.strerror}; name another with --to"
+        ) from None
+
+
+def _put(file: Path, text: str) -> Path:
+    whole = file.with_name(f".{file.name}.{os.getpid()}")
+    whole.write_text(text, encoding="utf-8")
+    whole.replace(file)
+    return file

@@ -1,0 +1,41 @@
+"""A study with a made history, one for all tests that only read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.made import fill
+
+from cs330ray.report.opened import Opened, opened
+from cs330ray.spec import Study, parse
+
+MADE: dict[str, Any] = {
+    "name": "made",
+    "question": "How many ways may a task have?",
+    "trainable": "benchmarks.sleeper",
+    "objective": ["val_accuracy"],
+    "compare": {"ways": [2, 5]},
+    "search": {"lr": {"low": 1e-3, "high": 10.0, "log": True}, "body": ["course", "pooled"]},
+    "sampler": {"kind": "random"},
+    "budget": {"trials": 8, "steps": 80},
+    "confirm": {"top": 2, "seeds": 3},
+}
+
+
+def made(**changes: Any) -> Study:
+    """The made study with some of its tables replaced."""
+    return parse(MADE | changes, "made")
+
+
+@pytest.fixture(scope="session")
+def made_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the made study; it is for reading alone."""
+    home = tmp_path_factory.mktemp("made") / "runs"
+    fill(home, made())
+    return home
+
+
+@pytest.fixture
+def study(made_home: Path) -> Opened:
+    """The made study, opened."""
+    return opened("made", made_home)
