@@ -1,6 +1,8 @@
 """Fixtures of all tests: one Ray per run, and a home of its own for every test that wants one."""
 
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[str]:
+def ray_here(your_own: Path) -> Iterator[str]:
     """The one Ray of the run, with two slots; its address, for the processes that a test starts."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "src"), str(your_own), os.environ.get("PYTHONPATH", "")]
+    )
     import ray
 
     import cs330ray.service  # noqa: F401 - sets Ray's environment
@@ -31,6 +35,22 @@ def ray_here() -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def your_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with what docs/your-own.md tells a reader to write; `mine.reptile` is importable."""
+    folder = tmp_path_factory.mktemp("your-own")
+    page = (ROOT / "docs" / "your-own.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if (named := re.match(r"# (\S+\.py)\n", code)) is not None:
+            (folder / named[1]).parent.mkdir(exist_ok=True)
+            (folder / named[1]).write_text(code)
+    (study,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (folder / "reptile-sine.toml").write_text(study)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
 
 
 @pytest.fixture

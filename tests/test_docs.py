@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def simple_commands(line: str) -> Iterator[list[str]]:
     redirected = False
     for word in [*lexer, ";"]:
         if set(word) <= set("|&;"):
-            if words and not re.fullmatch(r"[A-Za-z_]+=.*", words[0]):
+            words = list(dropwhile(lambda word: re.fullmatch(r"[A-Za-z_]+=.*", word), words))
+            if words:
                 yield words
             words = []
         elif set(word) <= set("<>"):
@@ -101,6 +102,8 @@ def parse(words: list[str]) -> None:
         assert rest == [".venv/bin/activate"] or (ROOT / rest[0]).is_file()
     elif words[:3] == ["python3", "-m", "venv"]:
         assert rest[2:] == [".venv"]
+    elif program == "pytest":
+        parse_pytest(rest)
     elif program == "sudo":
         assert " ".join(rest) in SUDO
     else:
@@ -122,6 +125,12 @@ def parse_pip(words: list[str]) -> None:
     assert words[:3] == ["-c", "constraints.txt", "-e"]
     (extras,) = re.findall(r"^\.\[([a-z,]+)\]$", words[3])
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def parse_pytest(words: list[str]) -> None:
+    """That a page tells to run one file that it has told to write, and some tests of it."""
+    file, option, _ = words
+    assert (option, any(block.startswith(f"# {file}\n") for block in blocks("python"))) == ("-k", True)
 
 
 # What AWS's command line has of its own, beside what it makes of the services' models.
@@ -188,7 +197,8 @@ def parse_module(module: str, words: list[str]) -> None:
         _parser(name, trainables.load(name)).parse_args(words)
 
 
-def test_every_study_in_the_pages_is_a_valid_one(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("your_own")
+def test_every_study_in_the_pages_is_a_valid_one() -> None:
     found = [block for block in blocks("toml") if "trainable" in block]
     assert found
     for block in found:
@@ -196,6 +206,7 @@ def test_every_study_in_the_pages_is_a_valid_one(tmp_path: Path) -> None:
         trainables.check(study, "README.md")
 
 
+@pytest.mark.usefixtures("your_own")
 def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path) -> None:
     for block in blocks("toml"):
         (tmp_path / f"{tomllib.loads(block)['name']}.toml").write_text(block)

@@ -250,6 +250,9 @@ def show(
         one = _pick(ledger, found, trial, cell)
         for table in summary.trial(ledger, found, one, log=log):
             _print_table(table)
+        if one.state != "RUNNING":
+            which = f" --cell {shlex.quote(one.cell.title)}" if one.cell.values else ""
+            typer.echo(f"Run it again: {_prefix()}cs330ray reproduce {found.name} {one.number}{which}")
         if log:
             typer.echo("\n".join(summary.tracebacks(ledger, found, one)), nl=False)
             _print_log(found, one)
@@ -279,6 +282,30 @@ def best(
 
     ledger = _ledger()
     typer.echo(summary.best_toml(ledger, ledger.study(study), by))
+
+
+@app.command()
+def reproduce(
+    study: Name,
+    trial: Annotated[int, typer.Argument(help="its number, as in `cs330ray show`")],
+    cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
+    fresh: Annotated[
+        int | None, typer.Option(metavar="N", help="its run of confirmation on fresh seed N, as in `show STUDY TRIAL`")
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="with --fresh: compare test too; it is read, and the ledger says so")
+    ] = False,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="keep the checkpoints here")] = None,
+) -> None:
+    """Run one trial again, here and without Ray, and compare it; exits with 1 where it is not reproduced."""
+    from cs330ray import lone
+    from cs330ray.service import reproduce as service
+
+    ledger = _ledger()
+    found = ledger.study(study)
+    one = _pick(ledger, found, trial, cell)
+    one = one if fresh is None else service.under(ledger, found, one, fresh)
+    raise SystemExit(0 if lone.reproduce(ledger, found, one, test=test, keep=keep) else 1)
 
 
 @app.command()

@@ -1,18 +1,25 @@
-"""`python -m cs330ray.studies.NAME`: run the system's study, or with `--trial` one trial alone, without Ray."""
+"""One trial alone, without Ray: `python -m cs330ray.studies.NAME --trial`, and `cs330ray reproduce`."""
 
 import argparse
 import hashlib
 import os
 import shlex
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cs330ray import checkpoint, spec
 from cs330ray.errors import SpecError
 from cs330ray.home import home, study_file
 from cs330ray.spec import Study, canonical
 from cs330ray.trial import Scores, Trainable, run_alone
+
+if TYPE_CHECKING:
+    from cs330ray.service.ledger import Ledger, Row, Trial
+    from cs330ray.service.reproduce import Change, Recorded
 
 
 def study_command(name: str, arguments: Sequence[str], run_study: Callable[[Study, str, str], None]) -> None:
@@ -59,8 +66,7 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
     for progress in run_alone(
         trainable, config, options.seed, steps, folder, save_every_steps=options.save_every_steps
     ):
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in progress.metrics.items())
-        print(f"step {progress.step:>6}  {time.perf_counter() - began:8.1f}s  {shown}", flush=True)
+        _print_row(progress.step, progress.metrics, began)
     newest = checkpoint.newest(folder)
     if newest is None:
         raise SpecError(f"{folder}: a checkpoint is needed, but the trial left none; train at least one row")
@@ -73,10 +79,111 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
         _print_scores(name, scores, time.perf_counter() - began)
 
 
+def _print_row(step: int, metrics: Mapping[str, float], began: float, said: str = "") -> None:
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+    print(f"step {step:>6}  {time.perf_counter() - began:8.1f}s  {shown}{said}", flush=True)
+
+
 def _print_scores(name: str, scores: Scores, seconds: float) -> None:
     for metric, value in scores.metrics.items():
         print(f"{metric:<40} {value:.4f}")
     print(f"{name}: the test split was read once ({seconds:.1f}s), and the ledger says so")
+
+
+def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, keep: Path | None) -> bool:
+    """Run a recorded trial again with a line a row, and print what differs and the verdict; whether it is reproduced.
+
+    The ledger is only read, but for the opening of the test split where `test` asks for it. Raises Cs330rayError.
+    """
+    from cs330ray.console import print_table
+    from cs330ray.report import reproduction
+    from cs330ray.service import reproduce as service
+
+    recorded = service.read(ledger, study, trial)
+    known = _recorded_test(ledger, study, trial) if test else {}
+    with service.as_recorded(recorded) as trainable, _folder(keep) as home:
+        print(_what(recorded), flush=True)
+        for change in service.changes(recorded, trainable):
+            print(_warning(change), flush=True)
+        outcome = service.run(recorded, trainable, home, _hearer(recorded.rows))
+        now, raised = dict[str, float](), outcome.reason
+        if test and outcome.rows and not raised:
+            now, raised = service.test(ledger, recorded, trainable, home)
+    again = reproduction.Again(
+        trial, recorded.rows, outcome.rows, raised, recorded.raised,
+        {name: (known.get(name), now.get(name)) for name in [*known, *(name for name in now if name not in known)]},
+    )  # fmt: skip
+    intervals = reproduction.intervals(ledger, study, again)
+    for sheet in (reproduction.table(again), reproduction.objectives(study, again, intervals)) if again.pairs else ():
+        print_table(sheet.title, sheet.columns, sheet.rows)
+    word, why = reproduction.verdict(study, again, intervals)
+    print(f"{word}: {why}")
+    return word != reproduction.NOT
+
+
+def _recorded_test(ledger: "Ledger", study: Study, trial: "Trial") -> Mapping[str, float]:
+    """What a run of confirmation reached on test. Raises SpecError where there is nothing to compare."""
+    if trial.cell.fresh is None:
+        raise SpecError("--test: a run of confirmation is needed, since a search never reads test; add --fresh N")
+    if not (known := ledger.test_metrics(study, trial.cell, trial.number)):
+        untested = ledger.untested(study, trial.cell, trial.number)
+        why = untested[0] if untested else f"it is {trial.state}"
+        raise SpecError(f"--test: test metrics to compare are needed, but there are none ({why}); leave --test out")
+    return known
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """An empty directory for checkpoints, which is removed at the end unless it is to be kept. Raises SpecError."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="cs330ray-reproduce-") as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        held = next(keep.iterdir(), None)
+    except OSError as error:
+        raise SpecError(f"--keep: an empty directory is needed, but {keep}: {error.strerror}; name another") from None
+    if held is not None:
+        raise SpecError(f"--keep: an empty directory is needed, but {keep} holds {held.name}; name another")
+    yield keep
+
+
+def _what(recorded: "Recorded") -> str:
+    """What is run again, in one line."""
+    trial, steps = recorded.trial, recorded.steps
+    of = f" of {trial.cell.title}" if trial.cell.values else ""
+    of += f" on fresh seed {trial.cell.fresh}" if trial.cell.fresh is not None else ""
+    ended = trial.state + (f" [{trial.reason}]" if trial.reason else "")
+    many = f"; {recorded.workers} workers trained it and one does here, so bits may differ" * (recorded.workers > 1)
+    cut = "; what ended it lay outside, and its rows alone are made again" * recorded.was_cut
+    return (
+        f"{recorded.study.name}: trial {trial.number}{of} again: {trial.cell.trainable}, seed {trial.seed}, "
+        f"{steps} steps; it was {ended}{cut}{many}"
+    )
+
+
+def _warning(change: "Change") -> str:
+    first, *later = change.recorded
+    was = f"recorded {first[1]}" + "".join(f", from step {step} on {value}" for step, value in later)
+    resumed = " (it was resumed)" if later else ""
+    return f"warning: {change.what}: {was}{resumed}, now {change.now}"
+
+
+def _hearer(recorded: Sequence["Row"]) -> Callable[["Row"], None]:
+    """Prints each row with whether it is as recorded."""
+    from cs330ray.report.reproduction import pairs
+
+    known, began = {row.step: row for row in recorded}, time.perf_counter()
+
+    def hear(row: "Row") -> None:
+        differs = [
+            pair.metric for pair in pairs([known[row.step]] if row.step in known else [], [row]) if not pair.equal
+        ]
+        said = "as recorded" if not differs else f"differs in {', '.join(differs)}"
+        _print_row(row.step, row.metrics, began, f"  {said if row.step in known else 'not recorded'}")
+
+    return hear
 
 
 def _parser(name: str, trainable: Trainable) -> argparse.ArgumentParser:

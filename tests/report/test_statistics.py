@@ -14,6 +14,7 @@ from cs330ray.report.statistics import (
     p_paired,
     paired,
     paired_units,
+    prediction,
     seeds_needed,
 )
 from cs330ray.trial import Item
@@ -91,6 +92,21 @@ def test_shares_that_two_seeds_split_evenly_are_not_certain():
 def test_seeds_that_scored_other_items_are_refused(other):
     with pytest.raises(ValueError, match="other items"):
         over_units([[Item("a", 1.0)], other])
+
+
+def test_one_further_value_lies_where_student_s_t_says():
+    """Of 1, 2, 3: mean 2, s 1, and t of two degrees of freedom is 4.3027; 4.3027 * sqrt(4 / 3) = 4.9683."""
+    found = prediction([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert half(found) == pytest.approx(4.9683, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_prediction_holds_for_95_of_100_further_values(n):
+    draws = np.random.default_rng(0).normal(3.0, 2.0, size=(4000, n + 1))
+    found = [prediction(list(row[:-1])) for row in draws]
+    held = [interval.low <= row[-1] <= interval.high for interval, row in zip(found, draws, strict=True)]
+    assert 0.94 < np.mean(held) < 0.96
 
 
 # Tests of a difference

@@ -39,6 +39,16 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def prediction(values: Sequence[float]) -> Interval:
+    """Where one further value lies in 95 of 100 cases: Student's t for a new draw, mean +- t s sqrt(1 + 1/n).
+
+    Without width for a single value (n says so).
+    """
+    mean, n = statistics.fmean(values), len(values)
+    half = _t975(n - 1) * statistics.stdev(values) * (1 + 1 / n) ** 0.5 if n > 1 else 0.0
+    return Interval(mean, mean - half, mean + half, n)
+
+
 def paired(one: Sequence[float], other: Sequence[float]) -> Interval:
     """The difference one - other of two that share their seeds: Student's t over the pairs."""
     return over_seeds([a - b for a, b in zip(one, other, strict=True)])

@@ -13,11 +13,11 @@ from ray import tune
 
 from cs330ray import checkpoint
 from cs330ray.clock import wall_s
-from cs330ray.errors import CheckpointError, Diverged, WorkerLost
+from cs330ray.errors import CheckpointError, WorkerLost
 from cs330ray.service import memory, preflight
 from cs330ray.service.copies import BEGUN, Copies, fetched
 from cs330ray.service.objects import StoreFault
-from cs330ray.service.process import Alone, Runs, log_into, see_no_more_gpus_than_asked
+from cs330ray.service.process import Alone, Runs, log_into, plain, reason_of, see_no_more_gpus_than_asked
 from cs330ray.service.workers import Team
 from cs330ray.trial import Item, Progress, Scores
 
@@ -78,14 +78,12 @@ class TrialRun:
         except StoreFault as fault:  # without what lies there nobody knows where the trial stands
             batch |= {"unsaved": str(fault), "waits": "begin"}
             time.sleep(SAVE_AGAIN_S)
-        except Diverged as error:
-            batch["end"] = _failure(f"diverged: {error}")
         except _OutOfMemory as error:
             batch["end"] = {"state": "FAIL", "reason": f"out of memory: {error}"}
         except WorkerLost:
             raise
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
-            batch["end"] = _failure(_reason(error))
+            batch["end"] = _failure(reason_of(error))
         return batch
 
     def close(self) -> None:
@@ -187,7 +185,7 @@ class TrialRun:
         except WorkerLost:
             raise
         except Exception as error:  # noqa: BLE001 - the trial boundary
-            return {"untested": {name: text for name, text in _failure(_reason(error)).items() if name != "state"}}
+            return {"untested": {name: text for name, text in _failure(reason_of(error)).items() if name != "state"}}
 
     def _ended_testing(self) -> str | None:
         """Why the test is not tried again, where earlier workers ended in the midst of it."""
@@ -288,17 +286,6 @@ def _scores(found: Scores) -> Scores:
     return Scores(metrics, items)
 
 
-def _reason(error: Exception) -> str:
-    text = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return f"out of memory: {text}" if memory else f"raised: {text}"
-
-
 def _failure(reason: str) -> dict[str, str]:
     """The end of a trial by the exception that is being handled."""
-    return {"state": "FAIL", "reason": _plain(reason), "traceback": _plain(traceback.format_exc())}
-
-
-def _plain(text: str) -> str:
-    """A text that every database takes."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return {"state": "FAIL", "reason": reason, "traceback": plain(traceback.format_exc())}

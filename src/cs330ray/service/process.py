@@ -7,6 +7,7 @@ import platform
 import random
 import socket
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from cs330ray.errors import Diverged
 from cs330ray.service import memory, trainables
 from cs330ray.service.places import LOG
 from cs330ray.trial import Progress, Scores, Trainable
@@ -63,16 +65,10 @@ class Alone:
 
     def circumstances(self) -> dict[str, Any]:
         """On what the trial runs: host, device, threads, versions."""
-        torch = sys.modules.get("torch")
-        cuda = torch is not None and torch.cuda.is_available()
         return {
-            "host": socket.gethostname(),
+            **circumstances(),
             "nodes": [ray.get_runtime_context().get_node_id()] if ray.is_initialized() else [],
             "pid": os.getpid(),
-            "device": torch.cuda.get_device_name() if torch is not None and cuda else platform.processor() or "cpu",
-            "threads": torch.get_num_threads() if torch is not None else 1,
-            "python": platform.python_version(),
-            "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
             "seed": self._told["seed"],
             "code": self._told["code"],
             "data": self._told["data"],
@@ -105,6 +101,34 @@ class Alone:
     def _watch(self) -> None:
         if self._told.get("memory"):
             memory.watch(Path(self._told["home"]), self._told["memory"])
+
+
+def circumstances() -> dict[str, Any]:
+    """On what this process trains: host, device, threads, versions."""
+    torch, asked = sys.modules.get("torch"), os.environ.get("CS330RAY_DEVICE")
+    cuda = torch is not None and asked in (None, "", "cuda") and torch.cuda.is_available()
+    without = "mps" if asked == "mps" else platform.processor() or "cpu"
+    return {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name() if torch is not None and cuda else without,
+        "threads": torch.get_num_threads() if torch is not None else 1,
+        "python": platform.python_version(),
+        "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
+    }
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, in one line: what its trainable raised."""
+    if isinstance(error, Diverged):
+        return plain(f"diverged: {error}")
+    text = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    memory_is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return plain(f"out of memory: {text}" if memory_is_short else f"raised: {text}")
+
+
+def plain(text: str) -> str:
+    """A text that every database takes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def see_no_more_gpus_than_asked(gpus: float) -> None:

@@ -38,7 +38,8 @@ def load(name: str) -> Trainable:
         module = importlib.import_module(target)
     except (ImportError, SyntaxError) as error:
         raise SpecError(
-            f"trainable: {short(name)} must be importable, but {short(str(error), 200)}; check the name and PYTHONPATH"
+            f"trainable: {short(name)} must be importable, but {short(str(error), 200)}; check the name, and set "
+            f"PYTHONPATH to the directory that holds {target.replace('.', '/')}.py (PYTHONPATH=. where that is here)"
         ) from None
     missing = [part for part in ("Config", "METRICS", "prepare", "train", "test") if not hasattr(module, part)]
     if missing:
