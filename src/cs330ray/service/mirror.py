@@ -21,10 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
 from cs330ray.service import captions, confirm
-from cs330ray.service.captions import Answer, Standing
+from cs330ray.service.answer import Answer
+from cs330ray.service.captions import UNMARKED, Standing
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
-from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_runs, client_of, spoken, tracking_uri
+from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_runs, client_of, spoken, tracking_uri, undescribe
 from cs330ray.spec import Cell, Study
 
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
@@ -56,6 +57,18 @@ class Mirror:
 
     def sync(self) -> int:
         """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
+        with self._at_work() as picture:
+            return picture.show(self._ledger.study(self._name))
+
+    def attach(self, files: Sequence[Path]) -> None:
+        """Make MLflow agree, with `files` on the study's run and the first of them in its description."""
+        with self._at_work() as picture:
+            picture.show(self._ledger.study(self._name))
+            picture.runs.attach(STUDY, files)
+            picture.show(self._ledger.study(self._name))
+
+    @contextmanager
+    def _at_work(self) -> Iterator["_Picture"]:
         try:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
                 self._forget_if_another_wrote(self._home / self._name / "mirror.last")
@@ -63,7 +76,7 @@ class Mirror:
                     self._forget_former(self._home / self._name / "mirror.uids")
                     runs = Runs(self._home, self._name, self._ledger.uid(self._name))
                     self._picture = _Picture(self._ledger, runs)
-                return self._picture.show(self._ledger.study(self._name))
+                yield self._picture
         except FAULTS as error:
             self._picture = None  # what MLflow holds is read anew after a fault
             reason = redacted(str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -112,7 +125,7 @@ class _Picture:
 
     def _describe(self, answer: Answer) -> int:
         """Say on the experiment and on the study's run what the study has come to."""
-        attached = self.runs.tag_of(STUDY, "report")
+        attached = self.runs.tag_of(STUDY, "attached")
         report = self.runs.address(STUDY, f"/artifacts/{attached}") if attached else None
         note = answer.note(lambda trial: self.runs.address(("trial", trial.cell.key, str(trial.number))), report)
         return self.runs.measure(STUDY, answer.figures()) + self.runs.describe(note, answer.short)
@@ -131,15 +144,9 @@ class _Picture:
 
     def _marks(self, cell: Standing, trial: Trial) -> int:
         """Say of a trial what rank it has among the best, and take that from one that had it."""
-        key = ("trial", cell.cell.key, str(trial.number))
-        return self.runs.tag(
-            key,
-            {
-                tag: text
-                for tag, text in cell.marks(trial).items()
-                if text not in captions.UNMARKED or self.runs.tag_of(key, tag) is not None
-            },
-        )
+        key, marks = ("trial", cell.cell.key, str(trial.number)), cell.marks(trial)
+        said = {tag: text for tag, text in marks.items() if text != UNMARKED or self.runs.tag_of(key, tag) is not None}
+        return self.runs.tag(key, said)
 
     def _checkpoints(self, study: Study, cell: Cell, trials: Sequence[Trial]) -> int:
         """Say of each trial that has ended where its last checkpoint lies, if it is still kept."""
@@ -215,10 +222,20 @@ class _Picture:
         return len(reached)
 
 
+def attach(ledger: Ledger, study: str, home: Path, files: Sequence[Path]) -> None:
+    """Put files, such as a report, on the study's run in MLflow in place of earlier ones of their names.
+
+    The description leads to the first. Raises MirrorError; the files stand where they are.
+    """
+    Mirror(ledger, study, home).attach(files)
+
+
 def forget(study: str, uid: str, home: Path) -> int:
-    """Delete a study's runs from MLflow; how many. Raises MirrorError."""
+    """Delete a study's runs from MLflow, and what its experiment says of it; how many. Raises MirrorError."""
     try:
-        return delete_runs(study, uid, home)
+        deleted = delete_runs(study, uid, home)
+        undescribe(client_of(home), study)
+        return deleted
     except FAULTS as error:
         raise MirrorError(
             f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"

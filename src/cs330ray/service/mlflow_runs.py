@@ -19,7 +19,8 @@ STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAI
 TEXT_LIMIT = 4_000
 NOTE = "mlflow.note.content"  # what MLflow shows as the description
 OURS = "(This text follows the ledger. Take this line out, and what you write here stays.)"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # which of its faces MLflow shows: runs, not traces
+TRAINING = "workflowType=machine_learning"  # the face of MLflow's pages that shows runs; by default they show traces
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the same, for versions that go by the experiment
 STUDY = ("study", "", "")
 
 Key = tuple[str, str, str]  # kind, cell, trial
@@ -65,7 +66,7 @@ class Runs:
 
     def address(self, key: Key, inside: str = "") -> str:
         """Where MLflow's pages show a run, seen from any of them."""
-        return f"#/experiments/{self._experiment}/runs/{self._runs[key].info.run_id}{inside}"
+        return f"#/experiments/{self._experiment}/runs/{self._runs[key].info.run_id}{inside}?{TRAINING}"
 
     def ensure(
         self,
@@ -154,6 +155,12 @@ class Runs:
                 changes += 1
         return changes
 
+    def attach(self, key: Key, files: Sequence[Path]) -> None:
+        """Put files on a run in place of earlier ones of their names, and say which is the first."""
+        for file in files:
+            self._client.log_artifact(self._runs[key].info.run_id, str(file))
+        self.tag(key, {"attached": files[0].name})
+
     def log(
         self,
         key: Key,
@@ -183,6 +190,14 @@ def _experiment(client: MlflowClient, home: Path, name: str) -> str:
         return str(found.experiment_id)
     artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (home.resolve() / "artifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def undescribe(client: MlflowClient, name: str) -> None:
+    """Take what the mirror said of a study from its experiment."""
+    experiment = client.get_experiment_by_name(name)
+    for tag in (NOTE, "best") if experiment else ():
+        if tag in experiment.tags and (tag != NOTE or OURS in experiment.tags[tag]):
+            client.delete_experiment_tag(experiment.experiment_id, tag)
 
 
 def _same(one: float | None, other: float) -> bool:
