@@ -86,7 +86,6 @@ def test_cells_take_turns_and_share_their_seeds(every_end: Path) -> None:
 def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(every_end: Path) -> None:
     ledger = Ledger.at(every_end)
     Mirror(ledger, "toy", every_end).sync()
-    study = ledger.study("toy")
     runs = runs_of(every_end)
     by_id = {found.info.run_id: found for found in runs}
     trials = {

@@ -25,7 +25,7 @@ from cs330ray.service.answer import Answer
 from cs330ray.service.captions import UNMARKED, Standing
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
-from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_runs, client_of, spoken, tracking_uri, undescribe
+from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
 from cs330ray.spec import Cell, Study
 
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
@@ -233,23 +233,19 @@ def attach(ledger: Ledger, study: str, home: Path, files: Sequence[Path]) -> Non
 def forget(study: str, uid: str, home: Path) -> int:
     """Delete a study's runs from MLflow, and what its experiment says of it; how many. Raises MirrorError."""
     try:
-        deleted = delete_runs(study, uid, home)
-        undescribe(client_of(home), study)
-        return deleted
+        return delete_study(study, uid, home)
     except FAULTS as error:
         raise MirrorError(
             f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
         ) from error
 
 
-def delete_runs(study: str, uid: str, home: Path) -> int:
-    """Delete the runs of one identity of a study from MLflow; how many."""
-    client = client_of(home)
-    experiment = client.get_experiment_by_name(study)
-    runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
-    for run in runs:
-        client.delete_run(run.info.run_id)
-    return len(runs)
+def pages(home: Path) -> dict[str, str]:
+    """Where MLflow's server shows each study that is mirrored, the newest first. Raises MirrorError."""
+    try:
+        return all_pages(home)
+    except FAULTS as error:
+        raise MirrorError(f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}") from error
 
 
 def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -> bool:

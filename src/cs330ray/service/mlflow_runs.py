@@ -192,14 +192,6 @@ def _experiment(client: MlflowClient, home: Path, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=artifacts))
 
 
-def undescribe(client: MlflowClient, name: str) -> None:
-    """Take what the mirror said of a study from its experiment."""
-    experiment = client.get_experiment_by_name(name)
-    for tag in (NOTE, "best") if experiment else ():
-        if tag in experiment.tags and (tag != NOTE or OURS in experiment.tags[tag]):
-            client.delete_experiment_tag(experiment.experiment_id, tag)
-
-
 def _same(one: float | None, other: float) -> bool:
     return one == other or (one is not None and math.isnan(one) and math.isnan(other))
 
@@ -223,3 +215,31 @@ def all_runs(client: MlflowClient, experiment: str, uid: str) -> Iterator[Run]:
         token = page.token
         if not token:
             return
+
+
+def delete_runs(study: str, uid: str, home: Path) -> int:
+    """Delete the runs of one identity of a study from MLflow; how many."""
+    client = client_of(home)
+    experiment = client.get_experiment_by_name(study)
+    runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
+    for run in runs:
+        client.delete_run(run.info.run_id)
+    return len(runs)
+
+
+def delete_study(study: str, uid: str, home: Path) -> int:
+    """Delete the runs of a study from MLflow, and what the mirror says of it on its experiment; how many runs."""
+    deleted, client = delete_runs(study, uid, home), client_of(home)
+    experiment = client.get_experiment_by_name(study)
+    held = experiment.tags if experiment else {}
+    for tag in (NOTE, "best"):
+        if tag in held and (tag != NOTE or OURS in held[tag]):
+            client.delete_experiment_tag(experiment.experiment_id, tag)
+    return deleted
+
+
+def all_pages(home: Path) -> dict[str, str]:
+    """Where MLflow's server shows each study that is mirrored, the newest first."""
+    found = client_of(home).search_experiments(order_by=["last_update_time DESC"])
+    mirrored = {each.name: each.experiment_id for each in found if "best" in each.tags}
+    return {name: f"#/experiments/{experiment}/runs?{TRAINING}" for name, experiment in mirrored.items()}
