@@ -17,14 +17,14 @@ AT_S = 1_700_000_000.0
 ON = {"host": "here", "device": "cpu", "code": "c0de", "data": "da7a"}
 
 
-def letters(trials: int = 4) -> Study:
+def letters(name: str = "letters", trials: int = 4) -> Study:
     return parse(
         {
-            "name": "letters", "trainable": "tests.noisy", "objective": ["val_accuracy"], "prune": {"kind": "none"},
+            "name": name, "trainable": "tests.noisy", "objective": ["val_accuracy"], "prune": {"kind": "none"},
             "compare": {"cost": [1.0, 2.0]}, "search": {"quality": {"low": 0.0, "high": 1.0}},
             "budget": {"trials": trials, "steps": 20}, "confirm": {"top": 2, "seeds": 3},
         },
-        "letters",
+        name,
     )  # fmt: skip
 
 
@@ -62,8 +62,8 @@ def confirm(ledger: Ledger, study: Study, cell: Cell, number: int, reached: list
         ledger.write_scores(study, cell.under(index), number, Scores({"test_accuracy": value - 0.01}))
 
 
-def fill(ledger: Ledger) -> Study:
-    study = opened(ledger, letters())
+def fill(ledger: Ledger, name: str = "letters") -> Study:
+    study = opened(ledger, letters(name))
     one, other = study.cells
     for reached in (0.6, 0.9, 0.8):
         search(ledger, study, one, reached)
