@@ -39,6 +39,7 @@ ON_PIPE = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 START_S = 60.0
+AUTO_ATTACH: dict[str, Any] = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
 
 
 @dataclass
@@ -50,25 +51,21 @@ class Browser:
     dark: bool
     _to: int
     _of: int
+    pages: list["Page"] = field(default_factory=list)  # in the order of their opening, those of links in new tabs too
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _rest: bytes = b""
-    _pages: dict[str, "Page"] = field(default_factory=dict)  # by session; a worker belongs to the newest page
+    _sessions: dict[str, "Page"] = field(default_factory=dict)  # a worker and a frame belong to a page
 
     def open(self, url: str, wait_for: str = "document.readyState === 'complete'", timeout_s: float = 30) -> "Page":
         """Open a page; return once it is loaded and `wait_for`, a JavaScript expression, is true there."""
-        page = Page(self, "")
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        page.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._pages[page.session] = page
-        self._listen(page.session)
-        size: dict[str, Any] = {"width": self.width, "height": self.height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", page.session, **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
-        self.call("Emulation.setEmulatedMedia", page.session, features=[scheme])
-        answer = self.call("Page.navigate", page.session, url=url)
+        target, ends_s = self.call("Target.createTarget", url="about:blank")["targetId"], time.monotonic() + timeout_s
+        while not (found := [page for page in self.pages if page.target == target]):
+            self.hear(ends_s, "a new page")
+        found[0].eval("0")  # it runs, and has heard that it is listened to
+        answer = self.call("Page.navigate", found[0].session, url=url)
         assert "errorText" not in answer, f"{url}: {answer['errorText']}"
-        page.wait(f"document.readyState === 'complete' && ({wait_for})", timeout_s)
-        return page
+        found[0].wait(f"document.readyState === 'complete' && ({wait_for})", timeout_s)
+        return found[0]
 
     def call(self, method: str, session: str = "", timeout_s: float = 30, **params: Any) -> dict[str, Any]:
         """Send a command of the protocol and return its answer; TimeoutError where the browser hangs."""
@@ -81,6 +78,10 @@ class Browser:
                 raise RuntimeError(f"{method}: {message['error']['message']}")
             else:
                 return message["result"]  # type: ignore[no-any-return]
+
+    def hear(self, ends_s: float, waiting_for: str) -> None:
+        """Take in the next thing that happens; TimeoutError where nothing does until then."""
+        self._event(self._read(ends_s, waiting_for))
 
     def _send(self, method: str, session: str, params: dict[str, Any]) -> int:
         message = {"id": next(self._numbers), "method": method, "params": params}
@@ -97,22 +98,26 @@ class Browser:
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)  # type: ignore[no-any-return]
 
-    def _listen(self, session: str) -> None:
-        """Hear a page or a worker, and the workers that it will start; nobody waits for the answers."""
+    def _attach(self, session: str, info: dict[str, Any], page: "Page | None") -> None:
+        """Hear a new page, or a worker or frame of one, which waits for that; nobody waits for the answers."""
+        if info["type"] == "page":
+            page = Page(self, session, info["targetId"])
+            self.pages.append(page)
+            size: dict[str, Any] = {"width": self.width, "height": self.height, "deviceScaleFactor": 1, "mobile": False}
+            self._send("Emulation.setDeviceMetricsOverride", session, size)
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
+            self._send("Emulation.setEmulatedMedia", session, {"features": [scheme]})
+        self._sessions[session] = page or self.pages[-1]  # one worker may be shared by pages
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._send(f"{domain}.enable", session, {})
-        workers = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
-        self._send("Target.setAutoAttach", session, workers)
+        self._send("Target.setAutoAttach", session, AUTO_ATTACH)
         self._send("Runtime.runIfWaitingForDebugger", session, {})
 
     def _event(self, message: dict[str, Any]) -> None:
-        page, about = self._pages.get(message.get("sessionId", "")), message.get("params", {})
+        page, about = self._sessions.get(message.get("sessionId", "")), message.get("params", {})
         match message.get("method"):
-            case "Target.attachedToTarget" if (
-                about["sessionId"] not in self._pages and "worker" in about["targetInfo"]["type"]
-            ):
-                self._pages[about["sessionId"]] = page or list(self._pages.values())[-1]
-                self._listen(about["sessionId"])
+            case "Target.attachedToTarget":
+                self._attach(about["sessionId"], about["targetInfo"], page)
             case "Network.requestWillBeSent" | "Network.webSocketCreated" if page:
                 page.requests.append(about["request"]["url"] if "request" in about else about["url"])
             case "Runtime.consoleAPICalled" if page:
@@ -131,6 +136,7 @@ class Page:
 
     browser: Browser
     session: str
+    target: str
     console: list[tuple[str, str]] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
@@ -165,8 +171,17 @@ class Page:
             f" return {{x: r.x + r.width / 2, y: r.y + r.height / 2}} }})({found})"
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            pressed = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
+            pressed: dict[str, Any] = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
             self.browser.call("Input.dispatchMouseEvent", self.session, type=kind, **at, **pressed)
+
+    def follow(self, selector: str, wait_for: str, timeout_s: float = 30) -> "Page":
+        """Click on a link that opens a new tab; its page, once `wait_for` is true there."""
+        known, ends_s = len(self.browser.pages), time.monotonic() + timeout_s
+        self.click(selector, timeout_s)
+        while len(self.browser.pages) == known:
+            self.browser.hear(ends_s, "a new tab")
+        self.browser.pages[-1].wait(wait_for, timeout_s)
+        return self.browser.pages[-1]
 
     def screenshot(self, path: Path, *, full: bool = True) -> None:
         """Write a PNG of the whole page, or of what the window shows."""
@@ -174,7 +189,7 @@ class Page:
         if full:
             size = self.browser.call("Page.getLayoutMetrics", self.session)["cssContentSize"]
             what = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
-        shot = self.browser.call("Page.captureScreenshot", self.session, 60, format="png", **what)
+        shot = self.browser.call("Page.captureScreenshot", self.session, **what, format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
 
@@ -188,7 +203,7 @@ def browser(width: int = 1200, height: int = 900, *, dark: bool = False) -> Iter
         (its_in, to), (of, its_out) = _pipe(), _pipe()
         command = [sys.executable, "-S", "-c", ON_PIPE, str(its_in), str(its_out), binary, *FLAGS]
         process = subprocess.Popen(
-            [*command, f"--user-data-dir={profile}"], pass_fds=(its_in, its_out), start_new_session=True,
+            [*command, f"--user-data-dir={profile}", "about:blank"], pass_fds=(its_in, its_out), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(its_in)
@@ -196,10 +211,8 @@ def browser(width: int = 1200, height: int = 900, *, dark: bool = False) -> Iter
         try:
             started = Browser(width, height, dark, to, of)
             started.call("Browser.getVersion", timeout_s=START_S)
-            workers: dict[str, Any] = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
-            started.call(
-                "Target.setAutoAttach", **workers, filter=[{"type": "shared_worker"}, {"type": "service_worker"}]
-            )
+            kinds = [{"type": kind} for kind in ("page", "shared_worker", "service_worker")]
+            started.call("Target.setAutoAttach", **AUTO_ATTACH, filter=kinds)
             yield started
         finally:
             os.close(to)  # which is how one asks it to leave

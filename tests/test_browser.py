@@ -64,5 +64,18 @@ def test_a_page_that_never_comes_to_rest_ends_in_time_and_takes_its_browser_with
     assert time.monotonic() - began < 60
 
 
+def test_a_sandboxed_frame_and_a_link_in_a_new_tab_are_seen_too(tmp_path: Path) -> None:
+    inner = "data:text/html,<script>console.log('from the frame')</script>"
+    (tmp_path / "page.html").write_text(
+        f"""<a href="other.html" target="_blank">other</a><iframe sandbox="allow-scripts" src="{inner}"></iframe>"""
+    )
+    (tmp_path / "other.html").write_text("<title>other</title>the other page")
+    with browser() as here:
+        page = here.open((tmp_path / "page.html").as_uri())
+        other = page.follow("a", wait_for="document.title === 'other'")
+        assert (other.text(), other.eval("innerWidth")) == ("the other page", 1200)
+        assert ("log", "from the frame") in page.console
+
+
 def _size(png: Path) -> tuple[int, int]:
     return struct.unpack(">II", png.read_bytes()[16:24])  # type: ignore[return-value]

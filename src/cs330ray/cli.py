@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cs330ray.spec import Study
 
 LOG_END_BYTES = 20_000
+UI_STUDIES = 10
 
 app = typer.Typer(
     help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
@@ -351,6 +352,7 @@ def sync(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
+    from cs330ray.service import mirror
     from cs330ray.service.ledger import redacted
     from cs330ray.service.mlflow_runs import tracking_uri
 
@@ -359,6 +361,7 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     uri = tracking_uri(home())
     if uri.startswith("http"):
         typer.echo(f"MLflow runs at {redacted(uri)}")
+        _print_pages(mirror.pages(home()), redacted(uri))
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -367,11 +370,18 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
         except OSError as error:
             raise SpecError(f"ui: port {port} must be free, but {error.strerror}; use --port") from None
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    _print_pages(mirror.pages(home()), f"http://127.0.0.1:{port}")
     sys.stdout.flush()
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment = {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}  # its password is nothing for `ps`
     server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     os.execve(sys.executable, [*server, "--port", str(port), "--workers", "1"], environment)
+
+
+def _print_pages(pages: dict[str, str], server: str) -> None:
+    """Print where the newest studies are: MLflow's own start page leads to traces, which they have none of."""
+    for name, page in list(pages.items())[:UI_STUDIES]:
+        typer.echo(f"  {name}: {server.rstrip('/')}/{page}")
 
 
 @app.command()

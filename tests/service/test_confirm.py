@@ -341,7 +341,7 @@ def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_se
     assert len(found) == 1 + 2 + 16 + 12
     for one in fresh:
         parent = by_id[one.data.tags["mlflow.parentRunId"]]
-        assert parent.info.run_name == f"trial {one.data.tags['cs330ray.confirms']}"
+        assert f"trial {one.data.tags['cs330ray.confirms']} · " in parent.info.run_name
         assert parent.data.tags["cs330ray.cell"] == one.data.tags["cs330ray.cell"].split(" fresh ")[0]
         assert one.data.metrics["test_accuracy"] == pytest.approx(1 - float(one.data.params["quality"]))
         assert one.info.status == "FINISHED"

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
-from cs330ray.service import confirm
+from cs330ray.service import captions, confirm
+from cs330ray.service.answer import Answer
+from cs330ray.service.captions import UNMARKED, Standing
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Row, Trial, redacted
-from cs330ray.service.mlflow_runs import Key, Runs, all_runs, client_of, spoken, tracking_uri
+from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
 from cs330ray.spec import Cell, Study
 
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
@@ -55,6 +57,18 @@ class Mirror:
 
     def sync(self) -> int:
         """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
+        with self._at_work() as picture:
+            return picture.show(self._ledger.study(self._name))
+
+    def attach(self, files: Sequence[Path]) -> None:
+        """Make MLflow agree, with `files` on the study's run and the first of them in its description."""
+        with self._at_work() as picture:
+            picture.show(self._ledger.study(self._name))
+            picture.runs.attach(STUDY, files)
+            picture.show(self._ledger.study(self._name))
+
+    @contextmanager
+    def _at_work(self) -> Iterator["_Picture"]:
         try:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
                 self._forget_if_another_wrote(self._home / self._name / "mirror.last")
@@ -62,7 +76,7 @@ class Mirror:
                     self._forget_former(self._home / self._name / "mirror.uids")
                     runs = Runs(self._home, self._name, self._ledger.uid(self._name))
                     self._picture = _Picture(self._ledger, runs)
-                return self._picture.show(self._ledger.study(self._name))
+                yield self._picture
         except FAULTS as error:
             self._picture = None  # what MLflow holds is read anew after a fault
             reason = redacted(str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -96,33 +110,45 @@ class _Picture:
     done: set[Key] = field(default_factory=set)  # nothing more will happen to these
 
     def show(self, study: Study) -> int:
-        top = ("study", "", "")
+        goals, confirmed = self.ledger.goals(study), confirm.confirmed(self.ledger, study)
+        cells = [
+            Standing.of(study, goals, cell, self.ledger.trials(study, cell), confirmed.get(cell.key, []))
+            for cell in study.cells
+        ]
+        answer = Answer(study, cells)
         tags = {"objective": ", ".join(study.objective), "digest": study.digest}
-        changes = self.runs.ensure(top, study.name, None, tags)
-        confirmed = confirm.confirmed(self.ledger, study)
-        over = []
-        for cell in study.cells:
-            trials, found = self.ledger.trials(study, cell), confirmed.get(cell.key, [])
-            over.append(len(confirm.finished(study, trials)) >= study.budget.trials and not confirm.runs_to_come(found))
-            key = ("cell", cell.key, "")
-            changes += self._cell(study, cell, key, top, trials, found)
-            changes += self.runs.conclude(key, "COMPLETE" if over[-1] else "RUNNING", _end(trials))
-        return changes + self.runs.conclude(top, "COMPLETE" if all(over) else "RUNNING", wall_s())
+        changes = self.runs.ensure(STUDY, answer.title, None, tags)
+        for cell in cells:
+            changes += self._cell(cell, star=len(cells) > 1 and cell is answer.first)
+        changes += self._describe(answer)
+        return changes + self.runs.conclude(STUDY, "COMPLETE" if answer.over else "RUNNING", wall_s())
 
-    def _cell(self, study: Study, cell: Cell, key: Key, top: Key, trials: list[Trial], found: list[Confirmed]) -> int:
-        goals = self.ledger.goals(study)
-        tags = _best_tags(goals, study, trials)
-        if found:
-            tags |= _choice_tags(study, confirm.choice(study, goals, found))
-        changes = self.runs.ensure(key, cell.title, top, tags)
-        for trial in trials:
-            changes += self._trial(study, cell, trial, f"trial {trial.number}", key)
-        changes += self._checkpoints(study, cell, trials)
-        if len(goals) > 1:
-            changes += self._front(cell, trials, goals)
-        return changes + sum(self._confirmed(study, cell, one) for one in found)
+    def _describe(self, answer: Answer) -> int:
+        """Say on the experiment and on the study's run what the study has come to."""
+        attached = self.runs.tag_of(STUDY, "attached")
+        report = self.runs.address(STUDY, f"/artifacts/{attached}") if attached else None
+        note = answer.note(lambda trial: self.runs.address(("trial", trial.cell.key, str(trial.number))), report)
+        return self.runs.measure(STUDY, answer.figures()) + self.runs.describe(note, answer.short)
 
-    def _checkpoints(self, study: Study, cell: Cell, trials: list[Trial]) -> int:
+    def _cell(self, cell: Standing, *, star: bool) -> int:
+        key = ("cell", cell.cell.key, "")
+        changes = self.runs.ensure(key, cell.title(star=star), STUDY, cell.best_tags())
+        for trial in cell.trials:
+            changes += self._trial(cell.study, cell.cell, trial, cell.name(trial), key)
+            changes += self._marks(cell, trial)
+        changes += self._checkpoints(cell.study, cell.cell, cell.trials)
+        changes += sum(self._confirmed(cell.study, cell.cell, one) for one in cell.found)
+        changes += self.runs.measure(key, cell.figures())
+        ended_s = max((trial.ended_s or 0.0 for trial in cell.trials), default=0.0) or wall_s()
+        return changes + self.runs.conclude(key, "COMPLETE" if cell.over else "RUNNING", ended_s)
+
+    def _marks(self, cell: Standing, trial: Trial) -> int:
+        """Say of a trial what rank it has among the best, and take that from one that had it."""
+        key, marks = ("trial", cell.cell.key, str(trial.number)), cell.marks(trial)
+        said = {tag: text for tag, text in marks.items() if text != UNMARKED or self.runs.tag_of(key, tag) is not None}
+        return self.runs.tag(key, said)
+
+    def _checkpoints(self, study: Study, cell: Cell, trials: Sequence[Trial]) -> int:
         """Say of each trial that has ended where its last checkpoint lies, if it is still kept."""
         held = self.ledger.checkpoints(study, cell)
         return sum(
@@ -131,34 +157,24 @@ class _Picture:
             if trial.state != "RUNNING"
         )
 
-    def _front(self, cell: Cell, trials: list[Trial], goals: list[str]) -> int:
-        """Say of each COMPLETE trial whether it is on its cell's front just now."""
-        front = {trial.number for trial in confirm.pareto_front(confirm.rankable(trials), goals)}
-        return sum(
-            self.runs.tag(("trial", cell.key, str(trial.number)), {"front": str(trial.number in front).lower()})
-            for trial in trials
-            if trial.state == "COMPLETE"
-        )
-
     def _confirmed(self, study: Study, cell: Cell, one: Confirmed) -> int:
         """Show each fresh run under the trial that it confirms, and on that trial the means so far."""
         parent, changes = ("trial", cell.key, str(one.searched.number)), 0
         for run in one.runs:
-            name = f"trial {one.searched.number}, fresh seed {run.trial.cell.fresh}"
             overtaken = not one.current and run.trial.state == "RUNNING"  # nothing will end it
             trial = (
                 replace(run.trial, state="PRUNED", reason="not among the candidates now") if overtaken else run.trial
             )
-            changes += self._trial(study, run.trial.cell, trial, name, parent)
+            changes += self._trial(study, run.trial.cell, trial, captions.fresh_name(study, run), parent)
             changes += self._checkpoints(study, run.trial.cell, [trial])
         if one.values:
-            changes += self.runs.tag(parent, _means(study, one) | {"confirmed_seeds": str(len(one.values))})
+            changes += self.runs.tag(parent, captions.means(study, one) | {"confirmed_seeds": str(len(one.values))})
         return changes
 
     def _trial(self, study: Study, cell: Cell, trial: Trial, name: str, parent: Key) -> int:
         key = ("trial", cell.key, str(trial.number))
         if key in self.done:
-            return 0
+            return self.runs.name(key, name)
         changes = self.runs.ensure(
             key, name, parent, self._tags(study, cell, trial), trial.started_s, {**cell.fixed, **trial.params}
         )
@@ -206,49 +222,30 @@ class _Picture:
         return len(reached)
 
 
-def _best_tags(goals: list[str], study: Study, trials: list[Trial]) -> dict[str, str]:
-    """The best COMPLETE trial of a cell, for a study of one objective."""
-    complete = [trial for trial in confirm.finished(study, trials) if trial.state == "COMPLETE" and trial.values]
-    if not complete or len(goals) > 1:
-        return {}
-    best = min(complete, key=lambda trial: confirm.losses(trial.values or (), goals))
-    assert best.values is not None
-    return {"best_trial": str(best.number), f"best_{study.objective[0]}": repr(best.values[0])}
+def attach(ledger: Ledger, study: str, home: Path, files: Sequence[Path]) -> None:
+    """Put files, such as a report, on the study's run in MLflow in place of earlier ones of their names.
 
-
-def _choice_tags(study: Study, chosen: Confirmed | None) -> dict[str, str]:
-    """The confirmed choice of a cell; "none" where there is none, or none any more."""
-    if chosen is None:
-        return {"confirmed_trial": "none"} | {f"confirmed_{name}": "none" for name in study.objective}
-    return {"confirmed_trial": str(chosen.searched.number)} | _means(study, chosen)
-
-
-def _means(study: Study, one: Confirmed) -> dict[str, str]:
-    return {f"confirmed_{name}": repr(mean) for name, mean in zip(study.objective, one.means, strict=True)}
-
-
-def _end(trials: list[Trial]) -> float:
-    return max((trial.ended_s or 0.0 for trial in trials), default=0.0) or wall_s()
+    The description leads to the first. Raises MirrorError; the files stand where they are.
+    """
+    Mirror(ledger, study, home).attach(files)
 
 
 def forget(study: str, uid: str, home: Path) -> int:
-    """Delete a study's runs from MLflow; how many. Raises MirrorError."""
+    """Delete a study's runs from MLflow, and what its experiment says of it; how many. Raises MirrorError."""
     try:
-        return delete_runs(study, uid, home)
+        return delete_study(study, uid, home)
     except FAULTS as error:
         raise MirrorError(
             f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
         ) from error
 
 
-def delete_runs(study: str, uid: str, home: Path) -> int:
-    """Delete the runs of one identity of a study from MLflow; how many."""
-    client = client_of(home)
-    experiment = client.get_experiment_by_name(study)
-    runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
-    for run in runs:
-        client.delete_run(run.info.run_id)
-    return len(runs)
+def pages(home: Path) -> dict[str, str]:
+    """Where MLflow's server shows each study that is mirrored, the newest first. Raises MirrorError."""
+    try:
+        return all_pages(home)
+    except FAULTS as error:
+        raise MirrorError(f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}") from error
 
 
 def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -> bool:

@@ -1,0 +1,146 @@
+"""What MLflow shows of a study at a glance: the name of its run, figures to sort by, and the description.
+
+Pure functions of what the ledger holds, so that to say it again changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cs330ray.service import confirm
+from cs330ray.service.captions import (
+    STAR,
+    TOP,
+    Standing,
+    caption,
+    mean,
+    on_test,
+    parameters,
+    reached,
+    short,
+    test_values,
+)
+from cs330ray.service.ledger import Trial
+from cs330ray.spec import Study
+
+NOTE_LIMIT = 7_500  # MLflow takes 8,000
+
+Link = Callable[[Trial], str]  # the address of a trial's run, as seen from MLflow's own pages
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study has come to by now, over all its cells."""
+
+    study: Study
+    cells: Sequence[Standing]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return all(cell.over for cell in self.cells)
+
+    @property
+    def first(self) -> Standing | None:
+        """The best cell: by the confirmed choices once all is over, else by the search."""
+        chosen = [cell for cell in self.cells if cell.chosen is not None] if self.over else []
+        if chosen:
+            return min(chosen, key=lambda cell: confirm.losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
+        ranked = [cell for cell in self.cells if cell.ranked]
+        return min(ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None)
+
+    def figures(self) -> dict[str, float]:
+        """What the study's run can be sorted by: those of its best cell, and the best of each objective in any."""
+        if self.first is None:
+            return {}
+        said, all_said = self.first.figures(), [cell.figures() for cell in self.cells]
+        for name, goal in zip(self.study.objective, self.first.goals, strict=True):
+            values = [figures[f"best_{name}"] for figures in all_said if f"best_{name}" in figures]
+            said[f"best_{name}"] = max(values) if goal == "max" else min(values)
+        return said
+
+    @property
+    def title(self) -> str:
+        """The name of the study's run: the answer first, since MLflow's tables cut names short."""
+        if self.first is None:
+            return self.study.name
+        best = self.first.best[0]
+        word = "Answer" if self.over and self.first.chosen else "Best" if self.over else "So far"
+        cell = self.first.cell.title if self.first.cell.values else ""
+        return caption(f"{word}: trial {best.number}, {self._reached(best)}", cell, self.study.name)
+
+    @property
+    def short(self) -> str:
+        """The best in a few words, for the list of experiments."""
+        return "" if self.first is None else f"trial {self.first.best[0].number}, {self._reached(self.first.best[0])}"
+
+    def _reached(self, best: Trial) -> str:
+        assert self.first is not None
+        said = reached(self.first, best)
+        if self.first.chosen is not None:
+            tested = [(name, test_values(self.first.chosen.complete, name)) for name in self.study.objective]
+            said += "".join(f", {mean(values)} {on_test(name)}" for name, values in tested if values)
+        return said
+
+    def note(self, link: Link, report: str | None = None) -> str:
+        """The description, as Markdown: the answer in two sentences, and the best trials with links to their runs."""
+        if self.first is None:
+            return f"No trial of {self.study.name} is COMPLETE."
+        rows = self._rows(link)
+        table = ["| " + " | ".join(row) + " |" for row in (self._columns, ["---"] * len(self._columns), *rows)]
+        more = [f"[The report]({report})"] if report else []
+        while len(text := "\n".join([*self._sentences(link), "", *table, "", *more])) > NOTE_LIMIT:
+            table.pop()
+        return text
+
+    def _sentences(self, link: Link) -> list[str]:
+        assert self.first is not None
+        best, objective = self.first.best[0], self.study.objective[0]
+        cell = f" of {self.first.cell.title}" if self.first.cell.values else ""
+        at = f" at {parameters(best)}" if best.params else ""
+        by = f", the best by {objective} of {len(self.first.best)} on the front" if len(self.first.best) > 1 else ""
+        first = f"{self._reached(best)}: [trial {best.number}]({link(best)}){cell}{at}{by}."
+        if not self.over:
+            return [first, "The study is still at work: this is what it has come to so far."]
+        if self.first.chosen is None:
+            why = f"no trial is the confirmed choice, see `cs330ray show {self.study.name}`"
+            why = why if self.study.confirm else "on no fresh seeds, it was in part the luckiest"
+            return [first, f"It is the best of the search; {why}."]
+        lucky = self.first.ranked[0] if self.first.ranked else best
+        promised = short((lucky.values or ())[0])
+        seeds = f"{self.first.chosen.seeds} fresh seed{'s' * (self.first.chosen.seeds > 1)}"
+        second = f"It is chosen by the mean {objective} over {seeds}; "
+        return [first, f"{second}the best of the search, trial {lucky.number}, had promised {promised}."]
+
+    @property
+    def _columns(self) -> list[str]:
+        names, cell = self.study.objective, ["cell"] if len(self.cells) > 1 else []
+        fresh = [*(f"{name}, fresh seeds" for name in names), *map(on_test, names)] if self.study.confirm else []
+        return ["trial", *cell, *(f"{name}, search" for name in names), *fresh, "parameters"]
+
+    def _rows(self, link: Link) -> list[list[str]]:
+        """The best of each cell, then who is next: those confirmed before those that are not."""
+        places = []
+        for cell in self.cells:
+            numbers = [trial.number for trial in cell.best]
+            shown = [*cell.best, *(one.searched for one in cell.found), *cell.ranked[:TOP]]
+            for trial in {trial.number: trial for trial in shown}.values():
+                if trial.state == "COMPLETE" and trial.values:
+                    one = cell.confirmed(trial.number)
+                    worth = confirm.losses(one.means if one else trial.values, cell.goals)[0]
+                    starred = trial.number in numbers
+                    places.append(((not starred, one is None, worth), cell, trial))
+        places.sort(key=lambda place: place[0])
+        return [self._row(cell, trial, link) for _, cell, trial in places[: max(TOP, len(self.cells))]]
+
+    def _row(self, cell: Standing, trial: Trial, link: Link) -> list[str]:
+        star = f"{STAR} " if trial.number in {one.number for one in cell.best} else ""
+        one = cell.confirmed(trial.number)
+        fresh, tested = [], []
+        if self.study.confirm:
+            fresh = [mean(values) for values in zip(*one.values, strict=True)] if one else [""] * len(cell.goals)
+            on_fresh = [test_values(one.complete, name) if one else [] for name in self.study.objective]
+            tested = [mean(values) if values else "" for values in on_fresh]
+        return [
+            f"{star}[trial {trial.number}]({link(trial)})", *([cell.cell.title] if len(self.cells) > 1 else []),
+            *(short(value) for value in trial.values or ()), *fresh, *tested, parameters(trial),
+        ]  # fmt: skip
