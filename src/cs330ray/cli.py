@@ -325,8 +325,23 @@ def report(
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
     files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
     typer.echo(f"{whole.title}: {found[0].answer}" if len(found) == 1 else whole.title)
-    for file in files[: 1 if markdown else 2]:
+    shown = files[: 1 if markdown else 2]
+    for file in shown:
         typer.echo(str(file))
+    if len(found) == 1 and not markdown:
+        _attach(found[0].name, shown)
+
+
+def _attach(study: str, files: list[Path]) -> None:
+    """Put a report on the study's run in MLflow, where a mirror has shown the study there."""
+    from cs330ray.service.mirror import Mirror, MirrorError, was_shown
+
+    if not was_shown(home(), study):
+        return
+    try:
+        Mirror(_ledger(), study, home()).attach(files)
+    except MirrorError as error:
+        sys.stderr.write(f"the report is written, but not attached: {error}\n")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from cs330ray.report.opened import Opened, opened
 from cs330ray.report.page import Code, Heading, Page, Points, Words, page
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.write import write
+from cs330ray.service.mirror import Mirror
 from tests.browser import browser
 from tests.report.conftest import made
 
@@ -218,3 +219,26 @@ def test_two_studies_of_one_split_are_refused(split_home: Path) -> None:
     study = opened("split-0", split_home)
     with pytest.raises(SpecError, match=r"each study needs a split of its own, but fixed.data_seed is 0, 0"):
         splits.page([study, study])
+
+
+# In MLflow ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_mirrored_study_is_attached_to_its_run_and_mlflow_being_gone_is_a_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "runs"
+    monkeypatch.setenv("CS330RAY_HOME", str(home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ledger = fill(home, made(compare={}, confirm=None, budget={"trials": 2, "steps": 8}), rows=1)
+    Mirror(ledger, "made", home).sync()
+    monkeypatch.setattr("sys.argv", ["cs330ray", "report", "made"])
+    with pytest.raises(SystemExit):
+        main()
+    (attached,) = (home / "artifacts").rglob("report.html")
+    assert attached.read_bytes() == (home / "made" / "report" / "report.html").read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    assert "the report is written, but not attached" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from cs330ray.service.ledger import Ledger, Row, Trial, redacted
 from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
 from cs330ray.spec import Cell, Study
 
+LAST = "mirror.last"  # who was last at work on a study here
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
 POLL_S = 1.0
 PATIENCE_S = 30.0
@@ -71,7 +72,7 @@ class Mirror:
     def _at_work(self) -> Iterator["_Picture"]:
         try:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
-                self._forget_if_another_wrote(self._home / self._name / "mirror.last")
+                self._forget_if_another_wrote(self._home / self._name / LAST)
                 if self._picture is None:
                     self._forget_former(self._home / self._name / "mirror.uids")
                     runs = Runs(self._home, self._name, self._ledger.uid(self._name))
@@ -99,6 +100,11 @@ class Mirror:
         if not last.exists() or last.read_text() != self._mark:
             self._picture = None
             last.write_text(self._mark)
+
+
+def was_shown(home: Path, study: str) -> bool:
+    """Whether a mirror has been at work on a study here."""
+    return (home / study / LAST).exists()
 
 
 @dataclass
