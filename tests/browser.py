@@ -180,7 +180,7 @@ class Page:
         self.click(selector, timeout_s)
         while len(self.browser.pages) == known:
             self.browser.hear(ends_s, "a new tab")
-        self.browser.pages[-1].wait(wait_for, timeout_s)
+        self.browser.pages[-1].wait(f"document.readyState === 'complete' && ({wait_for})", timeout_s)
         return self.browser.pages[-1]
 
     def screenshot(self, path: Path, *, full: bool = True) -> None:
