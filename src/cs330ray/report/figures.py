@@ -1,25 +1,25 @@
-"""The figures of a report, in its order: each one view that fills a narrow or a wide page, with its numbers."""
+"""The figures of a report, in its order: each is one view that fills a narrow or a wide page, with its numbers."""
 
 from typing import TYPE_CHECKING
 
-from cs330ray.report import found, searched
-from cs330ray.report.drawing import Figure
+from cs330ray.report import figures_answer, figures_course, figures_trials
+from cs330ray.report.drawing import Figure, records
 from cs330ray.report.searched import Search
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
 
-__all__ = ["Figure", "figures"]
+__all__ = ["Figure", "figures", "records"]
 
 DRAWN = (
-    found.confirmed,
-    found.axes,
-    found.front,
-    searched.parameters,
-    searched.importance,
-    searched.curves,
-    searched.progress,
-    searched.cost,
+    figures_answer.confirmed,
+    figures_answer.axes,
+    figures_answer.front,
+    figures_trials.parameters,
+    figures_trials.importance,
+    figures_course.curves,
+    figures_course.progress,
+    figures_trials.cost,
 )
 
 
