@@ -37,7 +37,7 @@ def _data(dataset: str) -> str:
     if dataset in MADE_HERE:
         return f"{dataset}: {MADE_HERE[dataset]}; they come from no publisher"
     held = [archive for archive in store.archives() if archive.name == dataset]
-    return f"{dataset}, from {held[0].url.rpartition('/')[0]}: {held[0].licence}. What that means for a model is theirs to say"
+    return f"{dataset}, from {held[0].url.rpartition('/')[0]}: {held[0].licence}."
 
 
 def _base(model: str) -> str:
