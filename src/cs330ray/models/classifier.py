@@ -55,8 +55,8 @@ class Classifier:
             raise SpecError(f"support_labels: one for each of {images} support images is needed, but got {len(labels)}")
         classes = list(dict.fromkeys(labels))
         if len(classes) < 2 or (self.ways is not None and len(classes) != self.ways):
-            wanted = "2 or more" if self.ways is None else f"the {self.ways} that this model was trained on"
-            raise SpecError(f"support_labels: {wanted} different classes are needed, but got {len(classes)}")
+            wanted = "2 or more" if self.ways is None else f"{self.ways}, as many as in training,"
+            raise SpecError(f"support_labels: {wanted} different labels are needed, but got {len(classes)}")
         counts = {label: labels.count(label) for label in classes}
         if len(set(counts.values())) > 1:
             few, many = min(classes, key=counts.__getitem__), max(classes, key=counts.__getitem__)
