@@ -5,8 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cs330ray.service import exported, trainables
-from cs330ray.service.exported import Described, Model
+from cs330ray.service import export, trainables
+from cs330ray.service.export import Model
+from cs330ray.service.exported import Described
 
 
 def pack(directory: Path, name: str, values: Mapping[str, Any], *, steps: int = 1, seed: int = 5) -> Path:
@@ -22,5 +23,5 @@ def pack(directory: Path, name: str, values: Mapping[str, Any], *, steps: int = 
         cs330ray="0.1.0", code=trainables.code_digest(name), trainable=name, config=config.model_dump(mode="json"),
         seed=seed, steps=last.step, notes=dict(weights.notes),
     )  # fmt: skip
-    exported.write(directory, Model(described, weights, {}), {}, weights.card)
+    export.write(directory, Model(described, weights, {}), {}, weights.card)
     return directory

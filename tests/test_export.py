@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_the_very_run_and_the_means_those_of_all(
     ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     found = read(tmp_path / "model", "metrics.json")
     fresh = [0.8 + luck(fresh_seed(0, index), 0.05) for index in range(3)]
-    weights = found["weights"]
+    weights = found["run"]
     assert (weights["trial"], weights["fresh"], weights["seed"]) == (1, 0, fresh_seed(0, 0))
     assert weights["validation"] == {"val_accuracy": pytest.approx(fresh[0])}
     assert weights["test"] == {"test_accuracy": 0.8, "test_cost": 1.0}
@@ -218,8 +218,21 @@ def test_the_best_by_another_metric_that_was_not_confirmed_is_the_search_s_and_s
     assert "not confirmed: it is none of those that were confirmed" in out
     found = read(tmp_path / "model", "metrics.json")
     assert found["confirmed"] is None
-    assert (found["weights"]["fresh"], found["weights"]["seed"], found["weights"]["test"]) == (None, 100, {})
+    assert (found["run"]["fresh"], found["run"]["seed"], found["run"]["test"]) == (None, 100, {})
     assert "were not scored on test" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_where_no_candidate_keeps_the_bounds_the_search_s_best_is_taken_and_it_says_so(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first fresh seed's weights are there, and were chosen by nobody."""
+    changes = {"objective": ["val_accuracy", "val_cost"], "confirm": {"seeds": 2, "bounds": {"val_cost": 0.5}}}
+    finish(home, noisy(**changes), QUALITIES)
+    code, out, _ = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
+    assert code == 0
+    assert "not confirmed: no candidate keeps confirm.bounds" in out
+    assert "trial 1, the best of the search by its val_accuracy" in out
+    assert read(tmp_path / "model", "metrics.json")["run"]["fresh"] == 0
 
 
 def test_without_confirmation_the_search_s_best_is_taken_with_its_own_seed(

@@ -274,8 +274,8 @@ def best(
     study: Name,
     by: Annotated[str | None, typer.Option(metavar="METRIC", help="rank by this metric of the last row")] = None,
     cell: Annotated[str | None, typer.Option(metavar="TITLE", help='one cell alone, e.g. "inner_steps=1"')] = None,
-    export: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="write the model into an empty or new directory")
+    to: Annotated[
+        Path | None, typer.Option("--export", metavar="DIR", help="write the model into an empty or new directory")
     ] = None,
 ) -> None:
     """Print the best configuration of each cell as TOML, and its checkpoint; or export the best as a model."""
@@ -284,23 +284,23 @@ def best(
     ledger = _ledger()
     found = ledger.study(study)
     one = None if cell is None else _cell(found, cell)
-    if export is None:
+    if to is None:
         typer.echo(summary.best_toml(ledger, found, by, one))
     else:
-        _export(ledger, found, one, by, export)
+        _export(ledger, found, one, by, to)
 
 
 def _export(ledger: "Ledger", study: "Study", cell: "Cell | None", by: str | None, directory: Path) -> None:
     """Write the picked run's weights as a model, and say which they are."""
     from cs330ray.report import model_card
-    from cs330ray.service import exported, trainables
+    from cs330ray.service import export, trainables
 
-    exported.vacant(directory)
+    export.vacant(directory)
     picked = model_card.pick(ledger, study, cell, by)
-    model = exported.take(ledger, study, picked.run)
+    model = export.take(ledger, study, picked.run)
     name, said = model.described.trainable, model.weights.card
     card = model_card.card(ledger, study, picked, trainable=name, said=said, provenance=model.provenance)
-    exported.write(directory, model, model_card.metrics(ledger, study, picked), card)
+    export.write(directory, model, model_card.metrics(ledger, study, picked), card)
     typer.echo(f"{study.name}: {picked.run.cell.title}: trial {picked.run.number}, {picked.chosen}")
     typer.echo(f"  weights: {picked.weights}")
     if picked.not_confirmed:

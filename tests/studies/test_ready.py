@@ -56,6 +56,11 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
     torch.set_num_threads(threads)
 
 
+def test_every_trainable_of_the_package_gives_a_model() -> None:
+    for name in trainables.names():
+        assert all(hasattr(trainables.load(name), part) for part in ("export", "ready")), name
+
+
 # Drawings
 
 

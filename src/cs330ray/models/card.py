@@ -36,8 +36,9 @@ def _data(dataset: str) -> str:
     """A dataset with the terms of its publisher."""
     if dataset in MADE_HERE:
         return f"{dataset}: {MADE_HERE[dataset]}; they come from no publisher"
-    held = [archive for archive in store.archives() if archive.name == dataset]
-    return f"{dataset}, from {held[0].url.rpartition('/')[0]}: {held[0].licence}."
+    held = next(archive for archive in store.archives() if archive.name == dataset)
+    ask = ": ask them before you pass a model of it on" if held.licence.startswith("research") else ""
+    return f"{dataset}, from {held.url.rpartition('/')[0]}: {held.licence}{ask}"
 
 
 def _base(model: str) -> str:

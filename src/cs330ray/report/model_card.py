@@ -45,7 +45,8 @@ def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pic
     found = confirm.confirmed(ledger, study).get(cell.key, [])
     confirmed = next((one for one in found if one.searched.number == searched.number and one.whole), None)
     if choice:
-        chosen = f"the choice{among or ' by'} the mean {study.objective[0]} over {choice.seeds} fresh seeds"
+        seeds = f"{choice.seeds} fresh seed{'s' * (choice.seeds > 1)}"
+        chosen = f"the choice{among or ' by'} the mean {study.objective[0]} over {seeds}"
     else:
         chosen = f"the best of the search by its {by or study.objective[0]}, which promises too much"
     if confirmed is None:
@@ -53,8 +54,9 @@ def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pic
         why = "it is none of those that were confirmed" if found and by is not None else why
         return Pick(searched, None, searched, chosen, "the search's: there is no run of confirmation to take", why)
     first = confirmed.runs[0].trial
-    why = f"fresh seed {first.cell.fresh}'s, the first of {confirmed.seeds}: taken whatever it scored"
-    return Pick(searched, confirmed, first, chosen, why)
+    weights = f"fresh seed {first.cell.fresh}'s, the first of {confirmed.seeds}: taken whatever it scored"
+    why = "" if choice or by is not None else confirmation.why_none(study, goals, found)
+    return Pick(searched, confirmed, first, chosen, weights, why)
 
 
 def _best_cell(study: Study, goals: Sequence[str], choices: Mapping[str, Confirmed], by: str | None) -> Cell:
@@ -73,11 +75,11 @@ def metrics(ledger: Ledger, study: Study, picked: Pick) -> dict[str, Any]:
     tested = ledger.test_metrics(study, run.cell, run.number)
     return {
         "chosen": picked.chosen,
-        "weights": {
+        "run": {
             "trial": run.number,
             "fresh": run.cell.fresh,
             "seed": run.seed,
-            "why": picked.weights,
+            "weights": picked.weights,
             "validation": _named(study, run),
             "test": {name: _number(value) for name, value in tested.items()},
             "test_ci95_items": {name: _written(interval) for name, interval in _over_items(ledger, study, run).items()},
@@ -158,8 +160,8 @@ def card(
 
 
 def _figures(ledger: Ledger, study: Study, picked: Pick) -> list[str]:
-    """Tables: the objectives as promised, confirmed and of these weights; then these weights on test."""
-    rows = ["| validation | the search promised | fresh seeds, 95 % interval | these weights |", "|---|---|---|---|"]
+    """Tables: the objectives as promised, confirmed and of the run whose weights these are; then that run on test."""
+    rows = ["| validation | the search promised | fresh seeds, 95 % interval | this run |", "|---|---|---|---|"]
     for place, name in enumerate(study.objective):
         fresh = picked.confirmed and over_seeds([values[place] for values in picked.confirmed.values])
         shown = confirmation.said(fresh) if fresh else "not confirmed"
@@ -171,7 +173,7 @@ def _figures(ledger: Ledger, study: Study, picked: Pick) -> list[str]:
     by_item = _over_items(ledger, study, picked.run)
     rows += [
         "",
-        "| test | these weights | 95 % interval over tasks, users or questions | fresh seeds |",
+        "| test | this run | 95 % interval over tasks, users or questions | fresh seeds |",
         "|---|---|---|---|",
     ]
     for name, value in tested.items():

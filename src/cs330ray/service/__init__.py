@@ -1,8 +1,8 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
 Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, places, objects, copies, process,
-workers, actor, thin, machine, preflight, ground, record, backup, beside, run, mlflow_runs, mirror; estimate aside. For
-a cluster: wheel, jobserver, jobs.
+workers, actor, thin, machine, preflight, ground, record, backup, beside, run, mlflow_runs, mirror; estimate aside. A
+model as a directory: exported, export. For a cluster: wheel, jobserver, jobs.
 """
 
 import os
