@@ -34,6 +34,21 @@ def noisy(**changes: Any) -> Study:
     return study_of("tests.portable", {"noise": 0.05}, **raw | changes)
 
 
+@pytest.fixture(scope="module")
+def done_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("done") / "runs"
+    finish(home, noisy(), QUALITIES)
+    return home
+
+
+@pytest.fixture
+def done(done_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of that study, which is over; to be read alone."""
+    monkeypatch.setenv("CS330RAY_HOME", str(done_once))
+    monkeypatch.delenv("CS330RAY_LEDGER", raising=False)
+    return done_once
+
+
 def read(directory: Path, name: str) -> Any:
     return json.loads((directory / name).read_text())
 
@@ -43,9 +58,8 @@ def files(directory: Path) -> list[str]:
 
 
 def test_the_confirmed_choice_is_written_whole_and_loads(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish(home, noisy(), QUALITIES)
     code, out, _ = ran(capsys, "best", "done", "--export", str(tmp_path / "deep" / "model"))
     assert code == 0
     assert "trial 1, the choice by the mean val_accuracy over 3 fresh seeds" in out
@@ -59,10 +73,9 @@ def test_the_confirmed_choice_is_written_whole_and_loads(
 
 
 def test_the_figures_are_those_of_the_very_run_and_the_means_those_of_all(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run reaches its quality plus its seed's luck on validation, and its quality on test."""
-    finish(home, noisy(), QUALITIES)
     ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     found = read(tmp_path / "model", "metrics.json")
     fresh = [0.8 + luck(fresh_seed(0, index), 0.05) for index in range(3)]
@@ -91,10 +104,9 @@ def test_the_seed_that_is_taken_is_the_first_and_not_the_best(
 
 
 def test_the_card_says_what_it_is_how_it_was_chosen_and_where_it_comes_from(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = noisy()
-    finish(home, study, QUALITIES)
     ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text()
     assert "# done: a model of `tests.portable`" in card
@@ -106,10 +118,9 @@ def test_the_card_says_what_it_is_how_it_was_chosen_and_where_it_comes_from(
 
 
 def test_where_it_ran_is_told_without_the_names_of_machines(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = noisy()
-    finish(home, study, QUALITIES)
     ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     told = read(tmp_path / "model", "provenance.json")
     assert (told["study"], told["study_digest"], told["cell"], told["trial"], told["fresh"]) == (
@@ -120,8 +131,7 @@ def test_where_it_ran_is_told_without_the_names_of_machines(
     assert all("a-host" not in (tmp_path / "model" / name).read_text() for name in FILES if "tensors" not in name)
 
 
-def test_an_export_made_twice_is_the_same(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finish(home, noisy(), QUALITIES)
+def test_an_export_made_twice_is_the_same(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "other"):
         ran(capsys, "best", "done", "--export", str(tmp_path / name))
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes() for name in FILES)
@@ -131,9 +141,8 @@ def test_an_export_made_twice_is_the_same(home: Path, tmp_path: Path, capsys: py
 
 
 def test_an_empty_directory_is_taken_and_one_that_holds_something_is_not(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish(home, noisy(), QUALITIES)
     (tmp_path / "empty").mkdir()
     assert ran(capsys, "best", "done", "--export", str(tmp_path / "empty"))[0] == 0
     (tmp_path / "full").mkdir()
@@ -148,13 +157,12 @@ def test_an_empty_directory_is_taken_and_one_that_holds_something_is_not(
 
 
 def test_a_write_that_fails_leaves_nothing(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(tensors: Any, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    finish(home, noisy(), QUALITIES)
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     (tmp_path / "here").mkdir()
     code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "here" / "model"))
