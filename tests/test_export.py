@@ -66,6 +66,7 @@ def test_the_confirmed_choice_is_written_whole_and_loads(
     assert "fresh seed 0's, the first of 3" in out
     assert files(tmp_path / "deep") == ["model"]
     assert files(tmp_path / "deep" / "model") == FILES
+    assert len({(tmp_path / "deep" / "model" / name).stat().st_mode for name in FILES}) == 1
     first = fresh_seed(0, 0)
     assert cs330ray.load(tmp_path / "deep" / "model", "tests.portable") == (0.8, first)
     tensors = load_file(tmp_path / "deep" / "model" / "model.safetensors")

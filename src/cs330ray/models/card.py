@@ -45,4 +45,4 @@ def _base(model: str) -> str:
     """A pre-trained model with its terms, as far as they are known here."""
     known = wheels.KNOWN.get(model)
     terms = f"licence {known.licence}; {known.note}" if known is not None else "under the terms of its publisher"
-    return f"learned on top of the model {model}: {terms}. It is not in here: loading this one finds or fetches it"
+    return f"on top of the model {model}: {terms}. It is not in here: loading this one finds or fetches it"

@@ -96,6 +96,8 @@ def write(directory: Path, model: Model, metrics: Mapping[str, Any], card: str) 
             save_file(tensors, partial / TENSORS)
         for name, document in documents.items():
             (partial / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        if model.weights.tensors:  # which safetensors keeps for its owner alone
+            (partial / TENSORS).chmod((partial / CONFIG).stat().st_mode)
         digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n")
         (partial / CARD).write_text(card, encoding="utf-8")

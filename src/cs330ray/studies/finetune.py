@@ -222,7 +222,10 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
         dataset=config.dataset,
         base=config.model,
         use=language.USE[config.dataset],
-        limits=[f"It has learned from {config.shots} examples{' of each class' * config.classifies}", *language.LIMITS],
+        limits=[
+            f"Examples it has learned from: {config.shots}{' of each class' * config.classifies}",
+            *language.LIMITS,
+        ],
     )
     return Weights(runtime.load_tensors(checkpoint), language.base_notes(config.model), said)
 

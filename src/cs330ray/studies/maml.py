@@ -155,7 +155,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
         dataset=config.dataset,
         use=card.CLASSIFY,
         limits=[
-            f"Tasks have {config.ways} classes, as in training, which had {config.shots} drawings of each",
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
             card.SUPPORT_NORM,
             *card.OF_DRAWINGS,
         ],

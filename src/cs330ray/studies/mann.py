@@ -109,7 +109,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
         dataset=config.dataset,
         use=card.CLASSIFY,
         limits=[
-            f"Tasks have {config.ways} classes, as in training, which had {config.shots} drawings of each",
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
             "Each query is read alone behind the support, so that no answer hangs on other queries; `test_accuracy` is "
             f"of {config.ways} queries read one after another, one of each class",
             *card.OF_DRAWINGS,

@@ -151,7 +151,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
         dataset=config.dataset,
         use=card.CLASSIFY,
         limits=[
-            f"Any number of classes; it was trained on tasks of {config.ways} with {config.shots} drawings of each, "
+            f"Any number of classes; it was trained on tasks of {config.ways} with {config.shots} of each to show, "
             f"and its figures are of {config.eval_ways}",
             card.SUPPORT_NORM,
             *card.OF_DRAWINGS,
