@@ -31,7 +31,10 @@ SEES: Mapping[str, frozenset[str]] = {
     "learners": frozenset({"errors"}),
     "runtime": frozenset({"errors"}),
     "parallel": frozenset({"errors", "runtime"}),
-    "studies": frozenset({"errors", "checkpoint", "spec", "trial", "data", "learners", "runtime", "parallel"}),
+    "models": frozenset({"errors", "data", "learners", "runtime"}),
+    "studies": frozenset(
+        {"errors", "checkpoint", "spec", "trial", "data", "learners", "models", "runtime", "parallel"}
+    ),
     "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
     "report": frozenset({"errors", "spec", "growth", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),

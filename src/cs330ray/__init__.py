@@ -3,24 +3,33 @@
 A study is a file, a trial is a generator, a learner is mathematics.
 """
 
-from typing import TYPE_CHECKING
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cs330ray.report.opened import Opened
 
 __version__ = "0.1.0"
 
 
-def open(study: str, home: "Path | str | None" = None) -> "Opened":  # noqa: A001 - as one says it: cs330ray.open
+def open(study: str, home: str | PathLike[str] | None = None) -> "Opened":  # noqa: A001 - as one says it: cs330ray.open
     """Open a study of the ledger for reading; its trials, rows and confirmation as frames, its best, its figures.
 
     `home` is where studies live: CS330RAY_HOME, else `runs`. Raises SpecError where there is no such study.
     """
-    from pathlib import Path
-
-    from cs330ray.home import home as default
+    from cs330ray.home import home as default  # here, so that `import cs330ray` is quick
     from cs330ray.report.opened import opened
 
     return opened(study, default() if home is None else Path(home))
+
+
+def load(directory: str | PathLike[str], trainable: str | None = None) -> Any:
+    """Make the model that `cs330ray best STUDY --export DIRECTORY` wrote, ready to use.
+
+    Nothing in the directory is run. A trainable of your own is imported only where you name it: `package.module`.
+    Raises DataError where the directory is not as it was written, and SpecError where the model cannot be made here.
+    """
+    from cs330ray.service import exported  # here, so that `import cs330ray` is quick
+
+    return exported.load(Path(directory), trainable)

@@ -15,7 +15,7 @@ from cs330ray.home import home, study_file
 
 if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger, Trial
-    from cs330ray.spec import Study
+    from cs330ray.spec import Cell, Study
 
 LOG_END_BYTES = 20_000
 UI_STUDIES = 10
@@ -277,12 +277,40 @@ def _print_log(study: "Study", trial: "Trial") -> None:
 def best(
     study: Name,
     by: Annotated[str | None, typer.Option(metavar="METRIC", help="rank by this metric of the last row")] = None,
+    cell: Annotated[str | None, typer.Option(metavar="TITLE", help='one cell alone, e.g. "inner_steps=1"')] = None,
+    to: Annotated[
+        Path | None, typer.Option("--export", metavar="DIR", help="write the model into an empty or new directory")
+    ] = None,
 ) -> None:
-    """Print the best configuration of each cell as TOML, and its checkpoint."""
+    """Print the best configuration of each cell as TOML, and its checkpoint; or export the best as a model."""
     from cs330ray.report import summary
 
     ledger = _ledger()
-    typer.echo(summary.best_toml(ledger, ledger.study(study), by))
+    found = ledger.study(study)
+    one = None if cell is None else _cell(found, cell)
+    if to is None:
+        typer.echo(summary.best_toml(ledger, found, by, one))
+    else:
+        _export(ledger, found, one, by, to)
+
+
+def _export(ledger: "Ledger", study: "Study", cell: "Cell | None", by: str | None, directory: Path) -> None:
+    """Write the picked run's weights as a model, and say which they are."""
+    from cs330ray.report import model_card
+    from cs330ray.service import export, trainables
+
+    export.vacant(directory)
+    picked = model_card.pick(ledger, study, cell, by)
+    model = export.take(ledger, study, picked.run)
+    name, said = model.described.trainable, model.weights.card
+    card = model_card.card(ledger, study, picked, trainable=name, said=said, provenance=model.provenance)
+    export.write(directory, model, model_card.metrics(ledger, study, picked), card)
+    typer.echo(f"{study.name}: {picked.run.cell.title}: trial {picked.run.number}, {picked.chosen}")
+    typer.echo(f"  weights: {picked.weights}")
+    if picked.not_confirmed:
+        typer.echo(f"  not confirmed: {picked.not_confirmed}")
+    named = "" if name in trainables.names() else f", trainable={name!r}"
+    typer.echo(f"{directory}: written; model = cs330ray.load({str(directory)!r}{named})")
 
 
 @app.command()
@@ -475,13 +503,19 @@ def _ledger() -> "Ledger":
     return Ledger.at(home())
 
 
+def _cell(study: "Study", name: str) -> "Cell":
+    """The cell of this title, or key."""
+    found = [cell for cell in study.cells if name in (cell.title, cell.key)]
+    if not found:
+        cells = ", ".join(repr(cell.title) for cell in study.cells)
+        raise SpecError(f"--cell: one of {cells} is needed, but got {name!r}")
+    return found[0]
+
+
 def _pick(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "Trial":
-    found = [trial for each in study.cells for trial in ledger.trials(study, each) if trial.number == number]
+    chosen = study.cells if cell is None else [_cell(study, cell)]
+    found = [trial for each in chosen for trial in ledger.trials(study, each) if trial.number == number]
     cells = ", ".join(repr(each.title) for each in study.cells)
-    if cell is not None and cell not in {name for each in study.cells for name in (each.title, each.key)}:
-        raise SpecError(f"--cell: one of {cells} is needed, but got {cell!r}")
-    if cell is not None:
-        found = [trial for trial in found if cell in (trial.cell.title, trial.cell.key)]
     if len(found) != 1:
         why = (
             f"{len(found)} cells have it; add --cell with one of {cells}"

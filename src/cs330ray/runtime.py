@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cs330ray.errors import CheckpointError, SpecError
+from cs330ray.errors import CheckpointError, DataError, SpecError, first_line
 
 
 def device() -> torch.device:
@@ -115,6 +115,33 @@ def load_state(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
     generator.set_state(drawn)
     return notes
+
+
+def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """Read the tensors of what `save_state` wrote, without optimiser and generator. Raises CheckpointError."""
+    try:
+        held = load_file(checkpoint / "state.safetensors")
+    except (SafetensorError, OSError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{checkpoint}: tensors of a trial are needed, but {reason}; use another") from None
+    return {name.removeprefix("tensor/"): tensor for name, tensor in held.items() if name.startswith("tensor/")}
+
+
+@torch.no_grad()
+def fill(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of a model into its own. Raises DataError where names, shapes or types are not the same."""
+    for name in [*wanted, *given]:
+        if name not in given or name not in wanted:
+            lies = "is missing" if name in wanted else "is none of them"
+            raise DataError(
+                f"tensors: those of the configuration are needed, but {name!r} {lies}; export the model anew"
+            )
+        alike = [(tensor.dtype, tuple(tensor.shape)) for tensor in (wanted[name], given[name])]
+        if alike[0] != alike[1]:
+            kinds = [f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in alike]
+            raise DataError(f"tensors: {name} must be {kinds[0]}, but is {kinds[1]}; export the model anew")
+    for name, tensor in wanted.items():
+        tensor.copy_(given[name])
 
 
 def load_notes(path: Path) -> dict[str, Any]:

@@ -48,12 +48,31 @@ class Scores:
     items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What of a checkpoint makes a model: no optimizer, no generator."""
+
+    tensors: Mapping[str, Any]  # torch's, by name; none where nothing is trained
+    notes: Mapping[str, Any] = field(default_factory=dict)  # as JSON has them: what else `ready` needs
+    card: str = ""  # Markdown for people: which moment's weights, on what data, how to use the model, its limits
+
+
 class Trainable(Protocol):
     """The module that runs trials of one system.
 
     One that has `SPLITS` besides, the word for what its workers share out ("tasks"), may run as several processes: each
     runs `train`, or `test`, and takes part through `cs330ray.parallel`. All yield at the same steps, hold the same
     state to the bit and raise Diverged at the same step. Without it a trial takes one worker.
+
+    One that has these two besides gives models that are ready to use:
+
+        def export(config: Config, seed: int, checkpoint: Path) -> Weights
+        def ready(config: Config, exported: Weights) -> Any
+
+    What `export` takes out of a checkpoint, reading no test split, is what `cs330ray best --export` writes. `ready` is
+    what `cs330ray.load` calls with what it has read, without the card: it makes the model, runs nothing of what it was
+    given, and raises DataError where that is not of this configuration. Without `export` nothing can be written;
+    without `ready` what was written cannot be loaded.
     """
 
     Config: Any  # a pydantic model: every hyperparameter with bounds, default and unit

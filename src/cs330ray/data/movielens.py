@@ -97,6 +97,23 @@ def sizes(dataset: str) -> tuple[int, int]:
     return (FACTS.users, FACTS.items) if dataset == "movielens" else (PLANTED.users, PLANTED.items)
 
 
+def titles() -> list[str] | None:
+    """The titles of the films, by item; None where the archive is not here. For them alone nothing is downloaded.
+
+    Raises DataError where the archive does not name each film once.
+    """
+    archive = store.ARCHIVES[FILE]
+    if (path := archive.found) is None:
+        return None
+    members = {Path(name).name: text for name, text in store.read_zip(archive, path, MEMBER_BYTES).items()}
+    rows = [line.split("|") for line in members.get("u.item", b"").decode("latin-1").splitlines()]
+    if [row[0] for row in rows] != [str(item) for item in range(1, FACTS.items + 1)] or min(map(len, rows)) < 2:
+        raise DataError(
+            f"{path}: u.item must name the films 1 to {FACTS.items} in order, but does not; {archive.remedy}"
+        )
+    return [row[1] for row in rows]
+
+
 def planted_floor(split: str, data_seed: int, part: str) -> float:
     """The mean squared error of the planted model itself on one part of `planted`; PLANTED_FLOOR but for chance."""
     packed = pack("planted").arrays

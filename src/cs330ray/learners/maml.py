@@ -113,6 +113,13 @@ def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> di
     }
 
 
+def predict(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> Tensor:
+    """Adapt to each task and score its queries, which may be of any classes and as many as they are: (T, B, N)."""
+    phi_T = _adapted(maml, params, inner_lrs, batch, first_order=True)
+    with torch.no_grad():
+        return query_logits(maml, phi_T, batch)
+
+
 def query_logits(maml: Maml, phi_T: Params, batch: Batch) -> Tensor:
     """Score the queries under adapted parameters, normalised as `query_norm` says: (T, B, N), in class order."""
     support_TBCHW, query_TBCHW = _flat(batch.support_TNKCHW), _flat(batch.query_TNQCHW)

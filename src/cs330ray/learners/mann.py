@@ -96,6 +96,15 @@ def logits(mann: Mann, params: Params, batch: Batch) -> Tensor:
     return x_LTD[-ways:].transpose(0, 1)
 
 
+def predict(mann: Mann, params: Params, support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+    """Score the classes of each query, read alone right behind the support: (B, N), in the order of the support."""
+    ways, queries = len(support_NKCHW), len(query_BCHW)
+    support_LBCHW = support_NKCHW.transpose(0, 1).flatten(0, 1)[:, None].expand(-1, queries, -1, -1, -1)
+    asked_LBCHW = query_BCHW.expand(ways, -1, -1, -1, -1)  # as many as in training, of which the first counts
+    batch = Batch(torch.cat([support_LBCHW, asked_LBCHW]), support_NKCHW.new_zeros(queries, ways, dtype=torch.int64))
+    return logits(mann, params, batch)[:, 0]
+
+
 def losses(logits_TNN: Tensor, labels_TN: Tensor) -> Tensor:
     """Mean cross entropy of the queries of each task: (T,)."""
     losses_B = F.cross_entropy(logits_TNN.flatten(0, 1), labels_TN.flatten(), reduction="none")

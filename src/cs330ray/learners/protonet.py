@@ -68,6 +68,13 @@ def evaluate(protonet: ProtoNet, params: Params, batch: Batch) -> dict[str, Tens
     return _join([_scores(protonet, params, part, support_features(params, part)) for part in parts])
 
 
+@torch.no_grad()
+def predict(protonet: ProtoNet, params: Params, batch: Batch) -> Tensor:
+    """Score the queries of each task, which may be of any classes and as many as they are: (T, B, N)."""
+    prototypes_TND = prototypes(support_features(params, batch))
+    return logits(protonet.distance, query_features(protonet, params, batch), prototypes_TND)
+
+
 def support_features(params: Params, batch: Batch) -> Tensor:
     """Embed the support of each task: (T, N, K, D)."""
     z_TBD = conv4.group_features(params, batch.support_TNKCHW.flatten(1, 2))

@@ -149,14 +149,15 @@ def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) 
     return next(trial for trial in complete if trial.number == number)
 
 
-def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
-    """The best configuration of each cell as TOML, its checkpoint in a comment.
+def best_toml(ledger: Ledger, study: Study, by: str | None = None, cell: Cell | None = None) -> str:
+    """The best configuration of each cell, or of one, as TOML, its checkpoint in a comment.
 
     It is the confirmed choice where there is one; with `by` the best of the search by that metric.
     """
     blocks = []
     chosen = confirmation.choices(ledger, study) if by is None else {}
-    for cell in study.cells:
+    cells = study.cells if cell is None else [cell]
+    for cell in cells:
         confirmed = chosen.get(cell.key)
         best = confirmed.searched if confirmed else best_trial(ledger, study, cell, by)
         if best is None:
@@ -165,7 +166,7 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None) -> str:
         not_confirmed = "" if confirmed or by or study.confirm is None else _not_confirmed(ledger, study, cell)
         assert best.values is not None
         shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(study.objective, best.values, strict=True))
-        one = len(study.cells) == 1
+        one = len(cells) == 1
         blocks.append(
             ("" if one else "[[best]]\n")
             + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"

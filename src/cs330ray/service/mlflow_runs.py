@@ -233,7 +233,7 @@ def delete_study(study: str, uid: str, home: Path) -> int:
     experiment = client.get_experiment_by_name(study)
     held = experiment.tags if experiment else {}
     for tag in (NOTE, "best"):
-        if tag in held and (tag != NOTE or OURS in held[tag]):
+        if experiment is not None and tag in held and (tag != NOTE or OURS in held[tag]):
             client.delete_experiment_tag(experiment.experiment_id, tag)
     return deleted
 

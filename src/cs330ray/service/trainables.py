@@ -49,12 +49,17 @@ def load(name: str) -> Trainable:
 
 def configuration(trainable: Trainable, cell: Cell, params: Mapping[str, Any]) -> Any:
     """The validated Config of a cell with searched `params`. Raises SpecError."""
+    return validated(trainable, cell.trainable, {**cell.fixed, **params})
+
+
+def validated(trainable: Trainable, name: str, values: Mapping[str, Any]) -> Any:
+    """The Config of the trainable `name` with these values. Raises SpecError."""
     try:
-        return trainable.Config(**{**cell.fixed, **params})
+        return trainable.Config(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"{place or cell.trainable}: {_say(first)}") from None
+        raise SpecError(f"{place or name}: {said(first)}") from None
 
 
 def chance(cell: Cell, params: Mapping[str, Any]) -> Mapping[str, float]:
@@ -143,10 +148,11 @@ def _refused(trainable: Trainable, name: str, value: Value) -> Iterator[str]:
     except ValidationError as error:
         for found in error.errors(include_url=False):
             if found["loc"][:1] == (name,):
-                yield _say(found)
+                yield said(found)
 
 
-def _say(found: Any) -> str:
+def said(found: Any) -> str:
+    """What pydantic found, in our words."""
     message = str(found["msg"]).removeprefix("Value error, ")
     return f"{message[:1].lower()}{message[1:]}, but got {short(found['input'])}"
 

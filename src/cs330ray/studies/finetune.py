@@ -19,7 +19,9 @@ from cs330ray.errors import DataError
 from cs330ray.learners import answers, decoding, lora, prompts
 from cs330ray.learners.lora import Encoded, Scored, Tuning
 from cs330ray.learners.prompts import PromptStyle
-from cs330ray.trial import Item, Metric, Progress, Scores, finite
+from cs330ray.models import card, language
+from cs330ray.models.language import LanguageModel
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -209,6 +211,34 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
         for name, values in scores[1].items()
     }
     return Scores(_means("test", scores), items)
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """What trained, of a checkpoint, and which model it is learned on top of; what a card says of it."""
+    trained = {"all": "All weights", "lora": "The adapters alone"}.get(config.tuning.method, "The trained blocks alone")
+    new_head = ", and the head, which is new" if config.classifies and config.tuning.method != "all" else ""
+    said = card.sections(
+        weights=f"{trained}{new_head}, as of the last step.",
+        dataset=config.dataset,
+        base=config.model,
+        use=language.USE[config.dataset],
+        limits=[
+            f"Examples it has learned from: {config.shots}{' of each class' * config.classifies}",
+            *language.LIMITS,
+        ],
+    )
+    return Weights(runtime.load_tensors(checkpoint), language.base_notes(config.model), said)
+
+
+def ready(config: Config, exported: Weights) -> LanguageModel:
+    """A model that answers as the test asks. Raises DataError where the tensors or the model below are others."""
+    if config.tuning.method == "lora":
+        lora.require_peft()
+    language.check_base(config.model, exported.notes)
+    state = _State.fresh(config, 0, runtime.device())
+    runtime.fill(state._tensors, exported.tensors)
+    state.model.train(False)
+    return language.KINDS[config.dataset](lambda text: _told(config, state, text))
 
 
 @dataclass
@@ -438,6 +468,20 @@ def _answers(config: Config, state: _State, examples: Sequence[Example], found: 
     )
     told |= dict(zip(rest, decoded, strict=True))
     return [told[place] for place in range(len(examples))]
+
+
+def _told(config: Config, state: _State, text: str) -> str:
+    """What the model says to a text."""
+    window = weights.window(state.model)
+    if not config.classifies:
+        question = prompts.question(config.style, text, config.template)
+        return decoding.greedy(
+            state.model, state.tokenizer, [question], max_new_tokens=config.new_tokens, batch=1, window=window
+        )[0]
+    ids = state.tokenizer(text, truncation=True, max_length=min(config.max_tokens, window))["input_ids"]
+    batch = lora.collate([Encoded(tuple(ids), label=0)], pad=state.pad, device=state.device)
+    with torch.no_grad():
+        return CLASSES[config.dataset][int(lora.logits(state.model, batch).argmax())]
 
 
 def _means(part: str, scores: tuple[float, Mapping[str, Sequence[float]]]) -> dict[str, float]:

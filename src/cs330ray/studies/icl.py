@@ -19,7 +19,9 @@ from cs330ray.learners import answers, incontext
 from cs330ray.learners.decoding import Decoder
 from cs330ray.learners.incontext import Asking, Ordering
 from cs330ray.learners.prompts import PromptStyle
-from cs330ray.trial import Item, Metric, Progress, Scores
+from cs330ray.models import card, language
+from cs330ray.models.language import LanguageModel
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,6 +161,40 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     }
     metrics = {f"test_{name}": sum(values) / len(values) for name, values in scores.items()}
     return Scores(metrics | {"test_shots_used": float(len(order))}, items)
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:
+    """No tensors: the examples of a checkpoint in its order, and which model reads them; what a card says of them."""
+    drawn, order = _draw(config, seed), _State.load(checkpoint).order or []
+    if not all(type(at) is int and 0 <= at < len(drawn) for at in order):
+        raise CheckpointError(f"{checkpoint}: an order of {len(drawn)} examples is needed, but it holds {order}")
+    shots = [[drawn[at].text, drawn[at].answer] for at in order]
+    said = card.sections(
+        weights=f"None: nothing was trained. {len(shots)} examples stand in the prompt, in the order that was chosen.",
+        dataset=config.dataset,
+        base=config.model,
+        use=language.USE[config.dataset],
+        limits=[
+            f"`config.json` holds these examples: pieces of {config.dataset}, under its terms",
+            *language.LIMITS,
+        ],
+    )
+    return Weights({}, language.base_notes(config.model) | {"shots": shots}, said)
+
+
+def ready(config: Config, exported: Weights) -> LanguageModel:
+    """A model that answers behind its examples, as the test asks. Raises DataError where it is another model."""
+    runtime.fill({}, exported.tensors)
+    shots = language.shots(exported.notes)
+    language.check_base(config.model, exported.notes)
+    model, tokenizer = weights.causal(config.model, device=runtime.device())
+    decoder = Decoder(model, tokenizer, window=weights.window(model), prefix=config.asking.prefix(shots))
+
+    def respond(text: str) -> str:
+        answer = decoder.greedy([config.asking.prompt(text)], max_new_tokens=config.new_tokens, batch=1)[0]
+        return _stars(answer) if config.dataset == "amazon" else answer
+
+    return language.KINDS[config.dataset](respond)
 
 
 @dataclass

@@ -14,7 +14,9 @@ from cs330ray.data import image_classes, images_digest
 from cs330ray.data.episodes import draw_episodes
 from cs330ray.learners import conv4, maml
 from cs330ray.learners.maml import Batch, Maml
-from cs330ray.trial import Item, Metric, Progress, Scores, finite
+from cs330ray.models import card
+from cs330ray.models.classifier import Classifier
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 DRAWINGS = 20  # of each character
 SPLITS = "tasks"  # among workers
@@ -144,6 +146,34 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     metrics = _means("test", scores_T) | {name: runtime.mean(values_T) for name, values_T in accuracies_T.items()}
     metrics["test_accuracy_ci95"] = runtime.ci95(accuracies_T["test_accuracy"])
     return Scores(metrics, {name: _items(values_T) for name, values_T in accuracies_T.items()})
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The parameters and inner rates of a checkpoint, and what a card says of them."""
+    said = card.sections(
+        weights="The start that the inner loop adapts to each task, and its rates, as of the last step.",
+        dataset=config.dataset,
+        use=card.CLASSIFY,
+        limits=[
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
+            card.SUPPORT_NORM,
+            *card.OF_DRAWINGS,
+        ],
+    )
+    return Weights(runtime.load_tensors(checkpoint), card=said)
+
+
+def ready(config: Config, exported: Weights) -> Classifier:
+    """A classifier that adapts to the support it is shown. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, runtime.device())
+    runtime.fill(state._tensors, exported.tensors)
+    algorithm = replace(config.evaluation, query_norm="support")
+
+    def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+        batch = Batch(support_NKCHW[None], query_BCHW[None, None])
+        return maml.predict(algorithm, state.params, state.inner_lrs, batch)[0]
+
+    return Classifier(score, config.ways, state.device)
 
 
 @dataclass

@@ -13,7 +13,9 @@ from cs330ray import parallel, runtime
 from cs330ray.data import image_classes, images_digest
 from cs330ray.learners import mann
 from cs330ray.learners.mann import Batch, Mann
-from cs330ray.trial import Item, Metric, Progress, Scores, finite
+from cs330ray.models import card
+from cs330ray.models.classifier import Classifier
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 DRAWINGS = 20  # of each character
 SPLITS = "tasks"  # among workers
@@ -98,6 +100,34 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     items = [Item(unit=str(task), score=score) for task, score in enumerate(scores_T["accuracy"].tolist())]
     metrics = _row("test", scores_T) | {"test_accuracy_ci95": runtime.ci95(scores_T["accuracy"])}
     return Scores(metrics, {"test_accuracy": items})
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The parameters of a checkpoint, and what a card says of them."""
+    said = card.sections(
+        weights="The net with its memory, as of the last step.",
+        dataset=config.dataset,
+        use=card.CLASSIFY,
+        limits=[
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
+            "Each query is read alone behind the support, so that no answer hangs on other queries; `test_accuracy` is "
+            f"of {config.ways} queries read one after another, one of each class",
+            *card.OF_DRAWINGS,
+        ],
+    )
+    return Weights(runtime.load_tensors(checkpoint), card=said)
+
+
+def ready(config: Config, exported: Weights) -> Classifier:
+    """A classifier that remembers the support. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, runtime.device())
+    runtime.fill(state.params, exported.tensors)
+
+    @torch.no_grad()
+    def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+        return mann.predict(config.net, state.params, support_NKCHW, query_BCHW)
+
+    return Classifier(score, config.ways, state.device)
 
 
 @dataclass

@@ -12,8 +12,10 @@ from torch import Tensor
 from cs330ray import parallel, runtime
 from cs330ray.data import movielens
 from cs330ray.learners import multitask
-from cs330ray.learners.multitask import Multitask, Ratings, Weights
-from cs330ray.trial import Item, Metric, Progress, Scores, finite
+from cs330ray.learners.multitask import Multitask, Ratings
+from cs330ray.models import card
+from cs330ray.models.recommender import Recommender
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 SPLITS = "ratings"  # of a batch, among workers
 
@@ -168,12 +170,40 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     return Scores(metrics, items)
 
 
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The best moment's parameters of a checkpoint, and what a card says of them. A refit is in no checkpoint."""
+    notes = runtime.load_notes(checkpoint / "state.json")
+    held = runtime.load_tensors(checkpoint)
+    best = {name.removeprefix("best/"): tensor for name, tensor in held.items() if name.startswith("best/")}
+    said = card.sections(
+        weights=f"Those of the best moment by {config.keep_best_by}, epoch {notes['best_step']}, trained on the "
+        "training ratings alone: their figures are those without `_last` and `_refit`. A refit on training and "
+        "validation together is made for the test and not kept.",
+        dataset=config.dataset,
+        use=["for title, score, stars in model.recommend(user=1, n=10):", "    print(title, round(stars, 1))"],
+        limits=[
+            "It knows the users and items of its data alone, by their numbers there, counted from 1",
+            "A score ranks the items of one user; between users it says nothing. Stars are not cut to 1 to 5",
+            "What a user rated in training and validation is left out, for which the data are read; what was kept "
+            "for the test is recommended like any other",
+        ],
+    )
+    return Weights(best, {"best_step": notes["best_step"]}, said)
+
+
+def ready(config: Config, exported: Weights) -> Recommender:
+    """A recommender. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, None, runtime.device())
+    runtime.fill(state.best, exported.tensors)
+    return Recommender(state.best, config.dataset, config.split, config.data_seed)
+
+
 @dataclass
 class _State:
     """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
 
     step: int
-    weights: Weights
+    weights: multitask.Weights
     optimizer: torch.optim.Adam
     generator: torch.Generator  # of shuffles, drawn items and dropout
     best: dict[str, Tensor]
@@ -196,7 +226,7 @@ class _State:
             mean_stars=mean_stars if config.regression_bias else None,
             generator=generator,
         )
-        weights = Weights.of(drawn, device)
+        weights = multitask.Weights.of(drawn, device)
         optimizer = torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
         best = {name: param.clone() for name, param in weights.params.items()}
         return cls(0, weights, optimizer, generator, best, 0, {})

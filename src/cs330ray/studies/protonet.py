@@ -15,7 +15,9 @@ from cs330ray.data.episodes import draw_episodes
 from cs330ray.learners import conv4, protonet
 from cs330ray.learners.maml import Batch, QueryNorm
 from cs330ray.learners.protonet import ProtoNet
-from cs330ray.trial import Item, Metric, Progress, Scores, finite
+from cs330ray.models import card
+from cs330ray.models.classifier import Classifier
+from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 DRAWINGS = 20  # of each character
 SPLITS = "tasks"  # among workers
@@ -140,6 +142,34 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     metrics = _means("test", scores_T) | {name: runtime.mean(values_T) for name, values_T in accuracies_T.items()}
     metrics["test_accuracy_ci95"] = runtime.ci95(accuracies_T["test_accuracy"])
     return Scores(metrics, {name: _items(values_T) for name, values_T in accuracies_T.items()})
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The parameters of a checkpoint, and what a card says of them."""
+    said = card.sections(
+        weights="The net that embeds drawings, as of the last step.",
+        dataset=config.dataset,
+        use=card.CLASSIFY,
+        limits=[
+            f"Any number of classes; it was trained on tasks of {config.ways} with {config.shots} of each to show, "
+            f"and its figures are of {config.eval_ways}",
+            card.SUPPORT_NORM,
+            *card.OF_DRAWINGS,
+        ],
+    )
+    return Weights(runtime.load_tensors(checkpoint), card=said)
+
+
+def ready(config: Config, exported: Weights) -> Classifier:
+    """A classifier by the nearest prototype. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, runtime.device())
+    runtime.fill(state._tensors, exported.tensors)
+    algorithm = replace(config.algorithm, query_norm="support")
+
+    def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+        return protonet.predict(algorithm, state.params, Batch(support_NKCHW[None], query_BCHW[None, None]))[0]
+
+    return Classifier(score, None, state.device)
 
 
 @dataclass

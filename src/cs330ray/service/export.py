@@ -1,0 +1,145 @@
+"""Taking a model out of a study: a trial's last checkpoint, wherever it lies, as a directory for `cs330ray.load`."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cs330ray
+from cs330ray import checkpoint
+from cs330ray.checkpoint import Checkpoint, fsync
+from cs330ray.errors import DataError, SpecError
+from cs330ray.service import copies, objects, trainables
+from cs330ray.service.exported import CARD, CONFIG, MANIFEST, METRICS, PROVENANCE, TENSORS, Described, sha256
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.objects import StoreFault
+from cs330ray.spec import Study
+from cs330ray.trial import Weights
+
+PRIVATE = ("host", "nodes", "pid", "workers", "began_s")  # of a start: whose machines they were, and when
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is taken of one trial for a directory."""
+
+    described: Described
+    weights: Weights
+    provenance: Mapping[str, Any]
+
+
+def vacant(directory: Path) -> Path:
+    """The place of a directory that is empty or not there. Raises SpecError where something is."""
+    place = directory.expanduser().resolve()
+    try:
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+            return place
+        why = "it holds something" if place.is_dir() else "it is a file"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise SpecError(f"--export {directory}: an empty or new directory is needed, but {why}; name another")
+
+
+def take(ledger: Ledger, study: Study, run: Trial) -> Model:
+    """Take what makes a model out of a trial's last checkpoint. Raises SpecError, DataError or CheckpointError."""
+    trainable = trainables.load(run.cell.trainable)
+    export = getattr(trainable, "export", None)
+    if export is None:
+        raise SpecError(
+            f"{run.cell.trainable}: to be exported a trainable needs `export(config, seed, checkpoint)`, but this one "
+            "has none; cs330ray.trial.Trainable says how"
+        )
+    config = trainables.configuration(trainable, run.cell, run.params)
+    starts = ledger.attempts(study, run.cell, run.number)
+    with _checkpoint(ledger, study, run) as held:
+        weights = export(config, run.seed, held.path)
+        steps = held.step
+    last = starts[-1] if starts else {}
+    described = Described(
+        cs330ray=cs330ray.__version__,
+        code=last.get("code"),
+        trainable=run.cell.trainable,
+        config=config.model_dump(mode="json"),
+        seed=run.seed,
+        steps=steps,
+        notes=dict(weights.notes),
+    )
+    provenance = {
+        "study": study.name,
+        "study_digest": study.digest,
+        "cell": run.cell.title,
+        "trial": run.number,
+        "fresh": run.cell.fresh,
+        "data": last.get("data"),
+        "code": last.get("code"),
+        "starts": [{key: told for key, told in start.items() if key not in PRIVATE} for start in starts],
+    }
+    return Model(described, weights, provenance)
+
+
+def write(directory: Path, model: Model, metrics: Mapping[str, Any], card: str) -> None:
+    """Write a model into an empty or new directory: under another name, then renamed. Raises SpecError."""
+    final = vacant(directory)
+    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
+    documents = {CONFIG: model.described.model_dump(), METRICS: metrics, PROVENANCE: model.provenance}
+    try:
+        partial.mkdir(parents=True)
+        if model.weights.tensors:
+            from safetensors.torch import save_file  # here: it brings torch
+
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights.tensors.items()}
+            save_file(tensors, partial / TENSORS)
+        for name, document in documents.items():
+            (partial / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        if model.weights.tensors:  # which safetensors keeps for its owner alone
+            (partial / TENSORS).chmod((partial / CONFIG).stat().st_mode)
+        digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n")
+        (partial / CARD).write_text(card, encoding="utf-8")
+        for path in [*partial.iterdir(), partial]:
+            fsync(path)
+        partial.rename(final)
+        fsync(final.parent)
+    except OSError as error:
+        raise SpecError(
+            f"--export {directory}: a directory that can be written is needed, but {error.strerror or error}; name "
+            "another"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _checkpoint(ledger: Ledger, study: Study, run: Trial) -> Iterator[Checkpoint]:
+    """A trial's last checkpoint, fetched from the store where it is. Raises SpecError, DataError or CheckpointError."""
+    place = ledger.checkpoint(study, run.cell, run.number)
+    which = f"{study.name}: trial {run.number} of {run.cell.searched.title}"
+    if place is None:
+        raise SpecError(
+            f"{which}: its checkpoint is needed, but only the best {study.resources.keep} of a cell keep theirs "
+            "(resources.keep), and runs of confirmation; let [confirm] take it in, or export another"
+        )
+    if "://" not in place:
+        if not Path(place).is_dir():
+            hosts = {str(start.get("host")) for start in ledger.attempts(study, run.cell, run.number)[-1:]}
+            raise DataError(
+                f"{which}: its checkpoint must be at {place}, where {' '.join(hosts) or 'a machine'} wrote it, but is "
+                f"not to be seen here; export there, or run studies with {objects.VARIABLE} set"
+            )
+        yield checkpoint.read(Path(place))
+        return
+    with TemporaryDirectory(prefix="cs330ray-") as directory:
+        try:
+            url = objects.wanted()
+            fetched = copies.fetched(place, Path(directory), objects.at(url) if url else None)
+        except StoreFault as fault:
+            raise DataError(
+                f"{which}: its checkpoint at {place} must be readable, but {fault}; set {objects.VARIABLE} as the "
+                "study had it"
+            ) from None
+        yield fetched
