@@ -107,3 +107,13 @@ def test_the_answer_names_the_choice_its_figures_and_how_sure_they_are(study: Op
     assert f"val_accuracy {best.confirmed['val_accuracy'].mean:.4g} ±" in first
     assert f"test_accuracy {best.test['test_accuracy'].mean:.4g} ±" in first
     assert second.startswith("It is")
+
+
+@pytest.mark.parametrize(
+    ("trials", "wanted"), [(2, "The search was random"), (5, "The search was mostly random: 4 of 5"), (8, None)]
+)
+def test_a_search_that_had_little_to_go_by_says_so(trials: int, wanted: str | None) -> None:
+    study = made(sampler={"kind": "tpe", "startup": 4}, budget={"trials": trials, "steps": 8})
+    found = list(words.startup(study))
+    assert len(found) == (wanted is not None)
+    assert wanted is None or found[0].startswith(wanted)

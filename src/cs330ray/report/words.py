@@ -10,7 +10,7 @@ from cs330ray.report.comparison import Comparison, Difference, in_words
 from cs330ray.report.confirmation import on_test
 from cs330ray.report.statistics import Interval
 from cs330ray.service import confirm
-from cs330ray.spec import Cell, Range, applies
+from cs330ray.spec import Cell, Range, Study, applies
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
@@ -97,7 +97,7 @@ def value_said(value: Any) -> str:
 
 def notes(study: "Opened") -> list[str]:
     """What weakens the answer: edges of ranges, failures, what is missing, other code or data."""
-    return [*_missing(study), *_edges(study), *_failures(study), *_startup(study), *_circumstances(study)]
+    return [*_missing(study), *_edges(study), *_failures(study), *startup(study.study), *_circumstances(study)]
 
 
 def _missing(study: "Opened") -> Iterator[str]:
@@ -178,12 +178,15 @@ def _failures(study: "Opened") -> Iterator[str]:
         yield f"The test of {len(untested)} of {len(runs)} runs of confirmation failed: {untested['reason'].iloc[0]}."
 
 
-def _startup(study: "Opened") -> Iterator[str]:
-    spec = study.study
+def startup(spec: Study) -> Iterator[str]:
+    """What to say of a search that was over before its sampler had learned."""
     if not spec.search or spec.budget.trials == 1:
         return
     drawn = {"tpe": spec.sampler.startup, "nsga2": spec.sampler.population}.get(spec.sampler.kind, 0)
-    if spec.budget.trials < 2 * drawn:
+    if spec.budget.trials <= drawn:
+        had = f"{spec.budget.trials} trial{'s' * (spec.budget.trials > 1)}"
+        yield f"The search was random: {spec.sampler.kind} begins to learn after {drawn} trials, and a cell has {had}."
+    elif spec.budget.trials < 2 * drawn:
         yield (
             f"The search was mostly random: {drawn} of {spec.budget.trials} trials of each cell were drawn before "
             f"{spec.sampler.kind} had anything to go by."
