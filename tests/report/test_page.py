@@ -135,8 +135,8 @@ def test_a_browser_draws_every_figure_says_nothing_and_asks_the_network_for_noth
         assert shown.console == []
         assert [url for url in shown.requests if not url.startswith(("file:", "data:"))] == []
         assert shown.eval("document.body.dataset.drawn") == str(len(figures))
-        assert shown.eval("document.querySelectorAll('.chart svg').length") == len(figures) > 5
-        assert shown.eval(f"[...document.querySelectorAll('.chart svg')].every((svg) => svg.querySelector('{MARKS}'))")
+        assert shown.eval("document.querySelectorAll('.chart svg.marks').length") == len(figures) > 5
+        assert shown.eval(f"[...document.querySelectorAll('.chart svg.marks')].every((svg) => svg.querySelector('{MARKS}'))")
         assert shown.eval("document.documentElement.scrollWidth") <= width
         ground = shown.eval("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
@@ -205,7 +205,7 @@ def test_a_report_over_splits_is_drawn_too(split_home: Path, tmp_path: Path) -> 
     with browser(width=700) as chromium:
         shown = chromium.open((tmp_path / "report.html").as_uri(), wait_for=DRAWN, timeout_s=60)
         assert shown.console == []
-        assert shown.eval("document.querySelectorAll('.chart svg').length") == 1
+        assert shown.eval("document.querySelectorAll('.chart svg.marks').length") == 1
 
 
 def test_studies_of_two_questions_are_refused(split_home: Path, tmp_path: Path) -> None:
