@@ -257,7 +257,7 @@ def entered(home: Path) -> Study:
     """A study in the ledger and in MLflow, without a trial."""
     study, ledger = toy(), Ledger.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
-    assert Mirror(ledger, "toy", home).sync() == 2
+    Mirror(ledger, "toy", home).sync()
     return study
 
 

@@ -230,11 +230,10 @@ def delete_runs(study: str, uid: str, home: Path) -> int:
 def delete_study(study: str, uid: str, home: Path) -> int:
     """Delete the runs of a study from MLflow, and what the mirror says of it on its experiment; how many runs."""
     deleted, client = delete_runs(study, uid, home), client_of(home)
-    experiment = client.get_experiment_by_name(study)
-    held = experiment.tags if experiment else {}
-    for tag in (NOTE, "best"):
-        if experiment is not None and tag in held and (tag != NOTE or OURS in held[tag]):
-            client.delete_experiment_tag(experiment.experiment_id, tag)
+    if (experiment := client.get_experiment_by_name(study)) is not None:
+        for tag in (NOTE, "best"):
+            if tag in experiment.tags and (tag != NOTE or OURS in experiment.tags[tag]):
+                client.delete_experiment_tag(experiment.experiment_id, tag)
     return deleted
 
 
