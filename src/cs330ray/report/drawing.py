@@ -112,6 +112,13 @@ def title(text: str, longest: int = LONGEST_TITLE) -> str | list[str]:
     return [first, f"({rest}"] if bracket and len(text) > longest else text
 
 
+def along(*, log: bool, zero: bool, padding: float = 0) -> alt.Scale:
+    """The scale of a number along an axis; a logarithmic one has no zero."""
+    if log:
+        return alt.Scale(type="log", nice=False, padding=padding)
+    return alt.Scale(type="linear", zero=zero, nice=False, padding=padding)
+
+
 def lines(label: str, length: int = LABEL) -> list[str]:
     """A label broken into at most three lines, at spaces where that suffices, else behind other signs too."""
     found: list[str] = []
@@ -143,9 +150,14 @@ class Cells:
         self.split = len(of_study) > 1 and len(self.titles) <= MOST_CELLS
         self._all = list(of_study if len(of_study) <= MOST_CELLS else titles)
 
-    def colour(self, channel: Any = alt.Color, **options: Any) -> Any:
+    def colour(self) -> Any:
         """The channel of colours."""
-        return self._channel(channel, PALETTE, **options) if self.split else alt.value(PALETTE[0])
+        return self._channel(alt.Color, PALETTE) if self.split else alt.value(PALETTE[0])
+
+    def paint(self) -> Any:
+        """The same colours for a mark that brings no legend."""
+        paints = {title: PALETTE[self._all.index(title)] for title in self.titles} if self.split else {}
+        return alt.ExprRef(f"({json.dumps(paints)})[datum.cell]") if self.split else PALETTE[0]
 
     def shape(self) -> Any:
         """The channel of shapes."""
@@ -155,9 +167,9 @@ class Cells:
         """The channel of dashes."""
         return self._channel(alt.StrokeDash, DASHES) if self.split else alt.value(DASHES[0])
 
-    def _channel(self, channel: Any, values: Sequence[Any], **options: Any) -> Any:
+    def _channel(self, channel: Any, values: Sequence[Any]) -> Any:
         scale = alt.Scale(domain=self.titles, range=[values[self._all.index(title)] for title in self.titles])
-        return channel(field="cell", type="nominal", scale=scale, **{"legend": self.legend(), **options})
+        return channel(field="cell", type="nominal", scale=scale, legend=self.legend())
 
     def legend(self) -> alt.Legend:
         """Below the plot, in as many columns as the longest title leaves room for."""

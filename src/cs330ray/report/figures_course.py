@@ -94,7 +94,7 @@ def _strong(base: alt.Chart, cells: Cells) -> Iterator[alt.Chart]:
         for kind, width, opacity in (("top", 1.2, 0.7), ("best", 2.5, 1.0)):
             line = base.mark_line(strokeWidth=width, opacity=opacity, clip=True, color=PALETTE[0])
             yield line.transform_filter(drawing.where("line", kind))
-    dots = base.mark_point(filled=True, size=18, opacity=1, clip=True).encode(fill=cells.colour(alt.Fill, legend=None))
+    dots = base.mark_point(fill=cells.paint(), strokeWidth=0, size=18, opacity=1, clip=True)
     counted = dots.transform_joinaggregate(rows="count()", groupby=["cell", "trial"])
     yield counted.transform_filter(f"datum.rows <= {DOTS_OF_A_CURVE}")
 
@@ -136,11 +136,11 @@ def progress(search: Search) -> Iterator[Figure]:
     window = drawing.window(table["best"].tolist(), search.metric)
     base = _best_by_trials(search, table, window, "trials begun")
     line = base.mark_line(interpolate="step-after", strokeWidth=2)
-    dots = base.mark_point(filled=True, size=25, opacity=1)
+    dots = base.mark_point(fill=cells.paint(), strokeWidth=0, size=25, opacity=1)
     chart = drawing.drawn(
         table,
         line.encode(color=cells.colour(), strokeDash=cells.dash(), detail=_detail(table)),
-        dots.encode(fill=cells.colour(alt.Fill, legend=None)),
+        dots,
     )
     says = "The best value so far of one search, whose order is partly luck. There is no band: "
     yield Figure("progress", "Best so far", f"{says}{why}.{window.says}{cells.unsplit}", chart, table)
@@ -151,7 +151,7 @@ def _best_by_trials(search: Search, table: pd.DataFrame, window: drawing.Window,
     y = drawing.title(f"best {drawing.said(search.objective, search.metric)}")
     values = alt.Undefined if log else drawing.whole_ticks(0, int(table["trials"].max()))
     ticks = alt.Axis(tickCount=TICKS, values=values, labelOverlap=True, format=",d")
-    scale = alt.Scale(type="log" if log else "linear", zero=not log, nice=False)
+    scale = drawing.along(log=log, zero=True)
     layered = alt.Chart().encode(
         x=alt.X("trials:Q", title=title, axis=ticks, scale=scale), tooltip=drawing.tooltips(table)
     )
@@ -189,8 +189,8 @@ def _band(search: Search) -> Iterator[Figure]:
         bottom=f"isValid(datum.low) ? datum.low : {window.low}", top=f"isValid(datum.high) ? datum.high : {window.high}"
     )
     layers = [
-        area.mark_area(opacity=0.2).encode(
-            y=alt.Y("bottom:Q"), y2="top:Q", fill=cells.colour(alt.Fill, legend=None), detail=_detail(table)
+        area.mark_area(fill=cells.paint(), opacity=0.2).encode(
+            y=alt.Y("bottom:Q"), y2="top:Q", detail=_detail(table)
         ),
         base.transform_filter("isValid(datum.median)").mark_line(strokeWidth=2).encode(
             y="median:Q", color=cells.colour(), strokeDash=cells.dash(), detail=_detail(table)

@@ -109,7 +109,7 @@ def _strips(name: str, column: str, order: Sequence[str]) -> alt.X:
 def _along(name: str, column: str, domains: Sequence[Domain], table: pd.DataFrame) -> alt.X:
     """The axis of a parameter with a range."""
     log = all(not isinstance(domain, Choice) and domain.log for domain in domains)
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=12)
+    scale = drawing.along(log=log, zero=False, padding=12)
     values: Any = alt.Undefined
     whole = _whole(domains)
     if whole and not log:
@@ -128,7 +128,7 @@ def cost(search: Search) -> Iterator[Figure]:
     table = drawing.rounded(search.columns(shown, ["trial", "state", "seconds", search.objective, "best"]))
     least, most = table["seconds"].min(), table["seconds"].max()
     log = least > 0 and most > 20 * least
-    scale = alt.Scale(type="log" if log else "linear", zero=not log, nice=False, padding=12)
+    scale = drawing.along(log=log, zero=True, padding=12)
     axis = alt.Axis(tickCount=TICKS, labelOverlap=True, grid=False)
     title = f"seconds of a trial{' (log scale)' if log else ''}"
     chart, words = points(search, table, alt.X("seconds:Q", scale=scale, title=title, axis=axis))
