@@ -136,7 +136,8 @@ def test_a_browser_draws_every_figure_says_nothing_and_asks_the_network_for_noth
         assert [url for url in shown.requests if not url.startswith(("file:", "data:"))] == []
         assert shown.eval("document.body.dataset.drawn") == str(len(figures))
         assert shown.eval("document.querySelectorAll('.chart svg.marks').length") == len(figures) > 5
-        assert shown.eval(f"[...document.querySelectorAll('.chart svg.marks')].every((svg) => svg.querySelector('{MARKS}'))")
+        marked = f"(svg) => svg.querySelector('{MARKS}')"
+        assert shown.eval(f"[...document.querySelectorAll('.chart svg.marks')].every({marked})")
         assert shown.eval("document.documentElement.scrollWidth") <= width
         ground = shown.eval("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
