@@ -104,10 +104,11 @@ def _alternatives(search: Search, objective: str, table: pd.DataFrame) -> alt.La
     )  # fmt: skip
     mean, promised = drawing.where("what", MEAN), drawing.where("what", SEARCH)
     rule = common.mark_rule(strokeWidth=2).transform_filter(f"{mean} && isValid(datum.low)")
+    intervals = [rule.encode(x=alt.X("low:Q"), x2="high:Q")] if table["low"].notna().any() else []
     height = max(100.0, sum(max(44.0, 14.0 * len(drawing.lines(label)) + 8) for label in order))
     return drawing.drawn(
         table,
-        rule.encode(x=alt.X("low:Q"), x2="high:Q"),
+        *intervals,
         common.mark_point(size=25, filled=True, opacity=0.5)
         .transform_filter(f"!({mean} || {promised})").encode(x=x, shape=shape),
         common.mark_tick(thickness=2, size=16).transform_filter(promised).encode(x=x, color=alt.value(GREY)),
@@ -219,10 +220,11 @@ def _axis(search: Search, metric: str, axis: str, table: pd.DataFrame) -> alt.La
     y = alt.Y(field=drawing.field(metric), type="quantitative", scale=alt.Scale(zero=False), title=title)
     base = alt.Chart().encode(x=x, color=cells.colour(), tooltip=drawing.tooltips(table))
     rule = base.mark_rule(strokeWidth=1.5).transform_filter("isValid(datum.low)")
+    intervals = [rule.encode(y=alt.Y("low:Q"), y2="high:Q")] if table["low"].notna().any() else []
     detail: Any = "cell:N" if "cell" in table else alt.Undefined
     chart = drawing.drawn(
         table,
-        rule.encode(y=alt.Y("low:Q"), y2="high:Q"),
+        *intervals,
         base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=cells.dash(), detail=detail),
         base.mark_point(filled=True, size=65, opacity=1).encode(y=y, shape=cells.shape()),
     )

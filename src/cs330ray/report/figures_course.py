@@ -82,20 +82,28 @@ def _curves(search: Search, objective: str, table: pd.DataFrame, pruned: int) ->
     )  # fmt: skip
     pruned_line = drawing.where("line", "pruned")
     faint = base.mark_line(color=GREY, strokeWidth=1, opacity=0.5, clip=True).transform_filter(pruned_line)
-    layers = [faint, *(each.transform_filter(f"!({pruned_line})") for each in _strong(base, cells))]
+    layers = [faint] if (table["line"] == "pruned").any() else []
+    strong = _strong(base, cells, table[table["line"] != "pruned"])
+    layers += [each.transform_filter(f"!({pruned_line})") for each in strong]
     return _said(search, table, pruned) + window.says + cells.unsplit, drawing.drawn(table, *layers)
 
 
-def _strong(base: alt.Chart, cells: Cells) -> Iterator[alt.Chart]:
+def _strong(base: alt.Chart, cells: Cells, table: pd.DataFrame) -> Iterator[alt.Chart]:
     """The top trials: one a cell by colour and dash, or those of one cell, the very best thick; few rows as dots."""
+    if table.empty:
+        return
     if cells.split:
         yield base.mark_line(strokeWidth=2, clip=True).encode(color=cells.colour(), strokeDash=cells.dash())
     else:
         for kind, width, opacity in (("top", 1.2, 0.7), ("best", 2.5, 1.0)):
             line = base.mark_line(strokeWidth=width, opacity=opacity, clip=True, color=PALETTE[0])
-            yield line.transform_filter(drawing.where("line", kind))
+            if (table["line"] == kind).any():
+                yield line.transform_filter(drawing.where("line", kind))
     dots = base.mark_point(fill=cells.paint(), strokeWidth=0, size=18, opacity=1, clip=True)
-    counted = dots.transform_joinaggregate(rows="count()", groupby=["cell", "trial"])
+    of_each = [name for name in ("cell", "trial") if name in table]
+    if table.groupby(of_each).size().min() > DOTS_OF_A_CURVE:
+        return
+    counted = dots.transform_joinaggregate(rows="count()", groupby=of_each)
     yield counted.transform_filter(f"datum.rows <= {DOTS_OF_A_CURVE}")
 
 
