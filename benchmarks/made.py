@@ -41,9 +41,19 @@ def as_usual(cell: Cell, number: int) -> Ended:
 
 
 def fill(
-    home: Path, study: Study, quality: Quality = by_rate, ends: Ends = as_usual, *, rows: int = 8, luck: float = 0.02
+    home: Path,
+    study: Study,
+    quality: Quality = by_rate,
+    ends: Ends = as_usual,
+    *,
+    rows: int = 8,
+    luck: float = 0.02,
+    but: str = "",
 ) -> Ledger:
-    """Enter `study` with all its trials and confirmations; each comes to its quality and some luck of its seed."""
+    """Enter `study` with all its trials and confirmations; each comes to its quality and some luck of its seed.
+
+    The cell with the title `but` is not confirmed.
+    """
     ledger = Ledger.at(home)
     ledger.open(study, dict.fromkeys(study.trainables(), METRICS))
     goals = ledger.goals(study)
@@ -57,6 +67,8 @@ def fill(
             if study.sampler.kind != "random":
                 history = ledger.history(study, cell)
     for cell, number in confirm.pending(ledger, study):
+        if cell.title == but:
+            continue
         params = ledger.trials(study, cell.searched)[number].params
         seed = fresh_seed(study.seed, cell.fresh or 0)
         reached = quality(cell, params)

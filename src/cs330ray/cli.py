@@ -352,7 +352,7 @@ def report(
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
     files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
-    typer.echo(f"{whole.title}: {found[0].answer}" if len(found) == 1 else whole.title)
+    typer.echo(f"{whole.title}: {whole.answer}")
     shown = files[: 1 if markdown else 2]
     for file in shown:
         typer.echo(str(file))

@@ -89,7 +89,7 @@ def test_one_fresh_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 def words_of(study: Opened) -> list[str]:
-    from cs330ray.report.words import notes
+    from cs330ray.report.notes import notes
 
     return notes(study)
 

@@ -15,16 +15,20 @@ def compared(ledger: Ledger, study: Study, objective: int = 0) -> Comparison | N
 
 
 def alternatives(ledger: Ledger, study: Study, objective: int = 0) -> list[Alternative]:
-    """The choice of each cell that has one, by the cell's title; of a single cell its whole candidates, by number."""
+    """The choice of each cell that has one, by the cell's title; of one cell its whole candidates within the bounds."""
     if len(study.cells) > 1:
         chosen = confirmation.choices(ledger, study)
         titles = {cell.key: cell.title for cell in study.cells}
         named = {titles[key]: one for key, one in chosen.items()}
     else:
         found = confirm.confirmed(ledger, study).get(study.cells[0].key, [])
-        over = not confirm.runs_to_come(found)
-        named = {f"trial {one.searched.number}": one for one in found if over and one.current and one.whole}
+        kept = [one for one in found if one.current and one.whole and not _breaks_bounds(ledger, study, one)]
+        named = {f"trial {one.searched.number}": one for one in kept if not confirm.runs_to_come(found)}
     return [_alternative(ledger, study, name, one, objective) for name, one in named.items()]
+
+
+def _breaks_bounds(ledger: Ledger, study: Study, one: Confirmed) -> bool:
+    return bool(confirm.broken_bounds(study, ledger.goals(study), one.means))
 
 
 def _alternative(ledger: Ledger, study: Study, name: str, one: Confirmed, objective: int) -> Alternative:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cs330ray.report.statistics import (
     MOST_SEEDS,
+    ROUNDING,
     Interval,
     holm,
     over_seeds,
@@ -63,6 +64,12 @@ class Difference:
         """Whether the 95 % interval holds zero; one seed has no interval, and holds every value."""
         return self.validation.n < 2 or self.validation.low <= 0 <= self.validation.high
 
+    @property
+    def without_scatter(self) -> bool:
+        """Whether it is the same on every seed: neither hangs on the seed then, and seeds tell nothing of chance."""
+        width = self.validation.high - self.validation.low
+        return self.validation.n > 1 and width <= ROUNDING * abs(self.validation.mean)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -82,8 +89,8 @@ class Comparison:
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """Those that cannot be told from the best: the interval of best minus it holds zero."""
-        return tuple(apart.name for apart in self.differences if apart.holds_zero)
+        """Those that cannot be told from the best: the interval of best minus it holds zero, or has no width."""
+        return tuple(apart.name for apart in self.differences if apart.holds_zero or apart.without_scatter)
 
     @property
     def distinguished(self) -> bool:

@@ -15,6 +15,7 @@ from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.spec import Cell, Study
 
 TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")
+RUN = ("cell", "trial", "fresh", "seed", "state", "reason")
 STARTED_ON = ("code", "data", "python", "device", "host", "threads", "resumed_from_step")
 
 
@@ -123,9 +124,7 @@ def runs(ledger: Ledger, study: Study) -> pd.DataFrame:
                     "seed": run.trial.seed, "state": run.trial.state, "reason": run.trial.reason or run.untested,
                     **dict(zip(study.objective, values, strict=True)), **run.test,
                 })  # fmt: skip
-    return pd.DataFrame(
-        found, columns=_columns(found, ["cell", "trial", "fresh", "seed", "state", "reason", *study.objective])
-    )
+    return pd.DataFrame(found, columns=_columns(found, [*RUN, *study.objective]))
 
 
 def starts(ledger: Ledger, study: Study) -> pd.DataFrame:

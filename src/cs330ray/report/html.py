@@ -21,7 +21,7 @@ def text(page: Page) -> str:
     import vl_convert
 
     specs = {slug(block.figure.name): block.figure.chart.to_dict() for block in page.blocks if isinstance(block, Drawn)}
-    library = vl_convert.javascript_bundle()  # type: ignore[call-arg] # its stub lacks a default if specs else "const vegaEmbed = null;"
+    library = vl_convert.javascript_bundle() if specs else ""  # type: ignore[call-arg] # its stub lacks the default
     parts = []
     for are_figures, blocks in itertools.groupby(page.blocks, key=lambda block: isinstance(block, Drawn)):
         inner = "\n".join(_html(block) for block in blocks)
@@ -53,7 +53,7 @@ def text(page: Page) -> str:
 
 def slug(name: str) -> str:
     """A figure's name for a file or an element: `axis/test_accuracy/shots` becomes `axis-test_accuracy-shots`."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 @singledispatch

@@ -3,17 +3,21 @@
 from functools import singledispatch
 from typing import Any
 
+import pandas as pd
+
+from cs330ray.report.figures import Figure
 from cs330ray.report.html import slug
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
 from cs330ray.report.sheet import Sheet
 
 WIDTH = 640  # of a figure, in pixels
+MOST_NUMBERS = 60  # rows of a figure's numbers that stand in the text
 
 
 def text(page: Page) -> str:
     """The Markdown; its figures are named `figures/NAME.svg`."""
     blocks = "\n\n".join(_markdown(block) for block in page.blocks)
-    return f"# {page.title}\n\n{page.question}\n\n{blocks}\n"
+    return f"# {_line(page.title)}\n\n{_line(page.question)}\n\n{blocks}\n"
 
 
 def drawings(page: Page) -> dict[str, str]:
@@ -35,17 +39,17 @@ def _markdown(block: Any) -> str:
 
 @_markdown.register
 def _(block: Heading) -> str:
-    return f"## {block.text}"
+    return f"## {_line(block.text)}"
 
 
 @_markdown.register
 def _(block: Words) -> str:
-    return f"**{block.text}**" if block.strong else block.text
+    return f"**{_line(block.text)}**" if block.strong else _line(block.text)
 
 
 @_markdown.register
 def _(block: Points) -> str:
-    return "\n".join(f"- {each}" for each in block.texts)
+    return "\n".join(f"- {_line(each)}" for each in block.texts)
 
 
 @_markdown.register
@@ -55,7 +59,7 @@ def _(block: Code) -> str:
 
 @_markdown.register
 def _(block: Sheet) -> str:
-    title = f"{block.title}:\n\n" if block.title else ""
+    title = f"{_line(block.title)}:\n\n" if block.title else ""
     lines = [_row(block.columns), _row(["---"] * len(block.columns)), *(_row(row) for row in block.rows)]
     return title + "\n".join(lines)
 
@@ -63,7 +67,22 @@ def _(block: Sheet) -> str:
 @_markdown.register
 def _(block: Drawn) -> str:
     figure = block.figure
-    return f"![{figure.title}](figures/{slug(figure.name)}.svg)\n\n*{figure.title}.* {figure.says} `{block.again}`"
+    title, file = _line(figure.title), f"figures/{slug(figure.name)}.svg"
+    return f"![{title}]({file})\n\n*{title}.* {_line(figure.says)} `{block.again}`{_numbers(figure)}"
+
+
+def _numbers(figure: Figure) -> str:
+    """The numbers of a figure, folded away, where they are few."""
+    if len(figure.table) > MOST_NUMBERS:
+        return f" It draws {len(figure.table)} rows of numbers, which the page has."
+    lines = [_row(list(figure.table)), _row(["---"] * len(figure.table.columns))]
+    lines += [_row([_number(value) for value in row]) for row in figure.table.itertuples(index=False)]
+    table = "\n".join(lines)
+    return f"\n\n<details><summary>Its numbers</summary>\n\n{table}\n\n</details>"
+
+
+def _number(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _row(values: Any) -> str:
@@ -71,5 +90,10 @@ def _row(values: Any) -> str:
 
 
 def _in_cell(value: str) -> str:
-    """A text that ends no cell and opens no element, whatever an error message says."""
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+    """A text that ends no cell."""
+    return _line(value).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    """A text that stays in its line and opens no element, whatever an error message says."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

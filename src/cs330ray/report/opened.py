@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cs330ray.errors import SpecError
-from cs330ray.report import frames
+from cs330ray.report import confirmation, frames
 from cs330ray.report.frames import Best
+from cs330ray.service import confirm
+from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.spec import Cell, Study
 
@@ -76,6 +78,17 @@ class Opened:
     def runs(self) -> pd.DataFrame:
         """A row a run of confirmation: see `frames.runs`."""
         return frames.runs(self.ledger, self.study)
+
+    @cached_property
+    def candidates(self) -> dict[str, list[Confirmed]]:
+        """The candidates of each cell with what is known of them, by cell key; see `service.confirm`."""
+        held = confirm.confirmed(self.ledger, self.study)
+        return {cell.key: held.get(cell.key, []) for cell in self.study.cells}
+
+    @cached_property
+    def choices(self) -> dict[str, Confirmed]:
+        """The confirmed choice of each cell that has one, by cell key."""
+        return confirmation.choices(self.ledger, self.study)
 
     @cached_property
     def starts(self) -> pd.DataFrame:

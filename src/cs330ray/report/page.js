@@ -29,7 +29,7 @@ function numbers(spec) {
 function cell(value, kind) {
   const made = document.createElement(kind);
   const number = typeof value === "number";
-  made.textContent = value === null || value === undefined ? "" : number ? Number(value.toPrecision(5)) : String(value);
+  made.textContent = value === null || value === undefined ? "" : number && !Number.isInteger(value) ? Number(value.toPrecision(5)) : String(value);
   made.className = number ? "number" : made.textContent.length > 36 ? "long" : "text";
   return made;
 }

@@ -1,10 +1,11 @@
 """What a report holds, block by block, before it is HTML or Markdown."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cs330ray.report import alternatives, confirmation, words
+from cs330ray.report import alternatives, confirmation, frames, notes, words
 from cs330ray.report.comparison import Comparison, in_words
 from cs330ray.report.confirmation import on_test, said
 from cs330ray.report.figures import Figure
@@ -65,6 +66,11 @@ class Page:
     question: str
     blocks: Sequence[Block]
 
+    @property
+    def answer(self) -> str:
+        """The paragraph that stands out."""
+        return next((block.text for block in self.blocks if isinstance(block, Words) and block.strong), "")
+
 
 def page(study: "Opened") -> Page:
     """The report of one study."""
@@ -88,8 +94,8 @@ def _blocks(study: "Opened") -> Iterator[Block]:
     }
     yield Heading("Answer")
     yield Words(study.answer, strong=True)
-    if notes := words.notes(study):
-        yield Points(notes)
+    if minded := notes.notes(study):
+        yield Points(minded)
     yield from _confirmation(study, drawn)
     yield Heading("What was searched")
     yield _asked(study.study)
@@ -123,7 +129,9 @@ def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
     for index, name in enumerate(study.study.objective):
         comparison = alternatives.compared(study.ledger, study.study, index)
         if comparison is not None:
-            yield Words(f"By {name}: {words.how_sure(comparison, name)}") if index else Words(DIFFERENCES)
+            if not index:
+                yield Words(DIFFERENCES)
+            yield Words(words.how_sure(comparison, name, f"By {name}, {comparison.best}"))
             yield differences(comparison, name)
     yield from _of(drawn, "axis")
     if (tested := _test_metrics(study)) is not None:
@@ -131,9 +139,9 @@ def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
 
 
 DIFFERENCES = (
-    "Each alternative against the best, paired by fresh seed. `p` is the paired t-test's, Holm's p is adjusted for "
-    "all pairs. The chance to be best is the share of 10,000 bootstrap draws over the seeds in which its mean wins; "
-    "with few seeds it is too sure. Test differences are shown and chose nothing."
+    "Each alternative against the best, paired. `p` is the paired t-test's, Holm's p is adjusted for "
+    "all pairs. The chance to be best is the share of 10,000 bootstrap draws over the pairs in which its mean wins; "
+    "with few of them it is too sure. Test differences are shown and chose nothing."
 )
 
 
@@ -167,8 +175,10 @@ def _test_metrics(study: "Opened") -> Sheet | None:
     """Every other test metric of the confirmed choices, but those that a figure has."""
     chosen = study.confirmed[study.confirmed["chosen"]][["cell", "trial"]].drop_duplicates()
     runs = study.runs.merge(chosen, on=["cell", "trial"])
-    shown = {on_test(name) for name in study.study.objective}
-    names = [name for name in runs.columns if name.startswith("test_") and name not in shown and name.count("/") != 2]
+    held = [name for name in runs.columns if name not in frames.RUN and name not in study.study.objective]
+    drawn = {name for _, _, places in frames.axes(held) for name in places}
+    shown = {on_test(name) for name in study.study.objective} | drawn
+    names = [name for name in held if name not in shown]
     if not names or not len(runs):
         return None
     table = {
@@ -226,7 +236,8 @@ def _states(study: "Opened") -> Sheet:
     rows = []
     for cell in study.study.cells:
         own = study.trials[study.trials["cell"] == cell.title]
-        counts = [str(int((own["state"] == state).sum())) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
+        stand = own[~own["superseded"]]
+        counts = [str(int((stand["state"] == state).sum())) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
         rows.append([cell.title, *counts, f"{own['seconds'].sum():.0f}"])
     return Sheet(None, ["cell", "complete", "pruned", "failed", "running", "seconds of trials"], rows)
 
@@ -236,7 +247,7 @@ def _again(study: "Opened") -> Iterator[Block]:
     best = study.best
     name, cell = study.name, ""
     if best is not None and len(study.study.cells) > 1:
-        cell = f' --cell "{best.cell.title}"'
+        cell = f" --cell {shlex.quote(best.cell.title)}"
     lines = [f"cs330ray show {name}", f"cs330ray report {name}"]
     if best is not None:
         lines[1:1] = [f"cs330ray reproduce {name} {best.trial}{cell}", f"cs330ray best {name} --export {name}-best"]

@@ -2,21 +2,31 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
-
-import altair as alt
-import pandas as pd
+from dataclasses import replace
 
 from cs330ray.errors import SpecError
 from cs330ray.growth import difference
-from cs330ray.report import alternatives, words
+from cs330ray.report import alternatives, frames, notes, words
 from cs330ray.report.comparison import Alternative, Comparison, compare, over_splits
 from cs330ray.report.confirmation import on_test, said
-from cs330ray.report.figures import Figure
+from cs330ray.report.figures_splits import over_the_splits
 from cs330ray.report.opened import Opened
-from cs330ray.report.page import Block, Drawn, Heading, Page, Points, Words, differences, metrics_table, question
+from cs330ray.report.page import (
+    DIFFERENCES,
+    Block,
+    Drawn,
+    Heading,
+    Page,
+    Points,
+    Words,
+    differences,
+    metrics_table,
+    question,
+)
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds
 
+CHOICE = "the confirmed choice"  # of a study of one cell
 MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
 
 
@@ -53,7 +63,7 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
     compared = {name: _compared(studies, index, held[name]) for index, name in enumerate(objectives)}
     yield Heading("Answer")
     yield Words(_answer(objectives[0], compared[objectives[0]], held[objectives[0]], len(studies)), strong=True)
-    if missing := _missing(studies):
+    if missing := _missing(studies, held[objectives[0]]):
         yield Points(missing)
     yield Heading("Over the splits")
     yield Words(
@@ -61,10 +71,13 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
         "the splits, which pair. Splits of one data set share most of their training items, so their scatter is "
         "somewhat too small for what another data set would give."
     )
+    if any(compared.values()):
+        yield Words(DIFFERENCES)
     for name, comparison in compared.items():
         if comparison is not None:
-            yield Words(f"By {name}: {words.how_sure(comparison, name)}")
+            yield Words(words.how_sure(comparison, name, f"By {name}, {comparison.best}"))
             yield differences(comparison, name)
+        if held[name]:
             yield _drawn(studies, name, held[name], comparison)
     if (tested := _test_metrics(studies)) is not None:
         yield tested
@@ -74,7 +87,15 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
 
 
 def _alternatives(studies: Sequence[Opened], objective: int) -> list[Alternative]:
-    return over_splits([alternatives.alternatives(study.ledger, study.study, objective) for study in studies])
+    """The cells' choices over the splits; of a study of one cell its choice, which is another on each split."""
+    found = [alternatives.alternatives(study.ledger, study.study, objective) for study in studies]
+    if len(studies[0].study.cells) == 1:
+        chosen = [{f"trial {one.searched.number}" for one in study.choices.values()} for study in studies]
+        found = [
+            [replace(one, name=CHOICE) for one in held if one.name in names]
+            for held, names in zip(found, chosen, strict=True)
+        ]
+    return over_splits(found)
 
 
 def _compared(studies: Sequence[Opened], objective: int, held: Sequence[Alternative]) -> Comparison | None:
@@ -84,68 +105,31 @@ def _compared(studies: Sequence[Opened], objective: int, held: Sequence[Alternat
 
 
 def _answer(metric: str, comparison: Comparison | None, held: Sequence[Alternative], splits: int) -> str:
-    if comparison is None:
+    whole = {one.name: one for one in held if len(one.validation) == splits}
+    best = whole.get(comparison.best if comparison else CHOICE)
+    if best is None:
         return "There are not two alternatives that are confirmed on every split. Nothing is compared."
-    best = next(one for one in held if one.name == comparison.best)
-    first = f"Over {splits} splits {best.name} has the best mean {metric}, {words.short(comparison.means[best.name])}"
+    first = f"Over {splits} splits {best.name} "
+    first += "has the best mean" if comparison else "reaches a mean"
+    first += f" {metric} of {words.short(over_seeds(list(best.validation.values())))}"
     if best.test:
         first += f", and {on_test(metric)} {words.short(over_seeds(list(best.test.values())))}"
+    if comparison is None:
+        return f"{first}. Each split has a choice of its own, so nothing is compared."
     return f"{first}. {words.how_sure(comparison, metric)}"
 
 
-def _missing(studies: Sequence[Opened]) -> list[str]:
-    return [f"`{study.name}`: {note}" for study in studies for note in words.notes(study)]
+def _missing(studies: Sequence[Opened], held: Sequence[Alternative]) -> list[str]:
+    part = [one for one in held if len(one.validation) < len(studies)]
+    left_out = [f"{one.name} is confirmed on {len(one.validation)} of {len(studies)} splits: left out." for one in part]
+    return left_out + [f"`{study.name}`: {note}" for study in studies for note in notes.notes(study)]
 
 
-def _drawn(studies: Sequence[Opened], metric: str, held: Sequence[Alternative], comparison: Comparison) -> Drawn:
-    """Each alternative's mean over the splits with its interval, and each split as a faint point."""
-    rows = []
-    for one in held:
-        for part, values in (("validation", one.validation), ("test", one.test)):
-            if not values:
-                continue
-            mean = over_seeds(list(values.values()))
-            rows += [
-                {"cell": one.name, "part": part, "split": studies[split].name, "value": value,
-                 "mean": mean.mean, "low": mean.low, "high": mean.high}
-                for split, value in values.items()
-            ]  # fmt: skip
-    table = pd.DataFrame(rows).round(6)
-    order = [*comparison.order, *(one.name for one in held if one.name not in comparison.order)]
-    y = alt.Y("cell:N").sort(order).title(None).axis(labelLimit=220)
-    base = alt.Chart(table, width="container", height=max(120, 44 * len(held))).encode(
-        y=y, yOffset=alt.YOffset("part:N").sort(["validation", "test"])
-    )
-    colour = (
-        alt.Color("part:N")
-        .scale(range=["#0072b2", "#d55e00"])
-        .sort(["validation", "test"])
-        .legend(orient="bottom", title=None)
-    )
-    shape = (
-        alt.Shape("part:N")
-        .scale(range=["circle", "diamond"])
-        .sort(["validation", "test"])
-        .legend(orient="bottom", title=None)
-    )
-    each = base.mark_point(opacity=0.35, size=25).encode(
-        x=alt.X("value:Q").title(metric).scale(zero=False),
-        color=colour,
-        shape=shape,
-        tooltip=["split", "part", "value"],
-    )
-    bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=colour)
-    means = base.mark_point(filled=True, size=70).encode(
-        x="mean:Q", color=colour, shape=shape, tooltip=["cell", "part", "mean", "low", "high"]
-    )
-    says = (
-        "Filled: the mean over the splits, with Student's t over them; faint: each split's mean over its fresh seeds."
-    )
-    figure = Figure(
-        f"splits/{metric}", f"{metric} over {len(studies)} splits", says, alt.layer(each, bars, means), table
-    )
-    names = " ".join(study.name for study in studies)
-    return Drawn(figure, f"cs330ray report {names}")
+def _drawn(studies: Sequence[Opened], metric: str, held: Sequence[Alternative], comparison: Comparison | None) -> Drawn:
+    order = [*(comparison.order if comparison else ()), *(one.name for one in held)]
+    goal = studies[0].goals[metric]
+    figure = over_the_splits(metric, goal, held, list(dict.fromkeys(order)), [study.name for study in studies])
+    return Drawn(figure, f"cs330ray report {' '.join(study.name for study in studies)}")
 
 
 def _test_metrics(studies: Sequence[Opened]) -> Sheet | None:
@@ -155,7 +139,8 @@ def _test_metrics(studies: Sequence[Opened]) -> Sheet | None:
         chosen = study.confirmed[study.confirmed["chosen"]][["cell", "trial"]].drop_duplicates()
         for cell, runs in study.runs.merge(chosen, on=["cell", "trial"]).groupby("cell", sort=False):
             for name in runs.columns:
-                if name.startswith("test_") and name.count("/") != 2 and runs[name].notna().any():
+                known = name in frames.RUN or name in study.study.objective
+                if not known and runs[name].notna().any():
                     found.setdefault(str(cell), {}).setdefault(name, []).append(statistics.fmean(runs[name].dropna()))
     names = list(dict.fromkeys(name for of_cell in found.values() for name in of_cell))
     table = {

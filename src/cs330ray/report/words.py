@@ -1,40 +1,56 @@
-"""The answer of a study in two sentences, and what a reader must mind."""
+"""The answer of a study in two sentences."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cs330ray.report import confirmation
 from cs330ray.report.comparison import Comparison, Difference, in_words
-from cs330ray.report.confirmation import on_test
+from cs330ray.report.confirmation import on_test, said
 from cs330ray.report.statistics import Interval
-from cs330ray.service import confirm
-from cs330ray.spec import Cell, Range, Study, applies
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
 
-EDGE = 0.02  # of a range: as near to its end as that is at the end
+LONGEST_REASON = 160  # characters of what an error said
 
 
 def answer(study: "Opened") -> str:
     """What was found, and how sure that is: two sentences."""
-    best = study.best
-    if best is None:
+    if study.best is None:
         return "No trial is COMPLETE yet. There is nothing to compare."
-    at = _at(study)
-    if not best.confirmed:
-        promised = _all([f"{name} {value:.4g}" for name, value in best.searched.items()])
-        return f"The best of the search is {at}, with {promised}. It is not confirmed, so that is too good."
+    return _confirmed(study) if study.best.confirmed else _searched(study)
+
+
+def _confirmed(study: "Opened") -> str:
+    best = study.best
+    assert best is not None
     reached = [f"{name} {short(interval)}" for name, interval in best.confirmed.items()]
-    tests = [on_test(name) for name in best.confirmed if on_test(name) in best.test]
-    reached += [f"{name} {short(best.test[name])}" for name in tests]
     n = next(iter(best.confirmed.values())).n
-    first = f"On {n} fresh seed{'s' * (n > 1)} {at} reaches {_all(reached)}"
+    tests = {name: best.test[name] for name in map(on_test, best.confirmed) if name in best.test}
+    reached += [f"{name} {short(test) if test.n == n else said(test)}" for name, test in tests.items()]
+    left = unconfirmed(study)
+    so_far = f"So far, with {_all(_few(left))} not confirmed, on" if left else "On"
+    first = f"{so_far} {n} fresh seed{'s' * (n > 1)} {_at(study)} reaches {_all(reached)}"
     if study.comparison is None:
         return f"{first}. It was confirmed alone, so nothing is said of others."
     return f"{first}. {how_sure(study.comparison, study.study.objective[0])}"
+
+
+def _searched(study: "Opened") -> str:
+    best, spec = study.best, study.study
+    assert best is not None
+    promised = _all([f"{name} {value:.4g}" for name, value in best.searched.items()])
+    by = f" by {spec.objective[0]}" if len(spec.objective) > 1 else ""
+    first = f"The best of the search{by} is {_at(study)}, with {promised}"
+    held = [one for found in study.candidates.values() for one in found]
+    if any(one.whole and one.current for one in held):
+        return f"{first}. No candidate is the confirmed choice: see what is to be minded."
+    one_alone = int((study.trials["state"] == "COMPLETE").sum()) == 1
+    return f"{first}. It is not confirmed{', and stands alone' if one_alone else ', so that may be too good'}."
+
+
+def unconfirmed(study: "Opened") -> list[str]:
+    """The titles of the cells that have no confirmed choice."""
+    return [cell.title for cell in study.study.cells if cell.key not in study.choices]
 
 
 def short(interval: Interval) -> str:
@@ -42,36 +58,66 @@ def short(interval: Interval) -> str:
     return f"{interval.mean:.4g}" + (f" {interval}".rsplit(" (n ", 1)[0] if interval.n > 1 else "")
 
 
+def reason_said(reason: str) -> str:
+    """What an error said, in its first line and not at length."""
+    line = (reason.splitlines() or [""])[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
+
+
 def _all(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
+def _few(names: Sequence[str], most: int = 3) -> list[str]:
+    return [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
+
+
 def _at(study: "Opened") -> str:
-    """The best configuration in words: its cell, and what was searched."""
+    """The best configuration in words: its cell or its number, and what was searched."""
     best = study.best
     assert best is not None
     searched = {name: best.config[name] for name in best.config if name in best.cell.space}
-    parts = [best.cell.title] if best.cell.values else []
+    parts = [best.cell.title if best.cell.values else f"trial {best.trial}"]
     parts += [", ".join(f"{name}={value_said(value)}" for name, value in searched.items())] if searched else []
-    return " with ".join(parts) or f"trial {best.trial}"
+    return " with ".join(parts)
 
 
-def how_sure(comparison: Comparison, metric: str) -> str:
-    """Whether the best is told from the others: one sentence."""
+def how_sure(comparison: Comparison, metric: str, who: str = "It") -> str:
+    """Whether the best is told from the others: one sentence about `who`."""
     second, unit = comparison.differences[0], comparison.unit
     if second.validation.n < 2:
-        return f"It is not distinguished from {second.name}, nor from any other: one {unit} has no interval."
+        return f"{who} is not distinguished from {second.name}, nor from any other: one {unit} has no interval."
+    if second.without_scatter:
+        return _without_scatter(comparison, metric, who)
     apart = f"{abs(second.validation.mean):.2g} [{_ends(second)}] of {metric}, paired over {comparison.n} {unit}s"
-    if not second.holds_zero and comparison.distinguished:
-        return f"It is better than the second, {second.name}, by {apart}, and than every other."
     if not second.holds_zero:
-        but = f"but not distinguished from {_listed(comparison)}"
-        return f"It is better than the second, {second.name}, by {apart}, {but}."
+        if comparison.distinguished:
+            others = f", and than each of the {len(comparison.order) - 2} others" if len(comparison.order) > 2 else ""
+        else:
+            others = f", but not distinguished from {_all(_few(comparison.rivals))}"
+        return f"{who} is better than {second.name} by {apart}{others}."
     needed = in_words(comparison.seeds_needed, unit)
     return (
-        f"It is not distinguished from {_listed(comparison)}: {second.name} is behind by {apart}, and to tell a "
-        f"difference of that size would take {needed}."
+        f"{who} is not distinguished from {_all(_few(comparison.rivals))}: {second.name} is behind by {apart}, and to "
+        f"tell a difference of that size would take {needed}."
     )
+
+
+def _without_scatter(comparison: Comparison, metric: str, who: str) -> str:
+    """Of a second whose distance is the same on every seed, which says nothing of chance."""
+    second, unit = comparison.differences[0], comparison.unit
+    if second.validation.mean == 0:
+        return f"{who} is not distinguished from {second.name}: they are equal on each of the {comparison.n} {unit}s."
+    items, by = second.test_items, f"{abs(second.validation.mean):.2g} of {metric}"
+    on_items = f"; over the items of the test the difference is {_with_ends(items)}" if items else ""
+    return (
+        f"{who} is not distinguished from {_all(_few(comparison.rivals))}: {second.name} is behind by {by} on each of "
+        f"the {comparison.n} {unit}s, so that they tell nothing of chance{on_items}."
+    )
+
+
+def _with_ends(interval: Interval) -> str:
+    return f"{interval.mean:+.2g} [{interval.low:.2g}, {interval.high:.2g}]"
 
 
 def _ends(apart: Difference) -> str:
@@ -82,125 +128,6 @@ def _ends(apart: Difference) -> str:
     return f"{ends[0]:.2g}, {ends[1]:.2g}"
 
 
-def _listed(comparison: Comparison) -> str:
-    names, most = list(comparison.rivals), 3
-    return _all([*names[:most], f"{len(names) - most} more"] if len(names) > most else names)
-
-
 def value_said(value: Any) -> str:
     """A value of a configuration, in words."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# What a reader must mind --------------------------------------------------------------------------------------------
-
-
-def notes(study: "Opened") -> list[str]:
-    """What weakens the answer: edges of ranges, failures, what is missing, other code or data."""
-    return [*_missing(study), *_edges(study), *_failures(study), *startup(study.study), *_circumstances(study)]
-
-
-def _missing(study: "Opened") -> Iterator[str]:
-    spec, ledger = study.study, study.ledger
-    ended = study.trials[~study.trials["superseded"] & (study.trials["state"] != "RUNNING")]
-    wanted = spec.budget.trials * len(spec.cells)
-    if len(ended) < wanted:
-        yield f"The search is not over: {len(ended)} of {wanted} trials have ended."
-    if spec.confirm is None:
-        yield "Nothing is confirmed, since the study has no [confirm]: the best of many trials is partly the luckiest."
-        return
-    goals = ledger.goals(spec)
-    chosen = confirmation.choices(ledger, spec)
-    for cell in spec.cells:
-        if cell.key not in chosen:
-            why = confirmation.why_none(spec, goals, confirm.confirmed(ledger, spec)[cell.key])
-            yield f"{cell.title}: not confirmed: {why}."
-    if spec.confirm.seeds == 1:
-        yield "Each candidate was confirmed on one fresh seed, which gives no interval over seeds."
-
-
-def _edges(study: "Opened") -> Iterator[str]:
-    """The confirmed choice of each cell, or else the best of its search, where it lies at the edge of a range."""
-    spec, ledger = study.study, study.ledger
-    chosen = confirmation.choices(ledger, spec)
-    goals = ledger.goals(spec)
-    for cell in spec.cells:
-        if cell.key in chosen:
-            params = chosen[cell.key].searched.params
-        else:
-            found = confirm.rankable(ledger.trials(spec, cell))
-            if not found:
-                continue
-            params = min(found, key=lambda trial: confirm.losses(trial.values or (), goals)).params
-        for name, end in edges(cell, params).items():
-            domain = cell.space[name]
-            assert isinstance(domain, Range)
-            of = f"{cell.title}: the best" if cell.values else "The best"
-            yield (
-                f"{of} {name}, {value_said(params[name])}, lies at the {end} end of its range "
-                f"[{domain.low:g}, {domain.high:g}]: widen it."
-            )
-
-
-def edges(cell: Cell, params: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters that lie at the `lower` or `upper` end of their range: in its outer hundredths, by its scale."""
-    found = {}
-    for name, domain in cell.space.items():
-        if not isinstance(domain, Range) or name not in params or not applies(domain, {**cell.fixed, **params}):
-            continue
-        place = _share(domain, params[name])
-        if place <= EDGE or place >= 1 - EDGE:
-            found[name] = "lower" if place <= EDGE else "upper"
-    return found
-
-
-def _share(domain: Range, value: float) -> float:
-    """How far a value lies along a range, from 0 to 1."""
-    scale = math.log if domain.log else float
-    low, high = scale(domain.low), scale(domain.high)
-    return float((scale(value) - low) / (high - low))
-
-
-def _failures(study: "Opened") -> Iterator[str]:
-    failed = study.trials[study.trials["state"] == "FAIL"]
-    if len(failed):
-        reason, times = Counter(failed["reason"]).most_common(1)[0]
-        most = f", {times} of them" if times < len(failed) else ""
-        yield f"{len(failed)} of {len(study.trials)} trials failed{most} with: {reason}."
-    runs = study.runs
-    if not len(runs):
-        return
-    ended = runs[runs["state"] == "FAIL"]
-    if len(ended):
-        yield f"{len(ended)} of {len(runs)} runs of confirmation failed: {ended['reason'].iloc[0]}."
-    untested = runs[(runs["state"] == "COMPLETE") & (runs["reason"] != "")]
-    if len(untested):
-        yield f"The test of {len(untested)} of {len(runs)} runs of confirmation failed: {untested['reason'].iloc[0]}."
-
-
-def startup(spec: Study) -> Iterator[str]:
-    """What to say of a search that was over before its sampler had learned."""
-    if not spec.search or spec.budget.trials == 1:
-        return
-    drawn = {"tpe": spec.sampler.startup, "nsga2": spec.sampler.population}.get(spec.sampler.kind, 0)
-    if spec.budget.trials <= drawn:
-        had = f"{spec.budget.trials} trial{'s' * (spec.budget.trials > 1)}"
-        yield f"The search was random: {spec.sampler.kind} begins to learn after {drawn} trials, and a cell has {had}."
-    elif spec.budget.trials < 2 * drawn:
-        yield (
-            f"The search was mostly random: {drawn} of {spec.budget.trials} trials of each cell were drawn before "
-            f"{spec.sampler.kind} had anything to go by."
-        )
-
-
-def _circumstances(study: "Opened") -> Iterator[str]:
-    starts = study.starts
-    if starts["code"].nunique() > 1:
-        yield (
-            f"The trials ran under {starts['code'].nunique()} versions of the code: what they reached may differ for "
-            "that alone."
-        )
-    if len(starts) and (starts.groupby("cell")["data"].nunique() > 1).any():
-        yield "Trials of one cell ran on different data: what they reached may differ for that alone."
-    if starts["device"].nunique() > 1:
-        yield f"The trials ran on {' and '.join(sorted(set(starts['device'])))}: their seeds are not quite paired."
