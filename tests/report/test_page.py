@@ -5,15 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks.made import fill
+from benchmarks.made import METRICS, fill
 
 from cs330ray.cli import main
 from cs330ray.errors import SpecError
 from cs330ray.report import html, markdown, splits
 from cs330ray.report.opened import Opened, opened
-from cs330ray.report.page import Code, Heading, Page, Points, Words, page
+from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words, page
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.write import write
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
 from tests.browser import browser
 from tests.report.conftest import made
@@ -162,7 +163,41 @@ def test_no_text_of_a_trial_becomes_part_of_the_page(tmp_path: Path, study: Open
         assert shown.requests == [(tmp_path / "report.html").as_uri()]
         assert shown.eval("document.images.length") == 0
         assert shown.eval("document.querySelector('h1').textContent") == NASTY
-    assert "<script" not in markdown._in_cell(NASTY)
+    summary = re.sub(r"```.*?```", "", (tmp_path / "report.md").read_text(), flags=re.DOTALL)
+    assert "<script" not in summary
+    assert "<img" not in summary
+    assert summary.count("\n# ") == 0
+
+
+def test_a_page_without_figures_carries_no_library(tmp_path: Path) -> None:
+    ledger = Ledger.at(tmp_path)
+    ledger.open(made(), {"benchmarks.sleeper": METRICS})
+    whole = page(opened("made", tmp_path))
+    assert whole.answer == "No trial is COMPLETE yet. There is nothing to compare."
+    assert len(html.text(whole)) < 20_000
+
+
+def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    study = made(compare={}, confirm=None, search={"width": {"low": 1_234_567, "high": 1_234_569}})
+    fill(tmp_path, study, ends=lambda cell, number: "COMPLETE", rows=1)
+    write(page(opened("made", tmp_path)), tmp_path)
+    with browser() as chromium:
+        shown = chromium.open((tmp_path / "report.html").as_uri(), wait_for=DRAWN, timeout_s=60)
+        shown.click("details[data-of=parameters-width] summary")
+        shown.wait("document.querySelector('details[data-of=parameters-width] table') !== null")
+        assert "123456" in shown.eval("document.querySelector('details[data-of=parameters-width] tbody').textContent")
+        assert "1234600" not in shown.eval(
+            "document.querySelector('details[data-of=parameters-width] tbody').textContent"
+        )
+
+
+def test_every_test_metric_of_a_choice_stands_somewhere(study: Opened) -> None:
+    blocks = page(study).blocks
+    text = markdown.text(Page("", "", blocks))
+    for name in ("test_accuracy", "test_loss"):
+        assert name in text
+    drawn = [block.figure.name for block in blocks if isinstance(block, Drawn)]
+    assert "axis/test_accuracy/shots" in drawn
 
 
 def test_the_page_may_load_nothing_whatever_stands_in_it(written: Path) -> None:
@@ -197,7 +232,8 @@ def test_several_studies_are_averaged_over_their_splits(split_home: Path) -> Non
         assert float(row[1].split()[0]) == pytest.approx(sum(means) / 3, rel=1e-3)
         assert "(n 3)" in row[1]
     (answer,) = [block.text for block in whole.blocks if isinstance(block, Words) and block.strong]
-    assert answer.startswith("Over 3 splits ways=2 has the best mean val_accuracy, ")
+    assert answer.startswith("Over 3 splits ways=2 has the best mean val_accuracy of ")
+    assert answer == whole.answer
 
 
 def test_a_report_over_splits_is_drawn_too(split_home: Path, tmp_path: Path) -> None:
@@ -207,6 +243,23 @@ def test_a_report_over_splits_is_drawn_too(split_home: Path, tmp_path: Path) -> 
         shown = chromium.open((tmp_path / "report.html").as_uri(), wait_for=DRAWN, timeout_s=60)
         assert shown.console == []
         assert shown.eval("document.querySelectorAll('.chart svg.marks').length") == 1
+
+
+def test_of_studies_of_one_cell_their_choices_are_averaged_and_not_paired_by_number(tmp_path: Path) -> None:
+    for split, best in enumerate((0, 1)):  # the choice is trial 0 on one split, and trial 1 on the other
+        study = made(name=f"one-{split}", compare={}, fixed={"data_seed": split}, budget={"trials": 2, "steps": 8})
+        numbers: dict[float, int] = {}
+        quality = lambda cell, params, best=best, numbers=numbers: (  # noqa: E731
+            0.9 if numbers.setdefault(params["lr"], len(numbers)) == best else 0.3
+        )
+        fill(tmp_path, study, quality, ends=lambda cell, number: "COMPLETE", rows=1, luck=0.0)
+    studies = [opened(f"one-{split}", tmp_path) for split in (0, 1)]
+    assert [study.best.trial for study in studies if study.best] == [0, 1]
+    said = splits.page(studies).answer
+    assert said.startswith(
+        "Over 2 splits the confirmed choice reaches a mean val_accuracy of 0.8835 ±0, and "
+    )  # .9 (1 - e^-4)
+    assert said.endswith("Each split has a choice of its own, so nothing is compared.")
 
 
 def test_studies_of_two_questions_are_refused(split_home: Path, tmp_path: Path) -> None:

@@ -19,15 +19,14 @@ def over_the_splits(
     """Each alternative's mean over the splits with its interval, and each split as a faint mark."""
     table = drawing.rounded(pd.DataFrame([row for one in held for row in _rows(one, splits)]))
     better = "higher" if goal == "max" else "lower"
+    legend = alt.Legend(orient="bottom", title=None)
     base = alt.Chart().encode(
         y=alt.Y("cell:N").sort(list(order)).title(None).axis(labelExpr=drawing.wrapped(order)),
         yOffset=alt.YOffset("part:N").sort(list(PARTS)),
-        color=alt.Color(
-            "part:N", scale=alt.Scale(domain=PARTS, range=PALETTE[:2]), legend=alt.Legend(orient="bottom", title=None)
-        ),
+        color=alt.Color("part:N", scale=alt.Scale(domain=PARTS, range=PALETTE[:2]), legend=legend),
         tooltip=drawing.tooltips(table),
     )
-    shape = alt.Shape("part:N", scale=alt.Scale(domain=PARTS, range=["circle", "diamond"]), legend=None)
+    shape = alt.Shape("part:N", scale=alt.Scale(domain=PARTS, range=["circle", "diamond"]), legend=legend)
     value = alt.X("value:Q", title=f"{metric} ({better} is better)", scale=alt.Scale(zero=False))
     layers = [base.mark_point(opacity=0.5, size=25).encode(x=value, shape=shape)]
     if table["low"].notna().any():

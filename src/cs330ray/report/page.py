@@ -236,7 +236,7 @@ def _states(study: "Opened") -> Sheet:
     rows = []
     for cell in study.study.cells:
         own = study.trials[study.trials["cell"] == cell.title]
-        stand = own[~own["superseded"]]
+        stand = own[~own["superseded"].astype(bool)]
         counts = [str(int((stand["state"] == state).sum())) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
         rows.append([cell.title, *counts, f"{own['seconds'].sum():.0f}"])
     return Sheet(None, ["cell", "complete", "pruned", "failed", "running", "seconds of trials"], rows)
