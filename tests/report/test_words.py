@@ -55,6 +55,13 @@ def test_a_distance_that_is_the_same_on_every_seed_tells_nothing_of_chance() -> 
     )
 
 
+def test_equal_means_that_scatter_are_said_to_be_equal() -> None:
+    found = compare([alternative("a", 0.5, 0.6), alternative("b", 0.6, 0.5)], "max")
+    assert words.how_sure(found, "x") == (
+        "It is not distinguished from b: their means are equal, [-1.3, 1.3] over 2 paired seeds."
+    )  # 12.71 times .1
+
+
 def test_equal_ones_are_said_to_be_equal() -> None:
     found = compare([alternative("a", 0.5, 0.6), alternative("b", 0.5, 0.6)], "max")
     assert words.how_sure(found, "x") == "It is not distinguished from b: they are equal on each of the 2 seeds."

@@ -96,6 +96,9 @@ def how_sure(comparison: Comparison, metric: str, who: str = "It") -> str:
         else:
             others = f", but not distinguished from {_all(_few(comparison.rivals))}"
         return f"{who} is better than {second.name} by {apart}{others}."
+    if second.validation.mean == 0:
+        between = f"their means are equal, [{_ends(second)}] over {comparison.n} paired {unit}s"
+        return f"{who} is not distinguished from {_all(_few(comparison.rivals))}: {between}."
     needed = in_words(comparison.seeds_needed, unit)
     return (
         f"{who} is not distinguished from {_all(_few(comparison.rivals))}: {second.name} is behind by {apart}, and to "
