@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import cs330ray
 from cs330ray import checkpoint
-from cs330ray.service import copies, objects
+from cs330ray.report import model_card
+from cs330ray.service import confirm, copies, objects
 from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.seeds import fresh_seed
@@ -259,6 +260,29 @@ def test_the_best_by_another_metric_that_was_not_confirmed_is_the_search_s_and_s
     assert found["confirmed"] is None
     assert (found["run"]["fresh"], found["run"]["seed"], found["run"]["test"]) == (None, 100, {})
     assert "were not scored on test" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_candidate_by_another_metric_whose_runs_are_to_come_is_not_called_one_of_no_confirmation(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(home, noisy(confirm={"top": 3, "seeds": 2}), QUALITIES, confirmed=False)
+    out = ran(capsys, "best", "done", "--by", "val_accuracy", "--export", str(tmp_path / "model"))[1]
+    assert "not confirmed: 2 of 2 runs are still to come" in out
+
+
+def test_a_study_with_confirmation_and_no_candidate_yet_is_not_said_to_have_none(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(home, noisy(), QUALITIES, confirmed=False)
+    monkeypatch.setattr(confirm, "candidates", lambda study, *_: {cell.key: [] for cell in study.cells})
+    out = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))[1]
+    assert "not confirmed: no trial is COMPLETE among those that cells are compared on" in out
+
+
+def test_a_card_names_a_folder_of_this_machine_by_its_last_part_and_keeps_lines_whole(tmp_path: Path) -> None:
+    assert model_card._in_a_line(str(tmp_path)) == f"{tmp_path.name} (a folder)"
+    assert model_card._in_a_line("{text}\nAnswer:") == r"'{text}\nAnswer:'"
+    assert model_card._in_a_line("a/model") == "a/model"
 
 
 def test_where_no_candidate_keeps_the_bounds_the_search_s_best_is_taken_and_it_says_so(
