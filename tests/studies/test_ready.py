@@ -248,6 +248,21 @@ def test_a_model_answers_behind_its_examples_as_in_the_test(trained: Train):
     assert "pieces of rooms" in one.exported.card
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "changes", "said"),
+    [
+        ("icl", TINY_ICL | {"ordering": "seed"}, {"overflow": "drop"}, "`test_shots_used` says behind how many"),
+        ("mann", TINY_MANN, {"protocol": "leaky"}, "a query may be one of the very drawings that were shown"),
+    ],
+)
+def test_a_card_says_where_the_test_was_easier_or_other_than_the_model(
+    trained: Train, name: str, values: dict[str, Any], changes: dict[str, Any], said: str
+):
+    pytest.importorskip("transformers")
+    assert said in trained(name, values | changes, steps=1).exported.card
+    assert said not in trained(name, values, steps=1).exported.card
+
+
 def test_stars_in_context_are_a_number_or_none(trained: Train, reviews: None, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("transformers")
     one = trained("icl", TINY_ICL | {"dataset": "amazon"}, eval_examples=5, ordering="seed", shots=1)
