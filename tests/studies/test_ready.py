@@ -12,7 +12,7 @@ import torch
 
 from cs330ray.data import movielens, text
 from cs330ray.data.text import Example
-from cs330ray.errors import CheckpointError, DataError
+from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.learners import mann as mann_learner
 from cs330ray.models.language import one_line
 from cs330ray.service import trainables
@@ -162,6 +162,21 @@ def test_the_best_moment_s_weights_are_exported_and_not_the_last_s(trained: Trai
     ]
     assert np.mean(errors) == pytest.approx(scores.metrics["test_mse"], rel=1e-5)
     assert "epoch " + str(one.exported.notes["best_step"]) in one.exported.card
+
+
+def test_numbers_that_are_not_whole_are_one_line(trained: Train):
+    model = trained("multitask", TINY_MULTITASK, steps=1).model
+    assert len(model.recommend(np.int64(1), n=2)) == 2
+    for ask, place in ((lambda: model.predict(1.9, 1), "user"), (lambda: model.recommend(1, n=2.5), "n")):
+        with pytest.raises(SpecError, match=rf"^{place}: a whole number is needed, but got \d\.\d$"):
+            ask()
+
+
+@pytest.mark.parametrize(("weight", "head"), [(1.0, "Its stars mean nothing"), (0.0, "Its ranking means nothing")])
+def test_a_card_says_which_head_of_a_recommender_was_not_trained(trained: Train, weight: float, head: str):
+    assert head in trained("multitask", TINY_MULTITASK, steps=1, factorization_weight=weight).exported.card
+    assert "means nothing" not in trained("multitask", TINY_MULTITASK, steps=1).exported.card
+    assert "mean nothing" not in trained("multitask", TINY_MULTITASK, steps=1).exported.card
 
 
 # Language
