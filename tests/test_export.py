@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import cs330ray
 from cs330ray import checkpoint
-from cs330ray.service import copies, objects
+from cs330ray.report import model_card
+from cs330ray.service import confirm, copies, objects
 from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Study
+from cs330ray.trial import Weights
 from tests import portable
 from tests.finished import finish, study_of
 from tests.noisy import luck
@@ -157,19 +161,46 @@ def test_an_empty_directory_is_taken_and_one_that_holds_something_is_not(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_place_that_names_nobody_s_home_is_one_line(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ran(capsys, "best", "done", "--export", "~nosuchuser/model")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("--export ~nosuchuser/model: an empty or new directory is needed, but ")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 def test_a_write_that_fails_leaves_nothing(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def full(tensors: Any, path: Path) -> None:
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     (tmp_path / "here").mkdir()
     code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "here" / "model"))
     assert (code, err.count("\n")) == (2, 1)
-    assert "No space left on device" in err
+    assert "a directory that can be written is needed, but No space left on device" in err
     assert files(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "fragment"),
+    [
+        (Weights({"shared": torch.zeros(2)[:1].expand(2), "b": "no tensor"}), "must answer tensors by name"),
+        (Weights({}, {"seed": {1, 2}}), "notes as JSON has them, but Object of type set is not JSON serializable"),
+        (None, "must answer a cs330ray.trial.Weights, but answered None"),
+    ],
+)
+def test_an_answer_of_export_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    answer: Any, fragment: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(portable, "export", lambda *_: answer)
+    code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("tests.portable: `export` must answer ")
+    assert fragment in err
+    assert files(tmp_path) == []
 
 
 # Which ------------------------------------------------------------------------------------------------------------
@@ -229,6 +260,29 @@ def test_the_best_by_another_metric_that_was_not_confirmed_is_the_search_s_and_s
     assert found["confirmed"] is None
     assert (found["run"]["fresh"], found["run"]["seed"], found["run"]["test"]) == (None, 100, {})
     assert "were not scored on test" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_candidate_by_another_metric_whose_runs_are_to_come_is_not_called_one_of_no_confirmation(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(home, noisy(confirm={"top": 3, "seeds": 2}), QUALITIES, confirmed=False)
+    out = ran(capsys, "best", "done", "--by", "val_accuracy", "--export", str(tmp_path / "model"))[1]
+    assert "not confirmed: 2 of 2 runs are still to come" in out
+
+
+def test_a_study_with_confirmation_and_no_candidate_yet_is_not_said_to_have_none(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(home, noisy(), QUALITIES, confirmed=False)
+    monkeypatch.setattr(confirm, "candidates", lambda study, *_: {cell.key: [] for cell in study.cells})
+    out = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))[1]
+    assert "not confirmed: no trial is COMPLETE among those that cells are compared on" in out
+
+
+def test_a_card_names_a_folder_of_this_machine_by_its_last_part_and_keeps_lines_whole(tmp_path: Path) -> None:
+    assert model_card._in_a_line(str(tmp_path)) == f"{tmp_path.name} (a folder)"
+    assert model_card._in_a_line("{text}\nAnswer:") == r"'{text}\nAnswer:'"
+    assert model_card._in_a_line("a/model") == "a/model"
 
 
 def test_where_no_candidate_keeps_the_bounds_the_search_s_best_is_taken_and_it_says_so(
@@ -312,6 +366,38 @@ def test_a_torn_checkpoint_is_one_line(home: Path, tmp_path: Path, capsys: pytes
     assert (code, err.count("\n")) == (2, 1)
     assert "state.json must match its digest" in err
     assert files(tmp_path) == ["runs"]
+
+
+@pytest.mark.parametrize("changed", ["weights", "step"])
+def test_a_whole_checkpoint_that_is_not_the_recorded_one_is_one_line(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    """As another ledger's study of this name would leave it in the same place."""
+    study = noisy()
+    ledger = finish(home, study, QUALITIES)
+    place = Path(str(ledger.checkpoint(study, study.cells[0].under(0), 1)))
+    shutil.rmtree(place)
+    other = "{}" if changed == "weights" else '{"step": 2}'
+    step = 2 if changed == "weights" else 1
+    found = checkpoint.write(place.parent, step, lambda into: (into / "state.json").write_text(other) and None)
+    found.path.replace(place)
+    code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"its checkpoint at {place} must be the recorded one (step 2, digest " in err
+    assert f"but it is another (step {step}, digest {found.digest[:12]})" in err
+    assert files(tmp_path) == ["runs"]
+
+
+def test_a_copy_in_a_store_that_is_not_the_recorded_one_is_one_line(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = checkpoint.write(tmp_path / "other", 2, lambda into: (into / "state.json").write_text("{}") and None)
+    (held,) = stored.rglob("step-00000002")
+    shutil.rmtree(held)
+    shutil.copytree(other.path, held)
+    code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "must be the recorded one" in err
 
 
 @pytest.fixture

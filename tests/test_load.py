@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save, save_file
 
 import cs330ray
 from cs330ray.errors import Cs330rayError, DataError, SpecError
+from cs330ray.service import exported
 from tests.packed import pack
 from tests.spoilt_bytes import spoilt
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MULTITASK, TINY_PROTONET
@@ -110,6 +111,14 @@ def test_importing_the_package_imports_neither_torch_nor_the_service() -> None:
 def test_a_missing_file_is_named(model: Path, name: str) -> None:
     (model / name).unlink()
     assert name in refused(model)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(exported, "sha256", forbidden)  # root may read whatever the mode says
+    assert "must be readable, but Permission denied" in refused(model)
 
 
 def test_a_directory_that_is_none_is_one_line(tmp_path: Path) -> None:
@@ -252,7 +261,8 @@ def test_a_path_for_the_model_below_is_one_line(
     pack(tmp_path / "model", kind, values)
     told = json.loads((tmp_path / "model" / "config.json").read_text())
     change(tmp_path / "model", config=told["config"] | {"model": name})
-    assert name in refused(tmp_path / "model")
+    found = refused(tmp_path / "model")
+    assert f"{name}: " in found if name else "model: string should have at least 1 character" in found
 
 
 def test_ratings_are_read_only_where_known_items_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from cs330ray.service import confirm, trainables
 from cs330ray.service.ledger import Ledger
+from cs330ray.spec import parse
+from cs330ray.trial import Trainable
 from tests.test_cli import ran
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +49,19 @@ def test_its_study_runs_through_the_service_and_is_confirmed_and_reproduced(
     assert [len(run.test) for run in one.complete] == [1, 1]
     code, out, _ = ran(capsys, "reproduce", "reptile-sine", "0")
     assert (code, out.splitlines()[-1][:6]) == (0, "equal:")
+
+
+def test_the_page_counts_the_names_that_its_module_must_have() -> None:
+    needed = {name for name in vars(Trainable) if not name.startswith("_")} | set(Trainable.__annotations__)
+    assert needed == {"Config", "METRICS", "prepare", "train", "test"}
+    assert "a module with five names, and a sixth if you like" in PAGE
+    assert "`chance(config)`, if you like" in PAGE
+
+
+def test_the_cell_that_the_page_reproduces_is_one_of_its_study() -> None:
+    (cell,) = re.findall(r"cs330ray reproduce reptile-sine 0 --cell (\S+)", PAGE)
+    raw = tomllib.loads(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0])
+    assert cell in [each.title for each in parse(raw, "page").cells]
 
 
 @pytest.mark.slow

@@ -70,6 +70,23 @@ def test_a_published_drawing_becomes_what_the_systems_have_learned_from(tmp_path
         assert (image(tmp_path / f"{at}.png") == first_character[at]).all()
 
 
+def test_a_drawing_is_read_the_way_up_that_its_camera_says(tmp_path: Path):
+    turned = Image.fromarray(barred()).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
+    turned.save(tmp_path / "a.png", exif=exif)
+    assert (image(tmp_path / "a.png") == image(barred())).all()
+
+
+def test_a_drawing_whose_square_would_take_all_memory_is_one_line(tmp_path: Path):
+    Image.new("1", (100_000, 1)).save(tmp_path / "a.png")
+    for drawing, name in ((tmp_path / "a.png", tmp_path / "a.png"), (np.zeros((1, 100_000), np.uint8), "image")):
+        with pytest.raises(DataError) as caught:
+            image(drawing)
+        told = "a drawing of at most 8192 pixels a side is needed, but it has 100000x1"
+        assert str(caught.value) == f"{name}: {told}"
+
+
 def sixteen_bits() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(file, "PNG")
@@ -91,6 +108,7 @@ def test_a_file_that_is_no_drawing_is_one_line(tmp_path: Path, content: bytes | 
     with pytest.raises(DataError, match=fragment) as caught:
         image(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'a.png'}: ")
 
 
 @pytest.mark.parametrize(

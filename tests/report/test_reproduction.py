@@ -1,12 +1,16 @@
 """What was recorded beside what is now: equal to the bit, the first difference, the verdict's words."""
 
 import math
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
+from cs330ray.report import reproduction
 from cs330ray.report.reproduction import EQUAL, NOT, WITHIN, Again, Pair, table, verdict
 from cs330ray.report.statistics import Interval
-from cs330ray.service.ledger import Row, Trial
+from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.ledger import Ledger, Row, Trial
 from tests.studies_of_tests import toy
 
 STUDY = toy()
@@ -78,6 +82,38 @@ def test_a_trial_must_end_by_the_same_words() -> None:
         NOT,
         "it ended by 'raised: KeyError: 1' after step 5, before by 'PRUNED'",
     )
+
+
+def test_metrics_without_an_interval_are_named_apart_from_those_outside() -> None:
+    again = Again(trial(), rows(1.0), rows(0.9), test={"test_loss": (0.5, 0.6)})
+    word, why = judged(again, 0.0, 1.0)
+    assert word == NOT
+    assert why.endswith(
+        "there is no seed interval to hold test_loss against: that needs it of 2 fresh seeds beside its own"
+    )
+
+
+def test_of_what_test_showed_only_the_objectives_are_judged_by_an_interval() -> None:
+    again = Again(trial(), rows(1.0), rows(0.9), test={"test_extra": (0.5, 0.6)})
+    assert judged(again, 0.0, 1.0)[0] == WITHIN
+    assert ["test_extra", "1", "0", "20", "0.5", "0.6"] in table(again).rows
+
+
+def test_a_seed_counts_once_though_the_configuration_was_confirmed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trial 4 became a candidate with the parameters of trial 3, which had been one before."""
+
+    def confirmed(number: int) -> Confirmed:
+        runs = [
+            Run(replace(trial(), number=number, seed=seed, values=(value,)), {}) for seed, value in ((7, 1.0), (8, 3.0))
+        ]
+        return Confirmed(replace(trial(), number=number), runs, 2)
+
+    found = {STUDY.cells[0].key: [confirmed(4), confirmed(3)]}
+    monkeypatch.setattr(reproduction.confirm, "confirmed", lambda *_: found)
+    interval = reproduction.intervals(cast("Ledger", None), STUDY, Again(trial(), rows(1.0), rows(2.0)))["val_loss"]
+    half = 12.706205 * 2**0.5 * 1.5**0.5  # Student's t, one degree of freedom
+    assert interval.n == 2
+    assert (interval.low, interval.high) == pytest.approx((2 - half, 2 + half))
 
 
 def test_the_table_counts_rows_by_metric_and_names_the_first_that_differs() -> None:

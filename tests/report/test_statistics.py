@@ -1,4 +1,5 @@
 import math
+import statistics
 from itertools import chain, combinations
 
 import numpy as np
@@ -341,3 +342,9 @@ def coverage(intervals, truth):
 def half(interval):
     assert interval.high - interval.mean == pytest.approx(interval.mean - interval.low)
     return (interval.high - interval.low) / 2
+
+
+def test_values_that_are_all_the_same_lie_in_their_own_interval() -> None:
+    """The mean of three times .1 is another number in floating point."""
+    held = next(value for value in (index / 997 for index in range(1, 997)) if statistics.fmean([value] * 3) != value)
+    assert prediction([held] * 3) == Interval(held, held, held, 3)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cs330ray import checkpoint
 from cs330ray.errors import DataError
 from cs330ray.service.ledger import Ending, Ledger, Row
 from cs330ray.service.reproduce import read, stretches
@@ -204,6 +205,54 @@ def test_another_seed_of_a_configuration_that_is_not_confirmed_is_not_reproduced
     code, out, _ = reproduce(number, "--cell", WELL)
     assert code == 1
     assert "there is no seed interval to hold it against" in last_line(out)
+
+
+@pytest.mark.parametrize(
+    ("error", "fragment"),
+    [
+        (DataError("letters: they are needed, but missing; fetch them"), "letters: they are needed, but missing"),
+        (MemoryError("no more"), "enough memory is needed, but this machine is out of memory: MemoryError: no more"),
+    ],
+)
+def test_what_this_machine_lacks_is_one_line_and_no_verdict(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch, error: Exception, fragment: str
+) -> None:
+    def train(*_: object) -> Any:
+        raise error
+        yield
+
+    monkeypatch.setattr(toy_trainable, "train", train)
+    code, out, err = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert fragment in err
+    assert "not reproduced" not in out
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("I/O error (os error 28)")])
+def test_a_checkpoint_for_which_there_is_no_room_is_one_line_and_no_verdict(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def write(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    code, out, err = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "room for a checkpoint is needed, but " in err
+    assert "not reproduced" not in out
+
+
+def test_a_file_that_a_trainable_misses_itself_is_what_it_raised(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> Any:
+        raise FileNotFoundError(2, "No such file", "mine")
+        yield
+
+    monkeypatch.setattr(toy_trainable, "train", train)
+    code, out, _ = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert code == 1
+    assert "it raised now: raised: FileNotFoundError" in last_line(out)
 
 
 # Confirmation, and a line of trials ----------------------------------------------------------------------------------

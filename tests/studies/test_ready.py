@@ -12,7 +12,7 @@ import torch
 
 from cs330ray.data import movielens, text
 from cs330ray.data.text import Example
-from cs330ray.errors import CheckpointError, DataError
+from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.learners import mann as mann_learner
 from cs330ray.models.language import one_line
 from cs330ray.service import trainables
@@ -164,6 +164,21 @@ def test_the_best_moment_s_weights_are_exported_and_not_the_last_s(trained: Trai
     assert "epoch " + str(one.exported.notes["best_step"]) in one.exported.card
 
 
+def test_numbers_that_are_not_whole_are_one_line(trained: Train):
+    model = trained("multitask", TINY_MULTITASK, steps=1).model
+    assert len(model.recommend(np.int64(1), n=2)) == 2
+    for ask, place in ((lambda: model.predict(1.9, 1), "user"), (lambda: model.recommend(1, n=2.5), "n")):
+        with pytest.raises(SpecError, match=rf"^{place}: a whole number is needed, but got \d\.\d$"):
+            ask()
+
+
+@pytest.mark.parametrize(("weight", "head"), [(1.0, "Its stars mean nothing"), (0.0, "Its ranking means nothing")])
+def test_a_card_says_which_head_of_a_recommender_was_not_trained(trained: Train, weight: float, head: str):
+    assert head in trained("multitask", TINY_MULTITASK, steps=1, factorization_weight=weight).exported.card
+    assert "means nothing" not in trained("multitask", TINY_MULTITASK, steps=1).exported.card
+    assert "mean nothing" not in trained("multitask", TINY_MULTITASK, steps=1).exported.card
+
+
 # Language
 
 
@@ -246,6 +261,21 @@ def test_a_model_answers_behind_its_examples_as_in_the_test(trained: Train):
     assert one.exported.tensors == {}
     assert [example for example, _ in one.exported.notes["shots"]] == [reader.shots[at][0] for at in order]
     assert "pieces of rooms" in one.exported.card
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "changes", "said"),
+    [
+        ("icl", TINY_ICL | {"ordering": "seed"}, {"overflow": "drop"}, "`test_shots_used` says behind how many"),
+        ("mann", TINY_MANN, {"protocol": "leaky"}, "a query may be one of the very drawings that were shown"),
+    ],
+)
+def test_a_card_says_where_the_test_was_easier_or_other_than_the_model(
+    trained: Train, name: str, values: dict[str, Any], changes: dict[str, Any], said: str
+):
+    pytest.importorskip("transformers")
+    assert said in trained(name, values | changes, steps=1).exported.card
+    assert said not in trained(name, values, steps=1).exported.card
 
 
 def test_stars_in_context_are_a_number_or_none(trained: Train, reviews: None, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from cs330ray.data.omniglot import SIDE
@@ -15,6 +15,7 @@ from cs330ray.errors import DataError, SpecError
 
 FORMATS = ["PNG", "JPEG", "BMP", "GIF"]  # some others have programs of their own run
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+SIDE_MOST = 8192  # pixels of a drawing's longer side: its square is made before it is scaled down
 INK_MOST = 0.6  # the mean of the darkest drawing of omniglot is .23, of glyphs .52
 
 
@@ -25,7 +26,10 @@ def image(drawing: Any) -> NDArray[np.uint8]:
     with paper 255, floats with paper 1, or booleans. As omniglot's own are: paper is added to make it square, then it
     is scaled down, nothing is centred. There a line is three pixels wide where the side has 105. Raises DataError.
     """
-    grey = _grey(_opened(drawing) if isinstance(drawing, str | Path) else _of_array(np.asarray(drawing)))
+    if isinstance(drawing, str | Path):
+        grey = _grey(str(drawing), _opened(drawing))
+    else:
+        grey = _grey("image", _of_array(np.asarray(drawing)))
     side = max(grey.size)
     square = Image.new("L", (side, side), 255)
     square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
@@ -61,15 +65,25 @@ def _read(name: str, drawing: Any) -> Tensor:
 def _opened(path: str | Path) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            return opened.copy()
+            _check_size(str(path), *opened.size)
+            return ImageOps.exif_transpose(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: a drawing as {', '.join(FORMATS)} is needed, but {error}") from None
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    """Raise DataError, before it is decoded, for a drawing whose square would take the machine's memory."""
+    if max(width, height) > SIDE_MOST:
+        raise DataError(
+            f"{name}: a drawing of at most {SIDE_MOST} pixels a side is needed, but it has {width}x{height}"
+        )
 
 
 def _of_array(array: NDArray[Any]) -> Image.Image:
     deep = array.ndim == 3 and array.shape[2] in (3, 4)
     if (array.ndim != 2 and not deep) or 0 in array.shape:
         raise DataError(f"image: an array (height, width) or with 3 or 4 colours is needed, but got {array.shape}")
+    _check_size("image", array.shape[1], array.shape[0])
     if array.dtype == bool or np.issubdtype(array.dtype, np.floating):
         if not bool(((array >= 0) & (array <= 1)).all()):
             raise DataError("image: floats must lie in [0, 1], paper 1, but do not; divide by 255, or give uint8")
@@ -79,10 +93,10 @@ def _of_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _grey(drawing: Image.Image) -> Image.Image:
+def _grey(name: str, drawing: Image.Image) -> Image.Image:
     """The drawing in grey, and what is transparent as paper."""
     if drawing.mode not in MODES:
-        raise DataError(f"image: a drawing of 8 bits a colour is needed, but this one is of mode {drawing.mode!r}")
+        raise DataError(f"{name}: a drawing of 8 bits a colour is needed, but this one is of mode {drawing.mode!r}")
     if drawing.has_transparency_data:
         seen = drawing.convert("RGBA")
         drawing = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)

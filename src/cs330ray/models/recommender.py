@@ -1,5 +1,6 @@
 """A recommender: what a user may like, and how many stars the user would give."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,7 @@ class Recommender:
         where the data cannot be had. Titles are those of the publisher's archive where that is here, else `item 17`.
         """
         row = self._row("user", user)
-        if n < 1:
+        if _whole("n", n) < 1:
             raise SpecError(f"n: 1 or more is needed, but got {n}")
         items = torch.arange(len(self.params["item"]), device=self.params["item"].device)
         if known_removed:
@@ -61,9 +62,9 @@ class Recommender:
 
     def _row(self, name: str, number: int) -> int:
         rows = len(self.params[name])
-        if not 1 <= number <= rows:
+        if not 1 <= (found := _whole(name, number)) <= rows:
             raise SpecError(f"{name}: a number from 1 to {rows} is needed, but got {number!r}")
-        return int(number) - 1
+        return found - 1
 
     def _known(self, row: int) -> Tensor:
         users_B, items_B = self._rated
@@ -83,3 +84,11 @@ class Recommender:
     @cached_property
     def _titles(self) -> list[str] | None:
         return movielens.titles() if self.dataset == "movielens" else None
+
+
+def _whole(name: str, number: object) -> int:
+    """A whole number, numpy's too. Raises SpecError."""
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise SpecError(f"{name}: a whole number is needed, but got {number!r}") from None

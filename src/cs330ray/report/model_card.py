@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cs330ray
@@ -50,13 +51,22 @@ def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pic
     else:
         chosen = f"the best of the search by its {by or study.objective[0]}, which promises too much"
     if confirmed is None:
-        why = confirmation.why_none(study, goals, found) if found else "the study has no [confirm]"
-        why = "it is none of those that were confirmed" if found and by is not None else why
+        why = _why_not(study, goals, found, searched if by is not None else None)
         return Pick(searched, None, searched, chosen, "the search's: there is no run of confirmation to take", why)
     first = confirmed.runs[0].trial
     weights = f"fresh seed {first.cell.fresh}'s, the first of {confirmed.seeds}: taken whatever it scored"
     why = "" if choice or by is not None else confirmation.why_none(study, goals, found)
     return Pick(searched, confirmed, first, chosen, weights, why)
+
+
+def _why_not(study: Study, goals: Sequence[str], found: Sequence[Confirmed], asked: Trial | None) -> str:
+    """Why nothing of a cell is confirmed, or the trial that was asked for is not."""
+    if study.confirm is None:
+        return "the study has no [confirm]"
+    if asked is None or not found:
+        return confirmation.why_none(study, goals, found)
+    own = [one for one in found if one.current and one.searched.number == asked.number]
+    return confirmation.why_none(study, goals, own) if own else "it is none of those that were confirmed"
 
 
 def _best_cell(study: Study, goals: Sequence[str], choices: Mapping[str, Confirmed], by: str | None) -> Cell:
@@ -145,7 +155,7 @@ def card(
         "",
         "## Configuration",
         "",
-        *[f"- {name} = {value}" for name, value in {**run.cell.fixed, **run.params}.items()],
+        *[f"- {name} = {_in_a_line(value)}" for name, value in {**run.cell.fixed, **run.params}.items()],
         "",
         "All else is as the trainable has it by default; `config.json` says all of it.",
     ]
@@ -157,6 +167,13 @@ def card(
     ]
     parts = ["\n".join(head), *([said] if said else []), "\n".join(foot)]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_a_line(value: Any) -> str:
+    """A value as a list of Markdown has it; of a folder here only its name: where it lies is private."""
+    if isinstance(value, str) and "/" in value and Path(value).is_dir():
+        return f"{Path(value).name} (a folder)"
+    return str(value) if str(value).isprintable() else repr(value)
 
 
 def _figures(ledger: Ledger, study: Study, picked: Pick) -> list[str]:

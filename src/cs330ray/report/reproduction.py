@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cs330ray.report.confirmation import on_test
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import Interval, prediction
 from cs330ray.service import confirm
@@ -105,13 +106,14 @@ def intervals(ledger: Ledger, study: Study, again: Again) -> dict[str, Interval]
 
 
 def _confirmed(ledger: Ledger, study: Study, trial: Trial) -> list[confirm.Run]:
-    """The COMPLETE runs of confirmation of a configuration, whichever of its trials was confirmed."""
-    return [
+    """The COMPLETE runs of confirmation of a configuration, one a seed, whichever of its trials was confirmed."""
+    runs = [
         run
         for one in confirm.confirmed(ledger, study).get(trial.cell.searched.key, [])
         if canonical(dict(one.searched.params)) == canonical(dict(trial.params)) and one.searched.steps == trial.steps
         for run in one.complete
     ]
+    return list({run.trial.seed: run for run in reversed(runs)}.values())[::-1]
 
 
 def verdict(study: Study, again: Again, intervals: Mapping[str, Interval]) -> tuple[str, str]:
@@ -131,10 +133,16 @@ def verdict(study: Study, again: Again, intervals: Mapping[str, Interval]) -> tu
             f"{why}; there is no seed interval to hold it against: that needs the configuration COMPLETE on 2 fresh "
             "seeds beside its own (see [confirm])"
         )
-    outside = [name for name, (_, now) in ends.items() if not _lies_in(now, intervals.get(name))]
+    judged = [name for name in ends if name in study.objective or name in map(on_test, study.objective)]
+    outside = [name for name in judged if name in intervals and not _lies_in(ends[name][1], intervals[name])]
     if outside:
         return NOT, f"{why}; {', '.join(outside)} now lies outside where one further run would"
-    n = min(interval.n for interval in intervals.values())
+    if without := [name for name in judged if name not in intervals]:
+        return NOT, (
+            f"{why}; there is no seed interval to hold {', '.join(without)} against: that needs it of 2 fresh seeds "
+            "beside its own"
+        )
+    n = min(intervals[name].n for name in judged)
     return WITHIN, f"{why}; at the end it lies where one further run would, by its {n} other fresh seeds"
 
 
@@ -162,8 +170,8 @@ def _newest(rows: Sequence[Row], name: str) -> float | None:
     return next((row.metrics[name] for row in reversed(rows) if name in row.metrics), None)
 
 
-def _lies_in(value: float | None, interval: Interval | None) -> bool:
-    return value is not None and interval is not None and interval.low <= value <= interval.high
+def _lies_in(value: float | None, interval: Interval) -> bool:
+    return value is not None and interval.low <= value <= interval.high
 
 
 def _last(rows: Sequence[Row]) -> int:

@@ -45,7 +45,9 @@ def prediction(values: Sequence[float]) -> Interval:
     Without width for a single value (n says so).
     """
     mean, n = statistics.fmean(values), len(values)
-    half = _t975(n - 1) * statistics.stdev(values) * (1 + 1 / n) ** 0.5 if n > 1 else 0.0
+    if len(set(values)) == 1:
+        return Interval(values[0], values[0], values[0], n)  # whose mean may be another number, by rounding
+    half = _t975(n - 1) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
     return Interval(mean, mean - half, mean + half, n)
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import cs330ray
 from cs330ray import checkpoint
 from cs330ray.checkpoint import Checkpoint, fsync
-from cs330ray.errors import DataError, SpecError
+from cs330ray.errors import CheckpointError, DataError, SpecError, first_line
 from cs330ray.service import copies, objects, trainables
 from cs330ray.service.exported import CARD, CONFIG, MANIFEST, METRICS, PROVENANCE, TENSORS, Described, sha256
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Kept, Ledger, Trial
 from cs330ray.service.objects import StoreFault
-from cs330ray.spec import Study
+from cs330ray.spec import Study, short
 from cs330ray.trial import Weights
 
 PRIVATE = ("host", "nodes", "pid", "workers", "began_s")  # of a start: whose machines they were, and when
@@ -35,13 +35,13 @@ class Model:
 
 def vacant(directory: Path) -> Path:
     """The place of a directory that is empty or not there. Raises SpecError where something is."""
-    place = directory.expanduser().resolve()
     try:
+        place = directory.expanduser().resolve()
         if not place.exists() or (place.is_dir() and not any(place.iterdir())):
             return place
         why = "it holds something" if place.is_dir() else "it is a file"
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, RuntimeError) as error:  # a RuntimeError where `~` names nobody, or links lead in a circle
+        why = getattr(error, "strerror", None) or first_line(error)
     raise SpecError(f"--export {directory}: an empty or new directory is needed, but {why}; name another")
 
 
@@ -59,6 +59,10 @@ def take(ledger: Ledger, study: Study, run: Trial) -> Model:
     with _checkpoint(ledger, study, run) as held:
         weights = export(config, run.seed, held.path)
         steps = held.step
+    if not isinstance(weights, Weights):
+        raise SpecError(
+            f"{run.cell.trainable}: `export` must answer a cs330ray.trial.Weights, but answered {short(weights)}"
+        )
     last = starts[-1] if starts else {}
     described = Described(
         cs330ray=cs330ray.__version__,
@@ -84,46 +88,58 @@ def take(ledger: Ledger, study: Study, run: Trial) -> Model:
 
 def write(directory: Path, model: Model, metrics: Mapping[str, Any], card: str) -> None:
     """Write a model into an empty or new directory: under another name, then renamed. Raises SpecError."""
+    from safetensors import SafetensorError
+
     final = vacant(directory)
     partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
-    documents = {CONFIG: model.described.model_dump(), METRICS: metrics, PROVENANCE: model.provenance}
     try:
         partial.mkdir(parents=True)
-        if model.weights.tensors:
-            from safetensors.torch import save_file  # here: it brings torch
-
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights.tensors.items()}
-            save_file(tensors, partial / TENSORS)
-        for name, document in documents.items():
-            (partial / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        if model.weights.tensors:  # which safetensors keeps for its owner alone
-            (partial / TENSORS).chmod((partial / CONFIG).stat().st_mode)
-        digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n")
-        (partial / CARD).write_text(card, encoding="utf-8")
-        for path in [*partial.iterdir(), partial]:
-            fsync(path)
+        _fill(partial, model, metrics, card)
         partial.rename(final)
         fsync(final.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter too where a disk is full
+        why = getattr(error, "strerror", None) or first_line(error)
         raise SpecError(
-            f"--export {directory}: a directory that can be written is needed, but {error.strerror or error}; name "
-            "another"
+            f"--export {directory}: a directory that can be written is needed, but {why}; name another"
+        ) from None
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise SpecError(
+            f"{model.described.trainable}: `export` must answer tensors by name, and notes as JSON has them, but "
+            f"{first_line(error)}; cs330ray.trial.Trainable says how"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _fill(partial: Path, model: Model, metrics: Mapping[str, Any], card: str) -> None:
+    documents = {CONFIG: model.described.model_dump(), METRICS: metrics, PROVENANCE: model.provenance}
+    if model.weights.tensors:
+        from safetensors.torch import save_file  # here: it brings torch
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.weights.tensors.items()}
+        save_file(tensors, partial / TENSORS)
+    for name, document in documents.items():
+        (partial / name).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if model.weights.tensors:  # which safetensors keeps for its owner alone
+        (partial / TENSORS).chmod((partial / CONFIG).stat().st_mode)
+    digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n")
+    (partial / CARD).write_text(card, encoding="utf-8")
+    for path in [*partial.iterdir(), partial]:
+        fsync(path)
+
+
 @contextmanager
 def _checkpoint(ledger: Ledger, study: Study, run: Trial) -> Iterator[Checkpoint]:
     """A trial's last checkpoint, fetched from the store where it is. Raises SpecError, DataError or CheckpointError."""
-    place = ledger.checkpoint(study, run.cell, run.number)
+    kept = ledger.kept(study, run.cell, run.number)
     which = f"{study.name}: trial {run.number} of {run.cell.searched.title}"
-    if place is None:
+    if kept is None:
         raise SpecError(
             f"{which}: its checkpoint is needed, but only the best {study.resources.keep} of a cell keep theirs "
             "(resources.keep), and runs of confirmation; let [confirm] take it in, or export another"
         )
+    place = kept.path
     if "://" not in place:
         if not Path(place).is_dir():
             hosts = {str(start.get("host")) for start in ledger.attempts(study, run.cell, run.number)[-1:]}
@@ -131,7 +147,7 @@ def _checkpoint(ledger: Ledger, study: Study, run: Trial) -> Iterator[Checkpoint
                 f"{which}: its checkpoint must be at {place}, where {' '.join(hosts) or 'a machine'} wrote it, but is "
                 f"not to be seen here; export there, or run studies with {objects.VARIABLE} set"
             )
-        yield checkpoint.read(Path(place))
+        yield _as_recorded(which, kept, checkpoint.read(Path(place)))
         return
     with TemporaryDirectory(prefix="cs330ray-") as directory:
         try:
@@ -142,4 +158,15 @@ def _checkpoint(ledger: Ledger, study: Study, run: Trial) -> Iterator[Checkpoint
                 f"{which}: its checkpoint at {place} must be readable, but {fault}; set {objects.VARIABLE} as the "
                 "study had it"
             ) from None
-        yield fetched
+        yield _as_recorded(which, kept, fetched)
+
+
+def _as_recorded(which: str, kept: Kept, found: Checkpoint) -> Checkpoint:
+    """The checkpoint itself, if it is the one that was recorded: one of another ledger may lie whole in its place."""
+    if (found.step, found.digest) != (kept.step, kept.digest):
+        raise CheckpointError(
+            f"{which}: its checkpoint at {kept.path} must be the recorded one (step {kept.step}, digest "
+            f"{kept.digest[:12]}), but it is another (step {found.step}, digest {found.digest[:12]}); put that one "
+            "back, or export another"
+        )
+    return found

@@ -82,7 +82,11 @@ def _verify(directory: Path) -> None:
     if not isinstance(held, dict) or not set(names[1:]) <= set(held) <= set(names):
         raise DataError(f"{directory}: {MANIFEST} must name the files of a model, but names others; export it anew")
     for name, digest in held.items():
-        if not (directory / name).is_file() or sha256(directory / name) != digest:
+        try:
+            same = (directory / name).is_file() and sha256(directory / name) == digest
+        except OSError as error:
+            raise DataError(f"{directory}: {name} must be readable, but {error.strerror or error}; mend that") from None
+        if not same:
             raise DataError(f"{directory}: {name} must match its digest, but is missing or altered; export it anew")
 
 

@@ -102,6 +102,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A checkpoint as it was recorded: where it lies, the outer steps done in it, the digest of its manifest."""
+
+    path: str  # a directory, or the address of its copy
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Trial:
     """One trial as the ledger holds it."""
 
@@ -434,9 +443,14 @@ class Ledger:
 
     def checkpoint(self, study: Study, cell: Cell, number: int) -> str | None:
         """Where a trial's newest recorded checkpoint lies, a directory or the address of its copy, or None."""
+        found = self.kept(study, cell, number)
+        return found.path if found else None
+
+    def kept(self, study: Study, cell: Cell, number: int) -> Kept | None:
+        """A trial's newest recorded checkpoint, or None."""
         where = _of_trial(CHECKPOINTS, study, cell, number)
-        found = self._select(sql.select(CHECKPOINTS.c.path).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
-        return str(found[0].path) if found else None
+        found = self._select(sql.select(CHECKPOINTS).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
+        return Kept(str(found[0].path), int(found[0].step), str(found[0].digest)) if found else None
 
     def checkpoints(self, study: Study, cell: Cell) -> dict[int, str]:
         """Where the newest checkpoint of each trial of a cell that has one lies."""

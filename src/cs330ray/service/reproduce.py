@@ -1,4 +1,6 @@
-"""One trial again, in this process and without Ray, from what the ledger recorded of it; the ledger is only read.
+"""One trial again, in this process and without Ray, from what the ledger recorded of it.
+
+The ledger is only read, but for `test`, which records that it opened the test split.
 
 A line of trials that continue one another is run as it was: up to the steps of the first, on from its checkpoint to
 those of the next. So the rows at its seams are there, which a trial of all the steps at once would not have.
@@ -13,16 +15,17 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from cs330ray import checkpoint
 from cs330ray.clock import wall_s
-from cs330ray.errors import DataError, SpecError
+from cs330ray.errors import Cs330rayError, DataError, SpecError, first_line
 from cs330ray.service import process, trainables
 from cs330ray.service.estimate import first_values
 from cs330ray.service.ledger import Ledger, Row, Trial
 from cs330ray.spec import Study
-from cs330ray.trial import Trainable, run_alone
+from cs330ray.trial import Progress, Trainable, run_alone
 
 # What a machine without a GPU calls its device: `platform.processor()`, or `cpu` where that is empty.
 PROCESSORS = {"cpu", "x86_64", "amd64", "i386", "i686", "arm", "arm64", "aarch64", "ppc64le", "riscv64"}
@@ -200,7 +203,13 @@ def run(recorded: Recorded, trainable: Trainable, home: Path, hear: Callable[[Ro
         while True:
             try:
                 row = next(generator, None)
-            except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
+            except _Raised as raised:
+                return Outcome(rows, _reason(recorded, raised.error))
+            except Exception as error:  # noqa: BLE001 - the trial boundary: its metrics, or what writes its checkpoint
+                if why := _fault_of_storage(error):
+                    raise DataError(
+                        f"{home}: room for a checkpoint is needed, but {why}; set TMPDIR or --keep"
+                    ) from None
                 return Outcome(rows, process.reason_of(error))
             if row is None:
                 return Outcome(rows)
@@ -208,6 +217,43 @@ def run(recorded: Recorded, trainable: Trainable, home: Path, hear: Callable[[Ro
             hear(row)
             if recorded.raised and row.step > recorded.last_step:  # it should have ended before
                 return Outcome(rows)
+
+
+class _Raised(Exception):  # noqa: N818 - what it is, not what went wrong
+    """What a trainable raised in training itself, apart from what befell its checkpoint."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _guarded(trainable: Trainable) -> Trainable:
+    def train(*asked: Any) -> Iterator[Progress]:
+        try:
+            yield from trainable.train(*asked)
+        except Exception as error:  # noqa: BLE001 - the trial boundary
+            raise _Raised(error) from None
+
+    return cast("Trainable", SimpleNamespace(train=train))
+
+
+def _reason(recorded: Recorded, error: Exception) -> str:
+    """What a trainable raised, where that is a result. Raises Cs330rayError where this machine cannot run the trial."""
+    reason = process.reason_of(error)
+    if isinstance(error, Cs330rayError) and not recorded.raised:
+        raise error
+    if reason.startswith("out of memory"):
+        place = f"{recorded.study.name}: trial {recorded.trial.number}"
+        raise DataError(f"{place}: enough memory is needed, but this machine is {reason}; use a larger one")
+    return reason
+
+
+def _fault_of_storage(error: Exception) -> str:
+    """What is wrong with the disk, where that is why a checkpoint could not be written; else nothing."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = first_line(error)  # of safetensors, or of torch
+    return text if "os error" in text or "file write failed" in text else ""
 
 
 def stretches(recorded: Recorded, config: Any) -> list[int]:
@@ -223,7 +269,7 @@ def stretches(recorded: Recorded, config: Any) -> list[int]:
 def _rows(recorded: Recorded, trainable: Trainable, config: Any, home: Path) -> Generator[Row]:
     for steps in stretches(recorded, config):
         process.settle(recorded.trial.seed, recorded.threads)  # as where it began, and went on
-        for progress in run_alone(trainable, config, recorded.trial.seed, steps, home):
+        for progress in run_alone(_guarded(trainable), config, recorded.trial.seed, steps, home):
             metrics = {str(name): float(value) for name, value in progress.metrics.items()}
             yield Row(int(progress.step), metrics, wall_s())
 
@@ -241,7 +287,7 @@ def test(ledger: Ledger, recorded: Recorded, trainable: Trainable, home: Path) -
     try:
         scores = trainable.test(config, recorded.trial.seed, last.path)
     except Exception as error:  # noqa: BLE001 - the trial boundary
-        return {}, process.reason_of(error)
+        return {}, _reason(recorded, error)
     metrics = {str(name): float(value) for name, value in scores.metrics.items()}
     ledger.write_opened(opening, metrics)
     return metrics, ""

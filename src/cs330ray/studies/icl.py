@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30, "amazon": 6}
 AMAZON_TEMPLATE = "{text} Stars, from 1 to 5:"
 STARS = re.compile(r"\b[1-5]\b")
+OF_DROPPING = (
+    "The test drops examples until its longest question fits the model's window: `test_shots_used` says behind how "
+    "many its figures were reached. This model keeps all of them, and refuses a text that does not fit behind them"
+)
 SPLITS = "questions"  # among workers
 
 
@@ -176,6 +180,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:
         use=language.USE[config.dataset],
         limits=[
             f"`config.json` holds these examples: pieces of {config.dataset}, under its terms",
+            *([OF_DROPPING] if config.overflow == "drop" else []),
             *language.LIMITS,
         ],
     )

@@ -19,6 +19,10 @@ from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 DRAWINGS = 20  # of each character
 SPLITS = "tasks"  # among workers
+OF_LEAKS = (
+    "Trained and scored with protocol = leaky: a query may be one of the very drawings that were shown, so its figures "
+    "are better than those to expect of new ones"
+)
 
 
 class Config(BaseModel):
@@ -112,6 +116,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
             f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
             "Each query is read alone behind the support, so that no answer hangs on other queries; `test_accuracy` is "
             f"of {config.ways} queries read one after another, one of each class",
+            *([OF_LEAKS] if config.protocol == "leaky" else []),
             *card.OF_DRAWINGS,
         ],
     )

@@ -170,6 +170,10 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     return Scores(metrics, items)
 
 
+OF_STARS = "Its stars mean nothing: regression_weight 0 left the head that predicts them untrained"
+OF_RANKS = "Its ranking means nothing: factorization_weight 0 left the head that ranks untrained"
+
+
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """The best moment's parameters of a checkpoint, and what a card says of them. A refit is in no checkpoint."""
     notes = runtime.load_notes(checkpoint / "state.json")
@@ -182,6 +186,8 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
         dataset=config.dataset,
         use=["for title, score, stars in model.recommend(user=1, n=10):", "    print(title, round(stars, 1))"],
         limits=[
+            *([OF_STARS] if config.algorithm.regression_weight == 0 else []),
+            *([OF_RANKS] if config.algorithm.factorization_weight == 0 else []),
             "It knows the users and items of its data alone, by their numbers there, counted from 1",
             "A score ranks the items of one user; between users it says nothing. Stars are not cut to 1 to 5",
             "What a user rated in training and validation is left out, for which the data are read; what was kept "
