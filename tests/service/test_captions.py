@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cs330ray.report import frames
+from cs330ray.report.opened import Opened
+from cs330ray.report.searched import Search
 from cs330ray.report.statistics import over_seeds
 from cs330ray.service import captions, confirm
 from cs330ray.service.answer import NOTE_LIMIT, Answer
@@ -110,6 +113,20 @@ def test_a_search_cut_short_whose_candidates_are_confirmed_has_its_answer_and_sa
         "It is chosen by the mean val_accuracy over 3 fresh seeds; the best of the search, trial 1, had promised 0.9. "
         "The search is not over: 8 of 10 trials have ended."
     )
+
+
+def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Ledger) -> None:
+    study = filled.opened(ledger, filled.letters())
+    filled.search(ledger, study, study.cells[0], 0.9)
+    grown = filled.opened(ledger, study.model_copy(update={"budget": study.budget.model_copy(update={"steps": 40})}))
+    filled.search(ledger, grown, grown.cells[1], 0.7)
+    answer = answer_of(ledger, grown)
+    assert answer.title.startswith("So far: trial 0, 0.7 val_accuracy · cost=2.0")
+    assert answer.figures()["best_val_accuracy"] == 0.7
+    best = frames.best(ledger, grown)
+    assert best is not None
+    assert best.cell.title == "cost=2.0"
+    assert next(iter(Search(Opened(ledger, grown)).best)) == "cost=2.0"
 
 
 def test_a_search_that_is_over_says_how_many_runs_of_confirmation_are_not(ledger: Ledger) -> None:

@@ -162,7 +162,9 @@ def best(ledger: Ledger, study: Study) -> Best | None:
     found = [trial for cell in study.cells for trial in confirm.rankable(ledger.trials(study, cell))]
     if not found:
         return None
-    return _best(ledger, study, min(found, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
+    most = max(trial.steps for trial in found)  # values after other numbers of steps are not ranked between cells
+    held = [trial for trial in found if trial.steps == most]
+    return _best(ledger, study, min(held, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
 
 
 def _best(ledger: Ledger, study: Study, trial: Trial, one: Confirmed | None) -> Best:

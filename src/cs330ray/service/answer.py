@@ -50,14 +50,21 @@ class Answer:
         chosen = [cell for cell in self.cells if cell.chosen is not None] if self.confirmed else []
         if chosen:
             return min(chosen, key=lambda cell: confirm.losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
-        ranked = [cell for cell in self.cells if cell.ranked]
-        return min(ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None)
+        return min(
+            self._ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None
+        )
+
+    @property
+    def _ranked(self) -> Sequence[Standing]:
+        """The cells whose values in the search may be ranked with one another: those after the most steps."""
+        most = max((cell.ranked[0].steps for cell in self.cells if cell.ranked), default=0)
+        return [cell for cell in self.cells if cell.ranked and cell.ranked[0].steps == most]
 
     def figures(self) -> dict[str, float]:
         """What the study's run can be sorted by: those of its best cell, and the best of each objective in any."""
         if self.first is None:
             return {}
-        said, all_said = self.first.figures(), [cell.figures() for cell in self.cells]
+        said, all_said = self.first.figures(), [cell.figures() for cell in self._ranked]
         for name, goal in zip(self.study.objective, self.first.goals, strict=True):
             values = [figures[f"best_{name}"] for figures in all_said if f"best_{name}" in figures]
             said[f"best_{name}"] = max(values) if goal == "max" else min(values)
