@@ -62,8 +62,8 @@ def confirm(ledger: Ledger, study: Study, cell: Cell, number: int, reached: list
         ledger.write_scores(study, cell.under(index), number, Scores({"test_accuracy": value - 0.01}))
 
 
-def fill(ledger: Ledger, name: str = "letters") -> Study:
-    study = opened(ledger, letters(name))
+def fill(ledger: Ledger, name: str = "letters", trials: int = 4) -> Study:
+    study = opened(ledger, letters(name, trials))
     one, other = study.cells
     for reached in (0.6, 0.9, 0.8):
         search(ledger, study, one, reached)

@@ -271,6 +271,27 @@ def test_choices_are_strips_in_the_order_of_the_file(small: Opened) -> None:
     assert (x["type"], x["sort"]) == ("nominal", ["small", "large"])
 
 
+def test_whole_choices_that_not_every_trial_has_are_strips_in_the_order_of_the_file(tmp_path: Path) -> None:
+    filters = {"choices": [32, 16], "when": {"body": "large"}}
+    study = told(search={**RATE, "body": ["small", "large"], "filters": filters})
+    trials = [
+        Told({"lr": 0.1, "body": "large", "filters": 16}, {20: 0.5}),
+        Told({"lr": 0.1, "body": "small"}, {20: 0.6}),
+        Told({"lr": 0.1, "body": "large", "filters": 32}, {20: 0.7}),
+    ]
+    enter(tmp_path, study, {0: trials})
+    figure = opened("told", tmp_path).figures["parameters/filters"]
+    assert rows_of(figure.table, "trial", "filters") == [(0, "16"), (2, "32")]
+    assert layers(figure)[0]["encoding"]["x"]["sort"] == ["32", "16"]
+
+
+def test_a_parameter_of_choices_in_one_cell_and_a_range_in_another_has_the_choices_first(tmp_path: Path) -> None:
+    tables = {"benchmarks.sleeper": {"lr": [0.5, 0.25]}, "tests.toy": {"lr": {"low": 0.1, "high": 1.0}}}
+    study = told(trainable=None, compare={"trainable": list(reversed(tables))}, search=tables)
+    enter(tmp_path, study, {0: [Told({"lr": 0.75}, {20: 0.5})], 1: [Told({"lr": 0.25}, {20: 0.6})]})
+    assert layers(opened("told", tmp_path).figures["parameters/lr"])[0]["encoding"]["x"]["sort"] == ["0.25", "0.75"]
+
+
 def test_failed_trials_are_an_x_at_the_rim_and_pruned_ones_hollow_and_the_words_say_so(small: Opened) -> None:
     figure = small.figures["parameters/lr"]
     assert drawn_of(figure, "FAIL")["encoding"]["y"] == {"value": "height"}  # the bottom: higher is better

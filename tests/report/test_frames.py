@@ -39,6 +39,15 @@ def test_a_parameter_with_the_name_of_another_column_keeps_both(tmp_path: Path) 
     assert found["param.steps"].between(1, 9).all()
 
 
+def test_whole_numbers_stay_whole_where_not_every_trial_has_them(tmp_path: Path) -> None:
+    width = {"low": 1, "high": 9, "when": {"body": "pooled"}}
+    study = made(compare={}, search={"body": ["course", "pooled"], "width": width}, confirm=None)
+    fill(tmp_path, study)
+    found = opened("made", tmp_path).trials
+    assert {type(value) for value in found["width"][found["body"] == "pooled"]} == {int}
+    assert found["width"][found["body"] == "course"].isna().all()
+
+
 def test_a_confirmed_candidate_has_the_mean_of_its_runs_and_the_optimism_of_the_search(study: Opened) -> None:
     for one in study.confirmed.itertuples():
         runs = study.runs[(study.runs["cell"] == one.cell) & (study.runs["trial"] == one.trial)]

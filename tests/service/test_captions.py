@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from cs330ray.report import frames
+from cs330ray.report.opened import Opened
+from cs330ray.report.searched import Search
 from cs330ray.report.statistics import over_seeds
 from cs330ray.service import captions, confirm
 from cs330ray.service.answer import NOTE_LIMIT, Answer
@@ -101,7 +104,44 @@ def test_the_description_is_the_answer_in_two_sentences_and_a_table_with_links(w
     ]  # fmt: skip
 
 
-def test_a_study_at_work_says_so_and_one_without_a_trial_that_there_is_none(ledger: Ledger) -> None:
+def test_a_search_cut_short_whose_candidates_are_confirmed_has_its_answer_and_says_what_is_not_over(
+    ledger: Ledger,
+) -> None:
+    answer = answer_of(ledger, filled.fill(ledger, trials=5))
+    assert answer.title.startswith("Answer: trial 2, 0.83 ±0.05 val_accuracy confirmed")
+    assert answer.note(link).splitlines()[1] == (
+        "It is chosen by the mean val_accuracy over 3 fresh seeds; the best of the search, trial 1, had promised 0.9. "
+        "The search is not over: 8 of 10 trials have ended."
+    )
+
+
+def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Ledger) -> None:
+    study = filled.opened(ledger, filled.letters())
+    filled.search(ledger, study, study.cells[0], 0.9)
+    grown = filled.opened(ledger, study.model_copy(update={"budget": study.budget.model_copy(update={"steps": 40})}))
+    filled.search(ledger, grown, grown.cells[1], 0.7)
+    answer = answer_of(ledger, grown)
+    assert answer.title.startswith("So far: trial 0, 0.7 val_accuracy · cost=2.0")
+    assert answer.figures()["best_val_accuracy"] == 0.7
+    best = frames.best(ledger, grown)
+    assert best is not None
+    assert best.cell.title == "cost=2.0"
+    assert next(iter(Search(Opened(ledger, grown)).best)) == "cost=2.0"
+
+
+def test_a_search_that_is_over_says_how_many_runs_of_confirmation_are_not(ledger: Ledger) -> None:
+    """Two candidates on three fresh seeds."""
+    study = filled.opened(ledger, filled.letters(trials=2))
+    for cell, reached in zip(study.cells, ([0.6, 0.9], [0.7, 0.75]), strict=True):
+        for value in reached:
+            filled.search(ledger, study, cell, value)
+    filled.confirm(ledger, study, study.cells[0], 1, [0.70])
+    answer = answer_of(ledger, study)
+    assert answer.title.startswith("So far: trial 1, 0.9 val_accuracy")
+    assert answer.note(link).splitlines()[1] == "The confirmation is not over: 11 of its runs have not ended."
+
+
+def test_a_study_that_is_not_over_says_so_and_one_without_a_trial_that_there_is_none(ledger: Ledger) -> None:
     study = filled.opened(ledger, filled.letters())
     assert answer_of(ledger, study).title == "letters"
     assert answer_of(ledger, study).note(link) == "No trial of letters is COMPLETE."
@@ -109,7 +149,7 @@ def test_a_study_at_work_says_so_and_one_without_a_trial_that_there_is_none(ledg
     running = filled.enter(ledger, study, study.cells[1], 0.1)
     answer = answer_of(ledger, study)
     assert answer.title == "So far: trial 0, 0.7 val_accuracy · cost=2.0 · letters"
-    assert "still at work" in answer.note(link)
+    assert "The search is not over: 1 of 8 trials have ended." in answer.note(link)
     assert answer.cells[1].name(answer.cells[1].trials[running]) == "trial 1 · quality=0.1"
 
 

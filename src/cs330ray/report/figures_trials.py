@@ -72,7 +72,8 @@ def _parameter(search: Search, name: str, column: str, domains: Sequence[Domain]
         table[column] = table[column].astype(float)
     table = drawing.rounded(table)
     if choices:
-        order = [text for text in _choices(domains) if text in set(table[column])]
+        held = set(table[column])
+        order = [text for text in dict.fromkeys([*_choices(domains), *table[column]]) if text in held]
         jitter = alt.XOffset("jitter:Q", scale=alt.Scale(domain=[-0.35, 1.35]))
         chart, words = points(search, table, _strips(name, column, order), xOffset=jitter)
         chart = chart.transform_calculate(jitter=JITTER)

@@ -43,7 +43,7 @@ def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
     Its `cell`, number `trial`, `state`, `reason`, `seed`, `steps` (of its last row, or of the trial that it continues),
     `seconds` (of wall time, from its start to its end or its last row), `superseded` (a trial of more steps continues
     it), each objective (NaN where it has none), and each compared value and parameter by its name, or as `param.NAME`
-    where another column has that name.
+    where another column has that name; NaN where a trial has none, beside which whole numbers stay whole.
     """
     found = []
     for cell in study.cells:
@@ -64,7 +64,13 @@ def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
                 **dict(zip(study.objective, values, strict=True)),
                 **{(f"param.{name}" if name in taken else name): value for name, value in named.items()},
             })  # fmt: skip
-    return pd.DataFrame(found, columns=_columns(found, [*TRIAL, *study.objective]))
+    own_columns = [*TRIAL, *study.objective]
+    frame = pd.DataFrame(found, columns=_columns(found, own_columns))
+    for name in frame.columns[len(own_columns) :]:
+        values = [record.get(name, math.nan) for record in found]
+        if pd.api.types.is_float_dtype(frame[name]) and any(isinstance(value, int) for value in values):
+            frame[name] = pd.Series(values, frame.index, dtype=object)  # 16 as it was given, where pandas holds 16.0
+    return frame
 
 
 def rows(ledger: Ledger, study: Study) -> pd.DataFrame:
@@ -155,7 +161,9 @@ def best(ledger: Ledger, study: Study) -> Best | None:
     found = [trial for cell in study.cells for trial in confirm.rankable(ledger.trials(study, cell))]
     if not found:
         return None
-    return _best(ledger, study, min(found, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
+    most = max(trial.steps for trial in found)  # values after other numbers of steps are not ranked between cells
+    held = [trial for trial in found if trial.steps == most]
+    return _best(ledger, study, min(held, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
 
 
 def _best(ledger: Ledger, study: Study, trial: Trial, one: Confirmed | None) -> Best:

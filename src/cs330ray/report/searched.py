@@ -71,9 +71,10 @@ class Search:
 
     @cached_property
     def best(self) -> Mapping[str, Trial]:
-        """The best trial of each cell that has one, by the cell's title; the best cell first."""
+        """The best trial of each cell that has one, by the cell's title; the best cell of the most steps first."""
         found = {title: ranked[0] for title, ranked in self.ranked.items() if ranked}
-        order = sorted(found, key=lambda title: confirm.losses(found[title].values or (), self.goals)[0])
+        worth = {title: confirm.losses(trial.values or (), self.goals)[0] for title, trial in found.items()}
+        order = sorted(found, key=lambda title: (-found[title].steps, worth[title]))
         return {title: found[title] for title in order}
 
     @cached_property

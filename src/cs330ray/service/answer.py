@@ -40,19 +40,31 @@ class Answer:
         return all(cell.over for cell in self.cells)
 
     @property
+    def confirmed(self) -> bool:
+        """Whether the candidates of all cells have had their runs: a search that a limit of time ended is not over."""
+        return not any(confirm.runs_to_come(cell.found) for cell in self.cells)
+
+    @property
     def first(self) -> Standing | None:
-        """The best cell: by the confirmed choices once all is over, else by the search."""
-        chosen = [cell for cell in self.cells if cell.chosen is not None] if self.over else []
+        """The best cell: by the confirmed choices once no candidate waits for its runs, else by the search."""
+        chosen = [cell for cell in self.cells if cell.chosen is not None] if self.confirmed else []
         if chosen:
             return min(chosen, key=lambda cell: confirm.losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
-        ranked = [cell for cell in self.cells if cell.ranked]
-        return min(ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None)
+        return min(
+            self._ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None
+        )
+
+    @property
+    def _ranked(self) -> Sequence[Standing]:
+        """The cells whose values in the search may be ranked with one another: those after the most steps."""
+        most = max((cell.ranked[0].steps for cell in self.cells if cell.ranked), default=0)
+        return [cell for cell in self.cells if cell.ranked and cell.ranked[0].steps == most]
 
     def figures(self) -> dict[str, float]:
         """What the study's run can be sorted by: those of its best cell, and the best of each objective in any."""
         if self.first is None:
             return {}
-        said, all_said = self.first.figures(), [cell.figures() for cell in self.cells]
+        said, all_said = self.first.figures(), [cell.figures() for cell in self._ranked]
         for name, goal in zip(self.study.objective, self.first.goals, strict=True):
             values = [figures[f"best_{name}"] for figures in all_said if f"best_{name}" in figures]
             said[f"best_{name}"] = max(values) if goal == "max" else min(values)
@@ -64,7 +76,7 @@ class Answer:
         if self.first is None:
             return self.study.name
         best = self.first.best[0]
-        word = "Answer" if self.over and self.first.chosen else "Best" if self.over else "So far"
+        word = "Answer" if self.confirmed and self.first.chosen else "Best" if self.over else "So far"
         cell = self.first.cell.title if self.first.cell.values else ""
         return caption(f"{word}: trial {best.number}, {self._reached(best)}", cell, self.study.name)
 
@@ -99,8 +111,8 @@ class Answer:
         at = f" at {parameters(best)}" if best.params else ""
         by = f", the best by {objective} of {len(self.first.best)} on the front" if len(self.first.best) > 1 else ""
         first = f"{self._reached(best)}: [trial {best.number}]({link(best)}){cell}{at}{by}."
-        if not self.over:
-            return [first, "The study is still at work: this is what it has come to so far."]
+        if self.first.chosen is None and not self.over:
+            return [first, self._unfinished]
         if self.first.chosen is None:
             why = f"no trial is the confirmed choice, see `cs330ray show {self.study.name}`"
             why = why if self.study.confirm else "on no fresh seeds, it was in part the luckiest"
@@ -109,7 +121,18 @@ class Answer:
         promised = short((lucky.values or ())[0])
         seeds = f"{self.first.chosen.seeds} fresh seed{'s' * (self.first.chosen.seeds > 1)}"
         second = f"It is chosen by the mean {objective} over {seeds}; "
-        return [first, f"{second}the best of the search, trial {lucky.number}, had promised {promised}."]
+        second = f"{second}the best of the search, trial {lucky.number}, had promised {promised}."
+        return [first, second if self.over else f"{second} {self._unfinished}"]
+
+    @property
+    def _unfinished(self) -> str:
+        """What is not over; whether anything is still at work on it is not known here."""
+        trials = self.study.budget.trials
+        ended = sum(min(cell.ended, trials) for cell in self.cells)
+        if ended < (of := trials * len(self.cells)):
+            return f"The search is not over: {ended} of {of} trials have ended."
+        waiting = sum(confirm.runs_to_come(cell.found) for cell in self.cells)
+        return f"The confirmation is not over: {waiting} of its runs have not ended."
 
     @property
     def _columns(self) -> list[str]:

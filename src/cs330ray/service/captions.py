@@ -44,10 +44,14 @@ class Standing:
         return cls(study, goals, cell, trials, found, ranked, confirm.choice(study, goals, found) if found else None)
 
     @property
+    def ended(self) -> int:
+        """How many trials have ended of those that the budget has."""
+        return len(confirm.finished(self.study, self.trials))
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will come."""
-        ended = len(confirm.finished(self.study, self.trials)) >= self.study.budget.trials
-        return ended and not confirm.runs_to_come(self.found)
+        return self.ended >= self.study.budget.trials and not confirm.runs_to_come(self.found)
 
     @property
     def best(self) -> Sequence[Trial]:

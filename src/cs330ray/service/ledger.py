@@ -500,9 +500,12 @@ class Ledger:
     def importance(self, study: Study, cell: Cell, objective: int = 0) -> dict[str, float]:
         """The share of each searched parameter in reaching a cell's best tenth, which sum to 1; PED-ANOVA.
 
-        Watanabe et al. 2023, by Optuna. Empty below `ENOUGH_FOR_IMPORTANCE` COMPLETE trials, and where none differs.
+        Watanabe et al. 2023, by Optuna. Empty below `ENOUGH_FOR_IMPORTANCE` COMPLETE trials of the most steps, and
+        where none differs.
         """
-        complete = [trial for trial in standing(self.history(study, cell)) if trial.state == TrialState.COMPLETE]
+        ended = [trial for trial in standing(self.history(study, cell)) if trial.state == TrialState.COMPLETE]
+        steps = [int(trial.user_attrs.get("steps", study.budget.steps)) for trial in ended]
+        complete = [trial for trial, had in zip(ended, steps, strict=True) if had == max(steps)]
         if len(complete) < ENOUGH_FOR_IMPORTANCE:
             return {}
         memory = optuna.create_study(directions=directions(self.goals(study)))
