@@ -67,9 +67,9 @@ def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
     own_columns = [*TRIAL, *study.objective]
     frame = pd.DataFrame(found, columns=_columns(found, own_columns))
     for name in frame.columns[len(own_columns) :]:
-        values = [record.get(name, math.nan) for record in found]
-        if pd.api.types.is_float_dtype(frame[name]) and any(isinstance(value, int) for value in values):
-            frame[name] = pd.Series(values, frame.index, dtype=object)  # 16 as it was given, where pandas holds 16.0
+        given = [record.get(name, math.nan) for record in found]
+        if pd.api.types.is_float_dtype(frame[name]) and any(isinstance(value, int) for value in given):
+            frame[name] = pd.Series(given, frame.index, dtype=object)  # 16 as it was given, where pandas holds 16.0
     return frame
 
 
