@@ -14,6 +14,7 @@ from cs330ray.data import movielens, text
 from cs330ray.data.text import Example
 from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.learners import mann as mann_learner
+from cs330ray.models import card
 from cs330ray.models.language import one_line
 from cs330ray.service import trainables
 from cs330ray.studies import finetune, icl, maml, mann, multitask, protonet
@@ -276,6 +277,12 @@ def test_a_card_says_where_the_test_was_easier_or_other_than_the_model(
     pytest.importorskip("transformers")
     assert said in trained(name, values | changes, steps=1).exported.card
     assert said not in trained(name, values, steps=1).exported.card
+
+
+def test_a_card_names_a_model_in_a_folder_without_its_path(tmp_path: Path):
+    said = card.sections(weights="", dataset="rooms", use=[], limits=[], base=str(tmp_path))
+    assert str(tmp_path) not in said
+    assert f"a folder {tmp_path.name} of the machine that exported" in said
 
 
 def test_stars_in_context_are_a_number_or_none(trained: Train, reviews: None, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """What a model's card says of a system: which weights, on what data and on which terms, how it is used, its limits."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cs330ray.data import store, wheels
 
@@ -43,6 +44,11 @@ def _data(dataset: str) -> str:
 
 def _base(model: str) -> str:
     """A pre-trained model with its terms, as far as they are known here."""
+    if Path(model).is_dir():
+        return (
+            f"on top of the model in a folder {Path(model).name} of the machine that exported: under the terms of its "
+            "publisher. It is not in here: loading this one looks for it at the path in `config.json`"
+        )
     known = wheels.KNOWN.get(model)
     terms = f"licence {known.licence}; {known.note}" if known is not None else "under the terms of its publisher"
     return f"on top of the model {model}: {terms}. It is not in here: loading this one finds or fetches it"
