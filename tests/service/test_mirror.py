@@ -15,6 +15,7 @@ from mlflow.entities import Run
 
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError, attach, forget
+from cs330ray.service.mlflow_runs import STUDY, Runs
 from tests import filled
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -98,6 +99,15 @@ def test_the_experiment_and_the_study_s_run_hold_the_answer_with_links_to_runs_t
     assert len(links) == 1 + 6
     assert all(by_id[run] == number for number, run in links)
     assert by_id[links[0][1]] == "2"
+
+
+def test_the_tags_of_a_run_are_named_as_mlflow_takes_names(home: Path) -> None:
+    """MLflow refuses `@` in the name of a tag, as an objective may have it."""
+    runs = Runs(home, "letters", "uid")
+    runs.ensure(STUDY, "letters", None, {"best_val_acc@1": "0.5"})
+    assert runs_of(home)[STUDY].data.tags["cs330ray.best_val_acc_1"] == "0.5"
+    assert runs.tag_of(STUDY, "best_val_acc@1") == "0.5"
+    assert runs.tag(STUDY, {"best_val_acc@1": "0.5"}) == 0
 
 
 def test_a_second_pass_writes_nothing(shown: Path, writes: Counter[str]) -> None:

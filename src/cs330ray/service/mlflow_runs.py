@@ -41,7 +41,7 @@ def client_of(home: Path) -> MlflowClient:
 
 
 def spoken(name: str) -> str:
-    """A metric's name as MLflow takes it: `acc@1` becomes `acc_1`."""
+    """The name of a metric or a tag as MLflow takes it: `acc@1` becomes `acc_1`."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
@@ -61,7 +61,7 @@ class Runs:
 
     def tag_of(self, key: Key, tag: str) -> str | None:
         """The value of one of our tags of a run, or None."""
-        found = self._runs[key].data.tags.get(f"cs330ray.{tag}")
+        found = self._runs[key].data.tags.get(spoken(f"cs330ray.{tag}"))
         return None if found is None else str(found)
 
     def address(self, key: Key, inside: str = "") -> str:
@@ -203,7 +203,7 @@ def _differs(held: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, st
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {f"cs330ray.{tag}": text[:TEXT_LIMIT] for tag, text in tags.items()}
+    return {spoken(f"cs330ray.{tag}"): text[:TEXT_LIMIT] for tag, text in tags.items()}
 
 
 def all_runs(client: MlflowClient, experiment: str, uid: str) -> Iterator[Run]:
