@@ -5,13 +5,18 @@ import statistics
 from pathlib import Path
 
 import pytest
-from benchmarks.made import fill
+from benchmarks.made import ON, fill
 
 import cs330ray
 from cs330ray.errors import SpecError
 from cs330ray.report import frames
 from cs330ray.report.opened import Opened, opened
+from cs330ray.service import confirm, trainables
+from cs330ray.service.ledger import Ending, Row
+from cs330ray.trial import Metric
+from tests import toy as toy_trainable
 from tests.report.conftest import made
+from tests.studies_of_tests import toy
 
 
 def test_a_row_a_trial_with_what_it_was_and_what_it_reached(study: Opened) -> None:
@@ -148,3 +153,21 @@ def test_importance_finds_the_parameter_that_decides(tmp_path: Path) -> None:
 
 def test_importance_of_few_trials_is_not_told(study: Opened) -> None:
     assert study.ledger.importance(study.study, study.study.cells[0]) == {}
+
+
+def test_an_objective_with_the_name_of_a_column_of_the_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy_trainable, "METRICS", {"steps": Metric("min")})
+    with pytest.raises(SpecError, match="toy: objective: the record has a 'steps' of its own beside each value"):
+        trainables.check(toy(objective=["steps"]), "toy")
+
+
+def test_a_candidate_that_is_not_complete_on_every_seed_is_no_part_of_the_figure(tmp_path: Path) -> None:
+    study = made(compare={}, confirm={"top": 2, "seeds": 2})
+    ledger = fill(tmp_path, study, but="all")
+    (first, number), *_ = confirm.pending(ledger, study)
+    ledger.write_attempt(study, first, number, ON)
+    ledger.write_rows(study, first, number, [Row(80, {"val_accuracy": 0.99}, 1.0)])
+    ledger.end(study, first, number, Ending("COMPLETE"))
+    one = opened("made", tmp_path)
+    assert list(one.confirmed["whole"]) == [False]
+    assert "confirmed" not in one.figures

@@ -27,8 +27,7 @@ APART_LOG, APART = 0.05, 0.012  # by which cells stand beside one another at one
 def confirmed(search: Search) -> Iterator[Figure]:
     """The choices of the cells, or the candidates of the one cell, over fresh seeds; one figure an objective."""
     found, objectives = search.opened.confirmed, search.opened.study.objective
-    if len(search.cells) > 1:
-        found = found[found["chosen"].astype(bool)]
+    found = found[found["chosen" if len(search.cells) > 1 else "whole"].astype(bool)]
     for objective in objectives:
         rows = found[found["metric"] == objective]
         if not rows.empty:
@@ -49,6 +48,10 @@ def _confirmed(search: Search, name: str, objective: str, rows: pd.DataFrame) ->
         says += " One seed has no interval."
     if len(shown) < len(rows):
         says += f" The best {len(shown)} of {len(rows)} are drawn."
+    if len(search.cells) == 1:
+        held = search.opened.confirmed
+        part = int((~held[held["metric"] == objective]["whole"].astype(bool)).sum())
+        says += f" {part} that are not COMPLETE on every seed, or no longer candidates, are left out." if part else ""
     if (missing := len(search.cells) - len(rows)) > 0:
         says += f" {missing} of {len(search.cells)} cells have no confirmed choice."
     base = objective.removeprefix("val_")

@@ -87,10 +87,11 @@ def rows(ledger: Ledger, study: Study) -> pd.DataFrame:
 def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
     """A row a candidate and objective, in the order of the cells and of the search's validation.
 
-    `cell`, `trial`, `metric`, `chosen`, `n` (COMPLETE fresh seeds), `searched` (what the search promised), `validation`
-    over the fresh seeds with `validation_low` and `_high` (ci95_seeds), `optimism` of the search (positive where it had
-    promised too much), the same metric on `test` with `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and
-    `_high` (ci95_tasks). NaN where there is none; an interval of one seed has none.
+    `cell`, `trial`, `metric`, `chosen`, `whole` (a candidate still, and COMPLETE on every seed), `n` (COMPLETE seeds),
+    `searched` (what the search promised), `validation` over the fresh seeds with `validation_low` and `_high`
+    (ci95_seeds), `optimism` of the search (positive where it had promised too much), the same metric on `test` with
+    `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and `_high` (ci95_tasks). NaN where there is none; an
+    interval of one seed has none.
     """
     goals, found = ledger.goals(study), []
     chosen, held = confirmation.choices(ledger, study), confirm.confirmed(ledger, study)
@@ -104,13 +105,14 @@ def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
                 fresh = over_seeds([values[index] for values in one.values])
                 found.append({
                     "cell": cell.title, "trial": one.searched.number, "metric": name, "chosen": is_chosen,
-                    "n": fresh.n, "searched": promised, **_ends("validation", fresh),
+                    "whole": one.whole and one.current, "n": fresh.n, "searched": promised,
+                    **_ends("validation", fresh),
                     "optimism": confirm.optimism(goal, promised, fresh.mean),
                     **_tested(ledger, study, one, confirmation.on_test(name)),
                 })  # fmt: skip
     columns = [
-        "cell", "trial", "metric", "chosen", "n", "searched", "validation", "validation_low", "validation_high",
-        "optimism", "test", "test_low", "test_high", "test_tasks_low", "test_tasks_high",
+        "cell", "trial", "metric", "chosen", "whole", "n", "searched", "validation", "validation_low",
+        "validation_high", "optimism", "test", "test_low", "test_high", "test_tasks_low", "test_tasks_high",
     ]  # fmt: skip
     return pd.DataFrame(found, columns=columns)
 

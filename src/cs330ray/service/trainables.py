@@ -81,6 +81,11 @@ def code_digest(name: str) -> str:
     return digest.hexdigest()
 
 
+OF_THE_RECORD = {
+    "cell", "fresh", "reason", "seconds", "seed", "state", "step", "steps", "superseded", "trial", "wall_s",
+}  # fmt: skip
+
+
 def check(study: Study, source: str) -> None:
     """Check every cell of a study against its trainable. Raises SpecError in one line that begins with `source`."""
     try:
@@ -96,6 +101,8 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
         if name not in trainable.METRICS:
             known = ", ".join(trainable.METRICS)
             yield f"objective: {cell.trainable} reports {known}, but got {short(name)}{_near(name, trainable.METRICS)}"
+        elif name in OF_THE_RECORD:
+            yield f"objective: the record has a {name!r} of its own beside each value; give the metric another name"
         elif name.startswith("test_"):
             yield f"objective: the search never reads test, but got {name!r}; take {name.replace('test_', 'val_', 1)!r}"
     fields = trainable.Config.model_fields
