@@ -382,3 +382,16 @@ def test_every_shipped_study_is_in_the_readme() -> None:
 
 def test_the_change_log_names_the_version() -> None:
     assert "[Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_answer_has_its_report_its_figures_and_a_place_in_the_readme_and_is_small() -> None:
+    readme = (ROOT / "README.md").read_text()
+    answers = sorted(path for path in (ROOT / "docs" / "answers").iterdir() if path.is_dir())
+    assert len(answers) == 8
+    for answer in answers:
+        text = (answer / "report.md").read_text()
+        assert f"docs/answers/{answer.name}/report.md" in readme
+        assert (ROOT / "studies" / f"{answer.name}.toml").is_file()
+        for figure in re.findall(r"\]\((figures/[^)]+)\)", text):
+            assert (answer / figure).is_file()
+        assert sum(file.stat().st_size for file in answer.rglob("*") if file.is_file()) < 300_000
