@@ -344,10 +344,12 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="without the HTML page: small enough to commit")] = False,
 ) -> None:
     """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
-    from cs330ray.report import page, splits
+    from cs330ray.report import html, page, splits
     from cs330ray.report.opened import opened
     from cs330ray.report.write import write
 
+    if not markdown:
+        html.library()
     found = [opened(name, home()) for name in studies]
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"

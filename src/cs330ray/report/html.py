@@ -1,9 +1,11 @@
 """A report as one HTML file that asks the network for nothing."""
 
+import functools
 import html
 import itertools
 import json
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import singledispatch
 from importlib import resources
 from typing import Any
@@ -18,10 +20,8 @@ SHORT = 36  # characters that stay on one line of a table
 
 def text(page: Page) -> str:
     """The whole file."""
-    import vl_convert
-
-    specs = {slug(block.figure.name): block.figure.chart.to_dict() for block in page.blocks if isinstance(block, Drawn)}
-    library = vl_convert.javascript_bundle() if specs else ""  # type: ignore[call-arg] # its stub lacks the default
+    specs = {slug(block.figure.name): block.specification for block in page.blocks if isinstance(block, Drawn)}
+    code = library().result() if specs else ""
     parts = []
     for are_figures, blocks in itertools.groupby(page.blocks, key=lambda block: isinstance(block, Drawn)):
         inner = "\n".join(_html(block) for block in blocks)
@@ -43,12 +43,23 @@ def text(page: Page) -> str:
 <p class="question">{_words(page.question)}</p>
 {body}
 <script type="application/json" id="figures">{_inert(specs)}</script>
-<script>{_in_script(library)}</script>
+<script>{_in_script(code)}</script>
 <script>
 {_own("page.js")}</script>
 </body>
 </html>
 """
+
+
+@functools.cache
+def library() -> Future[str]:
+    """Vega's own code, put together beside what else is to be done: it takes more than a second."""
+    import vl_convert
+
+    beside = ThreadPoolExecutor(1)
+    code = beside.submit(lambda: vl_convert.javascript_bundle())  # type: ignore[call-arg] # its stub lacks a default
+    beside.shutdown(wait=False)
+    return code
 
 
 def slug(name: str) -> str:

@@ -27,7 +27,7 @@ def drawings(page: Page) -> dict[str, str]:
     found = {}
     for block in page.blocks:
         if isinstance(block, Drawn):
-            spec = {**block.figure.chart.to_dict(), "width": WIDTH, "background": "white"}
+            spec = {**block.specification, "width": WIDTH, "background": "white"}
             found[f"{slug(block.figure.name)}.svg"] = vl_convert.vegalite_to_svg(spec)
     return found
 

@@ -13,7 +13,7 @@ from cs330ray.report import confirmation, frames
 from cs330ray.report.frames import Best
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger, Row, Trial
 from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Snapshot(Ledger):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._held: dict[tuple[str, str], list[Trial]] = {}
+        self._held_rows: dict[tuple[str, str], dict[int, list[Row]]] = {}
 
     def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
         """A cell's trials, as they were when they were first read."""
@@ -37,6 +38,12 @@ class Snapshot(Ledger):
         if (study.name, cell.key) not in self._held:
             self._held[study.name, cell.key] = super().trials(study, cell)
         return self._held[study.name, cell.key]
+
+    def rows_by_trial(self, study: Study, cell: Cell) -> dict[int, list[Row]]:
+        """The rows of all trials of a cell, as they were when they were first read."""
+        if (study.name, cell.key) not in self._held_rows:
+            self._held_rows[study.name, cell.key] = super().rows_by_trial(study, cell)
+        return self._held_rows[study.name, cell.key]
 
 
 class Opened:

@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from cs330ray.report import alternatives, confirmation, frames, notes, words
 from cs330ray.report.comparison import Comparison, in_words
@@ -53,6 +54,11 @@ class Drawn:
 
     figure: Figure
     again: str
+
+    @cached_property
+    def specification(self) -> dict[str, Any]:
+        """The chart as Vega-Lite."""
+        return dict(self.figure.chart.to_dict())
 
 
 Block = Heading | Words | Points | Code | Sheet | Drawn
