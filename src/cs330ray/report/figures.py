@@ -1,5 +1,6 @@
 """The figures of a report, in its order: each is one view that fills a narrow or a wide page, with its numbers."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cs330ray.report import figures_answer, figures_course, figures_trials
@@ -23,7 +24,8 @@ DRAWN = (
 )
 
 
-def figures(study: "Opened") -> list[Figure]:
-    """Those figures that a study has data for."""
+def figures(study: "Opened") -> Iterator[Figure]:
+    """Those figures that a study has data for, each when it is drawn."""
     search = Search(study)
-    return [figure for draw in DRAWN for figure in draw(search)]
+    for draw in DRAWN:
+        yield from draw(search)

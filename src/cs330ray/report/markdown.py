@@ -10,7 +10,6 @@ from cs330ray.report.html import slug
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
 from cs330ray.report.sheet import Sheet
 
-WIDTH = 640  # of a figure, in pixels
 MOST_NUMBERS = 60  # rows of a figure's numbers that stand in the text
 
 
@@ -22,14 +21,8 @@ def text(page: Page) -> str:
 
 def drawings(page: Page) -> dict[str, str]:
     """Every figure as SVG on white, by file name."""
-    import vl_convert
-
-    found = {}
-    for block in page.blocks:
-        if isinstance(block, Drawn):
-            spec = {**block.specification, "width": WIDTH, "background": "white"}
-            found[f"{slug(block.figure.name)}.svg"] = vl_convert.vegalite_to_svg(spec)
-    return found
+    drawn = [block for block in page.blocks if isinstance(block, Drawn)]
+    return {f"{slug(block.figure.name)}.svg": block.picture.result() for block in drawn}
 
 
 @singledispatch

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 from cs330ray.report import alternatives, confirmation, frames, notes, words
 from cs330ray.report.comparison import Comparison, in_words
 from cs330ray.report.confirmation import on_test, said
-from cs330ray.report.figures import Figure
+from cs330ray.report.figures import Figure, figures
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds
 from cs330ray.spec import Choice, Domain, Study
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
+
+
+WIDTH = 640  # of a figure as SVG, in pixels
+BESIDE = ThreadPoolExecutor(1)  # Vega draws without holding Python up
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class Drawn:
 
     figure: Figure
     again: str
+
+    @cached_property
+    def picture(self) -> "Future[str]":
+        """The chart as SVG on white, drawn in a thread of its own from when it is first asked for."""
+        import vl_convert
+
+        return BESIDE.submit(vl_convert.vegalite_to_svg, {**self.specification, "width": WIDTH, "background": "white"})
 
     @cached_property
     def specification(self) -> dict[str, Any]:
@@ -95,9 +107,10 @@ def question(study: Study, goals: dict[str, str]) -> str:
 
 
 def _blocks(study: "Opened") -> Iterator[Block]:
-    drawn = {
-        name: Drawn(figure, f'cs330ray.open("{study.name}").figure("{name}")') for name, figure in study.figures.items()
-    }
+    drawn = {}
+    for figure in figures(study):
+        drawn[figure.name] = Drawn(figure, f'cs330ray.open("{study.name}").figure("{figure.name}")')
+        drawn[figure.name].picture  # noqa: B018 - is drawn beside those that come
     yield Heading("Answer")
     yield Words(study.answer, strong=True)
     if minded := notes.notes(study):

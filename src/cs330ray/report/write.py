@@ -16,8 +16,8 @@ def write(page: Page, folder: Path, *, with_page: bool = True) -> list[Path]:
     Without the page it is small enough to be kept with code. Each file takes its name when it is whole. Raises
     SpecError where the folder cannot be written.
     """
-    drawn = {f"{FIGURES}/{name}": svg for name, svg in markdown.drawings(page).items()}
-    texts = {**({PAGE: html.text(page)} if with_page else {}), SUMMARY: markdown.text(page), **drawn}
+    texts = {**({PAGE: html.text(page)} if with_page else {}), SUMMARY: markdown.text(page)}
+    texts |= {f"{FIGURES}/{name}": svg for name, svg in markdown.drawings(page).items()}
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for former in (folder / FIGURES).glob("*.svg"):
