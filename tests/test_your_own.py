@@ -36,6 +36,7 @@ def test_the_module_is_short_enough_to_be_read() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) < 70
 
 
+@pytest.mark.slow
 def test_its_study_runs_through_the_service_and_is_confirmed_and_reproduced(
     your_own: Path, home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -278,6 +278,7 @@ def test_two_studies_of_one_split_are_refused(split_home: Path) -> None:
 # In MLflow ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_of_a_mirrored_study_is_attached_to_its_run_and_mlflow_being_gone_is_a_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
