@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cs330ray.service import confirm
-from cs330ray.service.ledger import Ended, Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ended, Ending, Row
 from cs330ray.service.search import ask
 from cs330ray.service.seeds import fresh_seed, trial_seed
 from cs330ray.spec import Cell, Study

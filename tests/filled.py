@@ -8,7 +8,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from cs330ray.service.ledger import Ended, Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ended, Ending, Row
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Scores
 from tests import noisy

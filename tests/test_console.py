@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cs330ray import console
 from cs330ray.console import StudyConsole
-from cs330ray.service.ledger import Ending, Row
+from cs330ray.service.records import Ending, Row
 from tests.studies_of_tests import toy
 
 

@@ -14,7 +14,8 @@ from cs330ray.errors import Cs330rayError, Diverged, SpecError
 from cs330ray.home import home, study_file
 
 if TYPE_CHECKING:
-    from cs330ray.service.ledger import Ledger, Trial
+    from cs330ray.service.ledger import Ledger
+    from cs330ray.service.records import Trial
     from cs330ray.spec import Cell, Study
 
 LOG_END_BYTES = 20_000
@@ -119,8 +120,8 @@ def _print_answer(study: "Study", ledger: "Ledger") -> None:
 
     from cs330ray.report import summary
     from cs330ray.service import trainables
-    from cs330ray.service.ledger import redacted
     from cs330ray.service.mlflow_runs import tracking_uri
+    from cs330ray.words import redacted
 
     console = Console(highlight=False)
     for line in summary.answer(ledger, study, trainables.chance):
@@ -382,8 +383,8 @@ def sync(
 ) -> None:
     """Make MLflow agree with the ledger."""
     from cs330ray.service import mirror
-    from cs330ray.service.ledger import redacted
     from cs330ray.service.mlflow_runs import tracking_uri
+    from cs330ray.words import redacted
 
     ledger = _ledger()
     ledger.study(study)
@@ -398,8 +399,8 @@ def sync(
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.service import mirror
-    from cs330ray.service.ledger import redacted
     from cs330ray.service.mlflow_runs import tracking_uri
+    from cs330ray.words import redacted
 
     if not 1 <= port <= 65535:
         raise SpecError(f"--port: a number from 1 to 65535 is needed, but got {port}")

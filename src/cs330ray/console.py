@@ -16,7 +16,7 @@ from rich.text import Text
 from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:
-    from cs330ray.service.ledger import Ending, Row
+    from cs330ray.service.records import Ending, Row
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
 REFRESH_S = 0.25

@@ -19,7 +19,8 @@ from cs330ray.report import drawing
 from cs330ray.report.drawing import Figure, records
 from cs330ray.report.opened import Opened, opened
 from cs330ray.service import confirm, search
-from cs330ray.service.ledger import Ended, Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ended, Ending, Row
 from cs330ray.spec import Study, parse
 from cs330ray.trial import Metric, Scores
 from tests.report.conftest import made

@@ -11,7 +11,8 @@ from cs330ray.report.statistics import over_seeds
 from cs330ray.service import captions, confirm
 from cs330ray.service.answer import NOTE_LIMIT, Answer
 from cs330ray.service.captions import Standing
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Study
 from tests import filled
 

@@ -20,8 +20,9 @@ from cs330ray.errors import SpecError
 from cs330ray.report import confirmation, summary
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run, by_crowding, candidates, choice, fresh_cells
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
+from cs330ray.service.records import Trial
 from cs330ray.service.run import run
 from cs330ray.service.search import fresh_seed, trial_seed
 from cs330ray.spec import Budget, Study, parse

@@ -9,8 +9,9 @@ import pytest
 from cs330ray import checkpoint
 from cs330ray.report import summary
 from cs330ray.service import confirm, grow
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
+from cs330ray.service.records import Trial
 from cs330ray.service.run import checkpoints_of, run
 from cs330ray.spec import Study
 from tests.service.test_run import Ear, runs_of

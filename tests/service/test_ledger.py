@@ -12,8 +12,10 @@ import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import search
-from cs330ray.service.ledger import Ending, Ledger, Row, redacted
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ending, Row
 from cs330ray.spec import Cell, Study
+from cs330ray.words import redacted
 from tests import toy as toy_trainable
 from tests.service.conftest import Server
 from tests.studies_of_tests import toy

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ending, Row
 from cs330ray.spec import Cell
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy

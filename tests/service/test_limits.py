@@ -15,8 +15,9 @@ from cs330ray import checkpoint, cli
 from cs330ray.errors import StudyError
 from cs330ray.service import actor, confirm, memory, places, record
 from cs330ray.service.actor import TrialRun
-from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.record import Recorder
+from cs330ray.service.records import Ending, Row
 from cs330ray.service.run import checkpoints_of, run
 from cs330ray.service.search import ask
 from cs330ray.service.seeds import fresh_seed

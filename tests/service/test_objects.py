@@ -27,11 +27,12 @@ from cs330ray.service import run as run_module
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.copies import Copies, fetched
 from cs330ray.service.ground import Ground
-from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.machine import Machine as Hardware
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.record import Recorder
+from cs330ray.service.records import Row
 from cs330ray.service.run import run
 from cs330ray.service.search import ask
 from cs330ray.service.thin import thin

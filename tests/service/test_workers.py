@@ -10,7 +10,8 @@ import ray
 
 from cs330ray.errors import SpecError
 from cs330ray.service import trainables
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.service.run import run
 from cs330ray.spec import Study, parse
 from tests.team_toy import NUMBERS

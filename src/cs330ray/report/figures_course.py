@@ -11,7 +11,7 @@ from cs330ray.report import drawing
 from cs330ray.report.band import best_so_far, tuning_band
 from cs330ray.report.drawing import GREY, PALETTE, TICKS, Cells, Figure
 from cs330ray.report.searched import Search, evenly
-from cs330ray.service.ledger import LOST
+from cs330ray.service.records import LOST
 
 TOP_CURVES = 10
 PRUNED_CURVES = 40

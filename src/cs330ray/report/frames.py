@@ -11,7 +11,8 @@ from cs330ray.report import confirmation
 from cs330ray.report.statistics import Interval, over_seeds, over_units
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
 TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")

@@ -12,7 +12,8 @@ from cs330ray.report import confirmation, summary
 from cs330ray.report.statistics import Interval, over_seeds, over_units
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
 

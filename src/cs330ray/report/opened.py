@@ -13,7 +13,8 @@ from cs330ray.report import confirmation, frames
 from cs330ray.report.frames import Best
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:

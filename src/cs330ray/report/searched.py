@@ -10,7 +10,7 @@ import pandas as pd
 from cs330ray.report import drawing
 from cs330ray.report.drawing import MOST_CELLS, Cells, Window
 from cs330ray.service import confirm
-from cs330ray.service.ledger import Trial
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Domain
 from cs330ray.trial import Metric
 

@@ -11,7 +11,8 @@ from cs330ray.report import confirmation
 from cs330ray.report.sheet import Sheet
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
 

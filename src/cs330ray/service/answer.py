@@ -19,7 +19,7 @@ from cs330ray.service.captions import (
     short,
     test_values,
 )
-from cs330ray.service.ledger import Trial
+from cs330ray.service.records import Trial
 from cs330ray.spec import Study
 
 NOTE_LIMIT = 7_500  # MLflow takes 8,000

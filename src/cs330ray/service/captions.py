@@ -11,7 +11,7 @@ from typing import Any
 
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.ledger import Trial
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
 STAR = "★"

@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study, canonical
 
 

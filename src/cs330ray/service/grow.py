@@ -4,7 +4,8 @@ import optuna
 from optuna.trial import TrialState
 
 from cs330ray.service import confirm
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Trial
 from cs330ray.spec import Study
 
 

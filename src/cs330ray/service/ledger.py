@@ -8,16 +8,13 @@ import datetime
 import json
 import math
 import os
-import re
-import traceback
 import uuid
 import warnings
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import filelock
 import optuna
@@ -30,14 +27,13 @@ from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import backup
+from cs330ray.service.records import Ending, Kept, Row, Trial, continues, from_json, standing, started_at_s, trial_of
 from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
+from cs330ray.words import redacted, typed_first_line
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
-LOST = "worker lost"  # the reason for a FAIL that says nothing of the parameters
 
 ENOUGH_FOR_IMPORTANCE = 20  # COMPLETE trials: a tenth of fewer is one
 OPEN_S = 60
@@ -81,52 +77,6 @@ UNTESTED = _table("untested", TRIAL, _text("reason"), _text("traceback"), _time(
 TESTS = _table(
     "tests", ["opening"], _text("trainable"), _text("config"), _text("checkpoint"), _text("metrics"), _time()
 )
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a trial ended, and why."""
-
-    state: Ended
-    reason: str = ""
-    traceback: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a trial: what it had reached after `step` outer steps."""
-
-    step: int
-    metrics: Mapping[str, float]
-    wall_s: float  # seconds since the epoch, on the machine that trained
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A checkpoint as it was recorded: where it lies, the outer steps done in it, the digest of its manifest."""
-
-    path: str  # a directory, or the address of its copy
-    step: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial as the ledger holds it."""
-
-    cell: Cell
-    number: int
-    state: str  # RUNNING, COMPLETE, PRUNED or FAIL
-    params: Mapping[str, Any]
-    seed: int
-    values: tuple[float, ...] | None  # of the objectives, in the study's order
-    reason: str
-    traceback: str
-    started_s: float
-    ended_s: float | None
-    steps: int  # the budget that it had, or has
-    continues: int | None = None  # the trial of fewer steps that it goes on from
-    continued_as: int | None = None  # the trial that supersedes it
 
 
 class Ledger:
@@ -256,7 +206,7 @@ class Ledger:
         """What the metrics of a trainable mean, as recorded."""
         where = (METRICS.c.study == study.name) & (METRICS.c.trainable == trainable)
         found = self._select(sql.select(METRICS).where(where))
-        return {row.metric: Metric(**_json(row.description)) for row in found}
+        return {row.metric: Metric(**from_json(row.description)) for row in found}
 
     def goals(self, study: Study) -> list[str]:
         """Which way is better, `max` or `min`, for each objective."""
@@ -344,12 +294,12 @@ class Ledger:
                 history = [frozen for frozen in history if frozen.number in some]
             ends = {row.trial: row for row in self._ends(study, cell, some)}
             return [
-                _trial(
+                trial_of(
                     study,
                     cell,
                     frozen,
                     int(frozen.user_attrs["seed"]),
-                    _started_s(frozen),
+                    started_at_s(frozen),
                     ends.get(frozen.number),
                     successors.get(frozen.number),
                 )
@@ -361,7 +311,7 @@ class Ledger:
         searched = self.history(study, cell.searched) if began_s else []
         seed = fresh_seed(study.seed, cell.fresh)
         return [
-            _trial(study, cell, searched[number], seed, began_s[number], ends.get(number), None)
+            trial_of(study, cell, searched[number], seed, began_s[number], ends.get(number), None)
             for number in sorted(began_s)
         ]
 
@@ -400,14 +350,14 @@ class Ledger:
         """The rows of a trial beyond step `after`, in order."""
         where = _of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
         found = self._select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
-        return [Row(row.step, _json(row.metrics), row.wall_s) for row in found]
+        return [Row(row.step, from_json(row.metrics), row.wall_s) for row in found]
 
     def rows_by_trial(self, study: Study, cell: Cell) -> dict[int, list[Row]]:
         """The rows of all trials of a cell, in order, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
         found: dict[int, list[Row]] = {}
         for row in self._select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
-            found.setdefault(int(row.trial), []).append(Row(row.step, _json(row.metrics), row.wall_s))
+            found.setdefault(int(row.trial), []).append(Row(row.step, from_json(row.metrics), row.wall_s))
         return found
 
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
@@ -425,7 +375,7 @@ class Ledger:
     def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
         """What the trials of a cell had reached at `step`, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)
-        found = [(row.trial, _json(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
+        found = [(row.trial, from_json(row.metrics)) for row in self._select(sql.select(ROWS).where(where))]
         return {number: float(metrics[metric]) for number, metrics in found if metric in metrics}
 
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
@@ -488,13 +438,13 @@ class Ledger:
         """On what a trial ran, one dictionary a start."""
         where = _of_trial(ATTEMPTS, study, cell, number)
         found = self._select(sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt))
-        return [_json(row.circumstances) for row in found]
+        return [from_json(row.circumstances) for row in found]
 
     def attempts_by_trial(self, study: Study, cell: Cell) -> dict[int, list[dict[str, Any]]]:
         """On what the trials of a cell ran, one dictionary a start, by trial number."""
         found: dict[int, list[dict[str, Any]]] = {}
         for row in sorted(self._of_cell(ATTEMPTS, study, cell), key=lambda row: (row.trial, row.attempt)):
-            found.setdefault(int(row.trial), []).append(_json(row.circumstances))
+            found.setdefault(int(row.trial), []).append(from_json(row.circumstances))
         return found
 
     def importance(self, study: Study, cell: Cell, objective: int = 0) -> dict[str, float]:
@@ -576,7 +526,7 @@ class Ledger:
         with self._guarded():
             if not self.storage.get_trial(trial_id).state.is_finished():
                 self.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
-                values = None if found[0].state == "FAIL" else _json(found[0].worth)
+                values = None if found[0].state == "FAIL" else from_json(found[0].worth)
                 self.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
         return True
 
@@ -595,7 +545,7 @@ class Ledger:
     def test_metrics(self, study: Study, cell: Cell, number: int) -> dict[str, float]:
         """What a confirmation reached on the test split; empty where it has not been scored."""
         found = self._select(sql.select(SCORES.c.metrics).where(_of_trial(SCORES, study, cell, number)))
-        return {str(name): float(value) for name, value in _json(found[0].metrics).items()} if found else {}
+        return {str(name): float(value) for name, value in from_json(found[0].metrics).items()} if found else {}
 
     def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
         """Record that a confirmation's test failed, and why."""
@@ -612,7 +562,7 @@ class Ledger:
         found = self._select(sql.select(SCORES.c.scored).where(_of_trial(SCORES, study, cell, number)))
         return {
             name: [Item(unit, score) for unit, score in zip(held["units"], held["scores"], strict=True)]
-            for name, held in (_json(found[0].scored) if found else {}).items()
+            for name, held in (from_json(found[0].scored) if found else {}).items()
         }
 
     # Openings of the test split ----------------------------------------------------------------------------------
@@ -679,7 +629,7 @@ class Ledger:
             yield
         except (sql.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            reason = redacted(traceback.format_exception_only(cause)[-1].strip().splitlines()[0])
+            reason = redacted(typed_first_line(cause))
             file = self._engine.url.database if self.url.startswith("sqlite:") else None
             if file and ("malformed" in reason or "not a database" in reason):
                 self.failure = LedgerError(backup.damaged(Path(file), reason))
@@ -740,12 +690,6 @@ def _alone(engine: sql.Engine) -> Iterator[None]:
         ) from None
 
 
-def redacted(url: str) -> str:
-    """An address without the name and password in it, for messages."""
-    hidden = re.sub(r"//\S*@", "//***@", url)
-    return re.sub(r"(password|passwd|token|secret)=[^&\s]*", r"\1=***", hidden)
-
-
 def directions(goals: Sequence[str]) -> list[StudyDirection]:
     """Goals `max` and `min` in Optuna's words."""
     return [StudyDirection.MAXIMIZE if goal == "max" else StudyDirection.MINIMIZE for goal in goals]
@@ -755,58 +699,5 @@ def _of_trial(table: sql.Table, study: Study, cell: Cell, number: int) -> sql.Co
     return (table.c.study == study.name) & (table.c.cell == cell.key) & (table.c.trial == number)
 
 
-def continues(trial: FrozenTrial) -> int | None:
-    """The trial that one continues, or None."""
-    found = trial.user_attrs.get("continues")
-    return None if found is None else int(found)
-
-
-def standing(history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials of a history that none continues, each in the place of the first that it goes back to."""
-    last: dict[int, FrozenTrial] = {}  # by the first of each line
-    first: dict[int, int] = {}
-    for trial in history:
-        before = continues(trial)
-        first[trial.number] = trial.number if before is None else first[before]
-        last[first[trial.number]] = trial
-    return list(last.values())
-
-
 def _study(text: str) -> Study:
-    return parse(_json(text), "ledger")
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise LedgerError(
-            f"ledger: each text must be JSON, but {text[:40]!r} is not ({error}); see `cs330ray restore --help`"
-        ) from None
-
-
-def _started_s(frozen: FrozenTrial) -> float:
-    assert frozen.datetime_start is not None
-    return frozen.datetime_start.timestamp()
-
-
-def _trial(
-    study: Study, cell: Cell, frozen: FrozenTrial, seed: int, started_s: float, end: Any, continued_as: int | None
-) -> Trial:
-    worth = _json(end.worth) if end is not None else None
-    finite = worth is not None and all(math.isfinite(value) for value in worth)
-    return Trial(
-        cell=cell,
-        number=frozen.number,
-        state=end.state if end is not None else "RUNNING",
-        params=frozen.params,
-        seed=seed,
-        values=tuple(worth) if worth is not None and finite else None,
-        reason=end.reason if end is not None else "",
-        traceback=end.traceback if end is not None else "",
-        started_s=started_s,
-        ended_s=end.wall_s if end is not None else None,
-        steps=int(frozen.user_attrs.get("steps", study.budget.steps)),
-        continues=continues(frozen),
-        continued_as=continued_as,
-    )
+    return parse(from_json(text), "ledger")

@@ -24,9 +24,11 @@ from cs330ray.service import captions, confirm
 from cs330ray.service.answer import Answer
 from cs330ray.service.captions import UNMARKED, Standing
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Row, Trial, redacted
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
+from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Cell, Study
+from cs330ray.words import redacted
 
 LAST = "mirror.last"  # who was last at work on a study here
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch

@@ -17,9 +17,10 @@ from ray import tune
 from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost, first_line
 from cs330ray.service import confirm
 from cs330ray.service.copies import Copies
-from cs330ray.service.ledger import LOST, Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.service.records import LOST, Ending, Row
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
 

@@ -23,7 +23,8 @@ from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError, DataError, SpecError, first_line
 from cs330ray.service import process, trainables
 from cs330ray.service.estimate import first_values
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Study
 from cs330ray.trial import Progress, Trainable, run_alone
 

@@ -32,13 +32,14 @@ from cs330ray.service.beside import mirrored
 from cs330ray.service.copies import Copies
 from cs330ray.service.ground import Ground, survey
 from cs330ray.service.lease import Lease, held
-from cs330ray.service.ledger import Ledger, standing
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.machine import Machine
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.preflight import preparations
 from cs330ray.service.prune import ForwardingScheduler
 from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
+from cs330ray.service.records import standing
 from cs330ray.service.search import LedgerSearcher
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study

@@ -24,7 +24,8 @@ from ray import tune
 from scipy.stats import qmc
 
 from cs330ray.service import confirm
-from cs330ray.service.ledger import LOST, Ledger, continues, directions, standing
+from cs330ray.service.ledger import Ledger, directions
+from cs330ray.service.records import LOST, continues, standing
 from cs330ray.service.seeds import fresh_seed, hashed, trial_seed
 from cs330ray.spec import Cell, Choice, Domain, Study, applies
 

@@ -10,8 +10,9 @@ from cs330ray import checkpoint
 from cs330ray.errors import StudyError
 from cs330ray.service import confirm, objects
 from cs330ray.service.copies import Copies, must_be_seen
-from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.objects import StoreFault
+from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
 
