@@ -43,6 +43,7 @@ SEES: Mapping[str, frozenset[str]] = {
 SEES_TOO = {
     "service.trainables": frozenset({"studies"}),  # a trainable by name
     "service.workers": frozenset({"parallel"}),  # what the workers of a trial share
+    "service.captions": frozenset({"report.statistics"}),  # a mean with its interval, as the report writes it
 }
 STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study module may import
 

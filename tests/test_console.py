@@ -2,18 +2,11 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
-from cs330ray import console
 from cs330ray.console import StudyConsole
 from cs330ray.service.records import Ending, Row
 from tests.studies_of_tests import toy
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(42.4, "42s"), (185, "3m 05s"), (7800, "2h 10m"), (59.6, "1m 00s")])
-def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
-    assert console.duration(seconds) == said
 
 
 def shown(*, terminal: bool) -> tuple[StudyConsole, io.StringIO]:

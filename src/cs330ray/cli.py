@@ -12,6 +12,7 @@ import typer
 from cs330ray import remote
 from cs330ray.errors import Cs330rayError, Diverged, SpecError
 from cs330ray.home import home, study_file
+from cs330ray.words import duration, redacted
 
 if TYPE_CHECKING:
     from cs330ray.service.ledger import Ledger
@@ -84,7 +85,7 @@ def run(
 
 def run_study(study: "Study", source: str, command: str) -> None:
     """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
-    from cs330ray.console import StudyConsole, duration
+    from cs330ray.console import StudyConsole
     from cs330ray.service import confirm, trainables
     from cs330ray.service import run as service
     from cs330ray.service.ledger import Ledger
@@ -121,7 +122,6 @@ def _print_answer(study: "Study", ledger: "Ledger") -> None:
     from cs330ray.report import summary
     from cs330ray.service import trainables
     from cs330ray.service.mlflow_runs import tracking_uri
-    from cs330ray.words import redacted
 
     console = Console(highlight=False)
     for line in summary.answer(ledger, study, trainables.chance):
@@ -384,7 +384,6 @@ def sync(
     """Make MLflow agree with the ledger."""
     from cs330ray.service import mirror
     from cs330ray.service.mlflow_runs import tracking_uri
-    from cs330ray.words import redacted
 
     ledger = _ledger()
     ledger.study(study)
@@ -400,7 +399,6 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.service import mirror
     from cs330ray.service.mlflow_runs import tracking_uri
-    from cs330ray.words import redacted
 
     if not 1 <= port <= 65535:
         raise SpecError(f"--port: a number from 1 to 65535 is needed, but got {port}")

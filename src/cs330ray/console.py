@@ -14,32 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cs330ray.spec import Cell, Study
+from cs330ray.words import duration, number, params, plural
 
 if TYPE_CHECKING:
     from cs330ray.service.records import Ending, Row
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
 REFRESH_S = 0.25
-
-
-def number(value: float) -> str:
-    """A number for people: four significant digits."""
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m 05s, 2h 10m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-
-
-def params(values: Mapping[str, Any]) -> str:
-    """Parameters in one line: `inner_lr=0.4 body=pooled`."""
-    return " ".join(f"{name}={number(value) if isinstance(value, float) else value}" for name, value in values.items())
 
 
 class StudyConsole:
@@ -110,7 +91,7 @@ class StudyConsole:
         """Say that confirmation begins."""
         self._to_confirm = runs
         self._began_to_confirm = time.monotonic()
-        self.says(f"{self._study.name}: the search is over; {runs} run{'s' * (runs > 1)} of confirmation to come")
+        self.says(f"{self._study.name}: the search is over; {plural(runs, 'run')} of confirmation to come")
 
     def ticked(self) -> None:
         """Draw the table again, now and then."""

@@ -6,11 +6,6 @@ A message reads: place, rule, value, next step. People get it as one line and ex
 LONGEST = 2000  # characters of a message
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 class Cs330rayError(Exception):
     """Any error that a person can act on; the command line prints it as one line and exits with code 2."""
 

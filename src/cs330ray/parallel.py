@@ -22,6 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from cs330ray import runtime
 from cs330ray.errors import Diverged, SpecError, WorkerLost
+from cs330ray.words import first_line
 
 T = TypeVar("T")
 
@@ -156,7 +157,7 @@ def _partners(place: str = "") -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         place = place or f"worker {rank()} of {workers()}"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise WorkerLost(f"{place}: an answer of all workers is needed, but {reason}; start them anew") from error
 
 

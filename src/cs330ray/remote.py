@@ -11,6 +11,7 @@ import typer
 
 from cs330ray.clock import wall_s
 from cs330ray.home import shipped, study_file
+from cs330ray.words import duration, first_line_of
 
 if TYPE_CHECKING:
     from cs330ray.service.jobs import Cluster, Job
@@ -132,18 +133,12 @@ def _follow(cluster: "Cluster", job: str, study: str, place: list[str]) -> None:
         sys.stderr.write(f"{study}: the cluster no longer answers, and job {job} may go on; come back with: {again}\n")
         raise SystemExit(1)
     if ended.state == "FAILED" and ended.exit_code is None:  # before the study began, or the head is gone
-        sys.stderr.write(f"{study}: job {job} has failed: {_first_line(ended.message)}\n")
+        sys.stderr.write(f"{study}: job {job} has failed: {first_line_of(ended.message, 'for no known reason')}\n")
     if ended.code:
         raise SystemExit(ended.code)
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "for no known reason")
-
-
 def _row(job: "Job") -> list[str]:
-    from cs330ray.console import duration
-
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.began_s))
     lasted = duration(max((job.ended_s or wall_s()) - job.began_s, 0.0))
     code = str(job.code) if job.has_ended else ""

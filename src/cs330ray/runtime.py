@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cs330ray.errors import CheckpointError, DataError, SpecError, first_line
+from cs330ray.errors import CheckpointError, DataError, SpecError
+from cs330ray.words import first_line
 
 
 def device() -> torch.device:
@@ -99,7 +100,7 @@ def load_state(
             _, index, name = key.split("/")
             moments[int(index)][name] = held.pop(key)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{checkpoint}: tensors of a trial are needed, but {reason}; use another") from None
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     alike = {f"tensor/{name}": (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

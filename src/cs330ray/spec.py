@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from cs330ray.errors import SpecError
+from cs330ray.words import short
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 RESERVED = ("alone", "artifacts")  # folders of the home
@@ -499,9 +500,3 @@ def _suggestion(title: str, place: tuple[int | str, ...]) -> str:
         return ""
     near = difflib.get_close_matches(str(place[-1]), model.model_fields, n=1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(model.model_fields)})"
-
-
-def short(value: object, length: int = 60) -> str:
-    """A value as it would be written, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."

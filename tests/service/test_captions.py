@@ -7,7 +7,6 @@ import pytest
 from cs330ray.report import frames
 from cs330ray.report.opened import Opened
 from cs330ray.report.searched import Search
-from cs330ray.report.statistics import over_seeds
 from cs330ray.service import captions, confirm
 from cs330ray.service.answer import NOTE_LIMIT, Answer
 from cs330ray.service.captions import Standing
@@ -161,7 +160,7 @@ def test_a_long_description_loses_rows_and_a_long_name_its_end(whole: Answer) ->
     assert captions.caption("a" * 150, "b" * 150) == "a" * 150 + " · " + "b" * 46 + "…"
 
 
-def test_an_interval_is_the_report_s() -> None:
-    values = [0.81, 0.86, 0.85]
-    assert captions.mean(values) == f"0.84 {over_seeds(values)}".removesuffix(" (n 3)")
+def test_a_mean_over_seeds_has_student_s_interval() -> None:
+    # s = sqrt((.03^2 + .02^2 + .01^2) / 2) = .026458, and t(.975, 2) s / sqrt(3) = 4.30265 * .015275 = .0657
+    assert captions.mean([0.81, 0.86, 0.85]) == "0.84 ±0.066"
     assert captions.mean([0.5]) == "0.5"

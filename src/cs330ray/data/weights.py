@@ -29,6 +29,7 @@ import torch
 
 from cs330ray.data import store, wheels
 from cs330ray.errors import DataError, SpecError
+from cs330ray.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -283,7 +284,7 @@ def _one_line(folder: Path, rule: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - tokenizers and safetensors raise classes of their own, and Exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{folder}: it must hold {rule}, but {reason}; download it anew") from None
 
 
@@ -356,7 +357,7 @@ def _from_hub(model: str) -> Path:
     except RepositoryNotFoundError as error:  # a gated one too
         raise DataError(_refused(model, error)) from None
     except Exception as error:  # noqa: BLE001 - a lost connection raises what the hub's HTTP library has for it
-        return _wheel_instead(model, (str(error.__cause__ or error) or type(error).__name__).splitlines()[0])
+        return _wheel_instead(model, first_line(error.__cause__ or error))
     return _checked(folder)
 
 

@@ -15,10 +15,10 @@ from cs330ray.report.statistics import (
     ROUNDING,
     Interval,
     holm,
+    over_items,
     over_seeds,
     p_paired,
     paired,
-    paired_units,
     seeds_needed,
 )
 from cs330ray.trial import Item
@@ -216,17 +216,12 @@ def _difference(
         p_paired(one, two),
         adjusted.get(frozenset((best.name, other.name))),
         paired([best.test[key] for key in tested], [other.test[key] for key in tested]) if tested else None,
-        _over_items(best, other, shared),
+        _on_items(best, other, shared),
         seeds_needed([a - b for a, b in zip(one, two, strict=True)]),
     )
 
 
-def _over_items(best: Alternative, other: Alternative, shared: Sequence[int]) -> Interval | None:
-    """Over the items of the seeds that scored both; None where they are not the same items."""
+def _on_items(best: Alternative, other: Alternative, shared: Sequence[int]) -> Interval | None:
+    """Over the items of the seeds that scored both; None where they are not the same: test sets may differ."""
     scored = [key for key in shared if best.items.get(key) and other.items.get(key)]
-    if not scored:
-        return None
-    try:
-        return paired_units([best.items[key] for key in scored], [other.items[key] for key in scored])
-    except ValueError:  # other tasks, of which nothing pairs: test sets may differ by alternative
-        return None
+    return over_items([best.items[key] for key in scored], [other.items[key] for key in scored])

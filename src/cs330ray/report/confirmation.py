@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from cs330ray.report.sheet import Sheet
-from cs330ray.report.statistics import Interval, over_seeds, over_units, paired
+from cs330ray.report.statistics import OTHER_ITEMS, Interval, over_items, over_seeds, paired
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
 from cs330ray.service.ledger import Ledger
 from cs330ray.spec import Study
+from cs330ray.words import number
 
 COLUMNS = [
     "cell", "trial", "metric", "search", "fresh seeds, ci95_seeds", "optimism",
@@ -42,7 +43,7 @@ def _rows(ledger: Ledger, study: Study, goals: Sequence[str], one: Confirmed) ->
     rows = []
     for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
         promised = (one.searched.values or ())[index]
-        row = [name, f"{promised:.4g}"]
+        row = [name, number(promised)]
         if one.values:
             fresh = over_seeds([values[index] for values in one.values])
             row += [said(fresh), f"{confirm.optimism(goal, promised, fresh.mean):+.3g}"]
@@ -63,17 +64,13 @@ def _tested(ledger: Ledger, study: Study, one: Confirmed, name: str, goal: str) 
     place = study.objective.index(name)
     validated = over_seeds([(run.trial.values or ())[place] for run in tested])
     gap = confirm.optimism(goal, validated.mean, test.mean)
-    return [said(test), _over_items(ledger, study, tested, metric), f"{gap:+.3g}"]
+    return [said(test), _on_items(ledger, study, tested, metric), f"{gap:+.3g}"]
 
 
-def _over_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) -> str:
+def _on_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) -> str:
     runs = [ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, []) for run in tested]
-    if not all(runs):
-        return ""
-    try:
-        return str(over_units(runs))
-    except ValueError as error:
-        return str(error)
+    over = over_items(runs)
+    return str(over or (OTHER_ITEMS if all(runs) else ""))
 
 
 def on_test(name: str) -> str:
@@ -83,7 +80,7 @@ def on_test(name: str) -> str:
 
 def said(interval: Interval) -> str:
     """A mean with its interval: `0.974 ±0.0035 (n 5)`."""
-    return f"{interval.mean:.4g} {interval}"
+    return f"{number(interval.mean)} {interval}"
 
 
 def _state(study: Study, goals: Sequence[str], one: Confirmed) -> str:

@@ -14,6 +14,7 @@ from cs330ray.report.searched import Search
 from cs330ray.report.statistics import over_seeds
 from cs330ray.service import confirm
 from cs330ray.spec import Cell
+from cs330ray.words import plural
 
 MOST_ALTERNATIVES = 20
 SPLITS = ("validation", "test")
@@ -142,7 +143,7 @@ def front(search: Search) -> Iterator[Figure]:
         says += f" The front is one in all {len(objectives)} objectives, of which two are drawn."
     windows = [drawing.window(table[name].tolist(), search.metrics[name]) for name in objectives[:2]]
     far = sum(window.beyond for window in windows)
-    says += f" {far} value{'s' * (far > 1)} far off: at the rim." if far else ""
+    says += f" {plural(far, 'value')} far off: at the rim." if far else ""
     chart = _front(search, table, windows)
     title = f"{objectives[0]} against {objectives[1]}"
     yield Figure("front", title, f"{says}{fewer}{search.cells_of(table).unsplit}", chart, table)

@@ -12,6 +12,7 @@ from cs330ray.report.drawing import GREY, TICKS, Figure
 from cs330ray.report.searched import Search
 from cs330ray.service.ledger import ENOUGH_FOR_IMPORTANCE
 from cs330ray.spec import Choice, Domain
+from cs330ray.words import plural
 
 WIDE = 44  # characters that a narrow page has room for, side by side
 SIDE_BY_SIDE = 6  # labels; more are slanted
@@ -146,7 +147,7 @@ def _spent(spent: pd.DataFrame) -> str:
         if total and state in by_state
     ]
     unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if total >= unit), (1, "s"))
-    trials = f"{len(spent)} trial{'s' * (len(spent) > 1)}"
+    trials = plural(len(spent), "trial")
     return f"{trials} took {total / unit:.3g} {name} of wall time{', ' * bool(parts)}{' and '.join(parts)}."
 
 

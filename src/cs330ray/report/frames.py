@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from cs330ray.report import confirmation
-from cs330ray.report.statistics import Interval, over_seeds, over_units
+from cs330ray.report.statistics import Interval, over_items, over_seeds
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
@@ -190,17 +190,10 @@ def _tested(ledger: Ledger, study: Study, one: Confirmed, metric: str) -> dict[s
     if not tested:
         return {}
     found = _ends("test", over_seeds([run.test[metric] for run in tested]))
-    over_tasks = _over_items(ledger, study, tested, metric)
+    over_tasks = over_items(
+        [ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, []) for run in tested]
+    )
     return found | ({"test_tasks_low": over_tasks.low, "test_tasks_high": over_tasks.high} if over_tasks else {})
-
-
-def _over_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) -> Interval | None:
-    """ci95_tasks; None where the test has no items, or the seeds scored other ones."""
-    items = [ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, []) for run in tested]
-    try:
-        return over_units(items) if all(items) else None
-    except ValueError:
-        return None
 
 
 def _ends(name: str, interval: Interval) -> dict[str, float]:

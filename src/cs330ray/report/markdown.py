@@ -9,6 +9,7 @@ from cs330ray.report.figures import Figure
 from cs330ray.report.html import slug
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
 from cs330ray.report.sheet import Sheet
+from cs330ray.words import number
 
 MOST_NUMBERS = 60  # rows of a figure's numbers that stand in the text
 
@@ -75,7 +76,7 @@ def _numbers(figure: Figure) -> str:
 
 
 def _number(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return "" if pd.isna(value) else number(value, 5) if isinstance(value, float) else str(value)
 
 
 def _row(values: Any) -> str:

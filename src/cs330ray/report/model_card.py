@@ -9,12 +9,13 @@ from typing import Any
 import cs330ray
 from cs330ray.errors import SpecError
 from cs330ray.report import confirmation, summary
-from cs330ray.report.statistics import Interval, over_seeds, over_units
+from cs330ray.report.statistics import Interval, over_items, over_seeds
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
+from cs330ray.words import number, plural
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pic
     found = confirm.confirmed(ledger, study).get(cell.key, [])
     confirmed = next((one for one in found if one.searched.number == searched.number and one.whole), None)
     if choice:
-        seeds = f"{choice.seeds} fresh seed{'s' * (choice.seeds > 1)}"
+        seeds = plural(choice.seeds, "fresh seed")
         chosen = f"the choice{among or ' by'} the mean {study.objective[0]} over {seeds}"
     else:
         chosen = f"the best of the search by its {by or study.objective[0]}, which promises too much"
@@ -122,7 +123,7 @@ def _named(study: Study, trial: Trial) -> dict[str, float]:
 
 def _over_items(ledger: Ledger, study: Study, run: Trial) -> dict[str, Interval]:
     items = ledger.test_items(study, run.cell, run.number)
-    return {name: over_units([found]) for name, found in items.items() if found}
+    return {name: over for name, found in items.items() if (over := over_items([found])) is not None}
 
 
 def _written(interval: Interval) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def _figures(ledger: Ledger, study: Study, picked: Pick) -> list[str]:
         fresh = picked.confirmed and over_seeds([values[place] for values in picked.confirmed.values])
         shown = confirmation.said(fresh) if fresh else "not confirmed"
         promised, own = ((trial.values or ())[place] for trial in (picked.searched, picked.run))
-        rows.append(f"| {name} | {promised:.4g} | {shown} | {own:.4g} |")
+        rows.append(f"| {name} | {number(promised)} | {shown} | {number(own)} |")
     tested = ledger.test_metrics(study, picked.run.cell, picked.run.number)
     if not tested:
         return [*rows, "", "These weights were not scored on test: that is done by confirmation alone."]
@@ -197,5 +198,5 @@ def _figures(ledger: Ledger, study: Study, picked: Pick) -> list[str]:
     for name, value in tested.items():
         seeds = [run.test[name] for run in picked.confirmed.runs if name in run.test] if picked.confirmed else []
         over = confirmation.said(over_seeds(seeds)) if seeds else ""
-        rows.append(f"| {name} | {value:.4g} | {by_item.get(name, '')} | {over} |")
+        rows.append(f"| {name} | {number(value)} | {by_item.get(name, '')} | {over} |")
     return rows

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cs330ray.report import confirmation
-from cs330ray.report.words import reason_said, value_said
+from cs330ray.report.words import reason_said
 from cs330ray.service import confirm
 from cs330ray.spec import Cell, Range, Study, applies
+from cs330ray.words import plural, shown
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
@@ -56,8 +57,8 @@ def _edges(study: "Opened") -> Iterator[str]:
             assert isinstance(domain, Range)
             of = f"{cell.title}: the best" if cell.values else "The best"
             yield (
-                f"{of} {name}, {value_said(params[name])}, lies at the {end} end of its range "
-                f"[{value_said(domain.low)}, {value_said(domain.high)}]: widen it, where it can be."
+                f"{of} {name}, {shown(params[name])}, lies at the {end} end of its range "
+                f"[{shown(domain.low)}, {shown(domain.high)}]: widen it, where it can be."
             )
 
 
@@ -109,7 +110,7 @@ def startup(spec: Study) -> Iterator[str]:
         return
     drawn = {"tpe": spec.sampler.startup, "nsga2": spec.sampler.population}.get(spec.sampler.kind, 0)
     if spec.budget.trials <= drawn:
-        had = f"{spec.budget.trials} trial{'s' * (spec.budget.trials > 1)}"
+        had = plural(spec.budget.trials, "trial")
         yield f"The search was random: {spec.sampler.kind} begins to learn after {drawn} trials, and a cell has {had}."
     elif spec.budget.trials < 2 * drawn:
         yield (

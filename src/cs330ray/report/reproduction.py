@@ -11,6 +11,7 @@ from cs330ray.service import confirm
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Study, canonical
+from cs330ray.words import number, plural
 
 EQUAL, WITHIN, NOT = "equal", "within the seed interval", "not reproduced"
 
@@ -122,7 +123,7 @@ def verdict(study: Study, again: Again, intervals: Mapping[str, Interval]) -> tu
     found = again.pairs
     if again.ended_alike and all(pair.equal for pair in found):
         rows, metrics = len(again.recorded), len({pair.metric for pair in found})
-        counts = f"{rows} row{'s' * (rows != 1)}, {metrics} metric{'s' * (metrics != 1)}"
+        counts = f"{plural(rows, 'row')}, {plural(metrics, 'metric')}"
         end = f", and it ended again by: {again.reason}" if again.reason else ""
         return EQUAL, f"every metric of every row ({counts}) to the bit{end}"
     why = _first_difference(again)
@@ -185,4 +186,4 @@ def _exact(value: float | None) -> str:
 
 
 def _said(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{interval.low:.6g}, {interval.high:.6g}] (n {interval.n})"
+    return "" if interval is None else f"[{number(interval.low, 6)}, {number(interval.high, 6)}] (n {interval.n})"

@@ -24,7 +24,7 @@ from cs330ray.report.page import (
     question,
 )
 from cs330ray.report.sheet import Sheet
-from cs330ray.report.statistics import over_seeds
+from cs330ray.report.statistics import over_seeds, with_interval
 
 CHOICE = "the confirmed choice"  # of a study of one cell
 MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
@@ -111,9 +111,9 @@ def _answer(metric: str, comparison: Comparison | None, held: Sequence[Alternati
         return "There are not two alternatives that are confirmed on every split. Nothing is compared."
     first = f"Over {splits} splits {best.name} "
     first += "has the best mean" if comparison else "reaches a mean"
-    first += f" {metric} of {words.short(over_seeds(list(best.validation.values())))}"
+    first += f" {metric} of {with_interval(over_seeds(list(best.validation.values())))}"
     if best.test:
-        first += f", and {on_test(metric)} {words.short(over_seeds(list(best.test.values())))}"
+        first += f", and {on_test(metric)} {with_interval(over_seeds(list(best.test.values())))}"
     if comparison is None:
         return f"{first}. Each split has a choice of its own, so nothing is compared."
     return f"{first}. {words.how_sure(comparison, metric)}"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cs330ray.trial import Item
+from cs330ray.words import number
 
 Z95 = 1.959963984540054  # the normal's 97.5 % quantile
 MOST_SEEDS = 1000  # beyond that many, `seeds_needed` says only that it is more
+OTHER_ITEMS = "the seeds scored other items"
 ROUNDING = 1e-12  # a scatter this much smaller than the mean is that of floating point
 
 
@@ -28,8 +30,13 @@ class Interval:
             return "(n 1, no interval)"
         up, down = self.high - self.mean, self.mean - self.low
         if abs(up - down) > 0.05 * (up + down):
-            return f"[{self.low:.4g}, {self.high:.4g}] (n {self.n})"
+            return f"[{number(self.low)}, {number(self.high)}] (n {self.n})"
         return f"±{(up + down) / 2:.2g} (n {self.n})"
+
+
+def with_interval(interval: Interval) -> str:
+    """Write a mean with its interval and without its n: `0.8402 ±0.043`; alone for one seed."""
+    return number(interval.mean) + (f" {interval}".rsplit(" (n ", 1)[0] if interval.n > 1 else "")
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -115,6 +122,19 @@ def over_units(runs: Sequence[Sequence[Item]]) -> Interval:
     return _clustered(units, scores)
 
 
+def over_items(runs: Sequence[Sequence[Item]], others: Sequence[Sequence[Item]] = ()) -> Interval | None:
+    """Take the mean of a test over the items that runs scored, or with `others` the difference to theirs; its interval.
+
+    None where a run scored no items, and where the runs scored other items: then nothing can be said over them.
+    """
+    if not runs or not all([*runs, *others]):
+        return None
+    try:
+        return paired_units(runs, others) if others else over_units(runs)
+    except ValueError:
+        return None
+
+
 def paired_units(one: Sequence[Sequence[Item]], other: Sequence[Sequence[Item]]) -> Interval:
     """The difference one - other of two over the items of one test, each item at its mean over the seeds (runs).
 
@@ -135,7 +155,7 @@ def _item_means(runs: Sequence[Sequence[Item]]) -> tuple[list[str], list[float]]
     """The unit of each item, and its mean score over the runs."""
     units = [item.unit for item in runs[0]]
     if any([item.unit for item in run] != units for run in runs):
-        raise ValueError("the seeds scored other items")
+        raise ValueError(OTHER_ITEMS)
     scores = [statistics.fmean(values) for values in zip(*([item.score for item in run] for run in runs), strict=True)]
     return units, scores
 

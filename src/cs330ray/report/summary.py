@@ -14,6 +14,7 @@ from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
+from cs330ray.words import number, params, plural
 
 
 def studies(ledger: Ledger) -> Sheet:
@@ -31,7 +32,7 @@ def studies(ledger: Ledger) -> Sheet:
         wanted = study.budget.trials * len(study.cells)
         rows.append([
             name, ", ".join(study.trainables()), str(len(study.cells)), f"{len(found)}/{wanted}",
-            *(str(count) for count in counts.values()), study.objective[0], "" if best is None else f"{best:.4g}",
+            *(str(count) for count in counts.values()), study.objective[0], "" if best is None else number(best),
             _confirmed_best(ledger, study),
         ])  # fmt: skip
     columns = [
@@ -44,7 +45,7 @@ def studies(ledger: Ledger) -> Sheet:
 def _confirmed_best(ledger: Ledger, study: Study) -> str:
     """The best mean validation over fresh seeds of all cells' choices."""
     means = [one.means[0] for one in confirmation.choices(ledger, study).values()]
-    return f"{_better(ledger.goals(study)[0])(means):.4g}" if means else ""
+    return number(_better(ledger.goals(study)[0])(means)) if means else ""
 
 
 def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
@@ -57,13 +58,13 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
                 steps[trial.number] = max(steps.get(trial.number, 0), steps.get(trial.continues, 0))
         chosen = confirm.pareto_front(confirm.rankable(found), goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
-            values = ["" if trial.values is None else f"{value:.4g}" for value in trial.values or [0.0] * len(goals)]
+            values = ["" if trial.values is None else number(value) for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{max(trial.ended_s - trial.started_s, 0):.0f}s"  # clocks jump
             last = str(steps.get(trial.number, 0))
             line = "" if trial.continues is None else f"continues {trial.continues}"
             line = line if trial.continued_as is None else f"continued as {trial.continued_as}"
             said = "; ".join(filter(None, [trial.reason, line]))
-            rows.append([cell.title, str(trial.number), trial.state, *values, last, spent, _params(trial.params), said])
+            rows.append([cell.title, str(trial.number), trial.state, *values, last, spent, params(trial.params), said])
     return Sheet(
         f"{study.name}: {' '.join(study.objective)}",
         ["cell", "trial", "state", *study.objective, "steps", "time", "parameters", "reason"],
@@ -86,7 +87,7 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
     rows = ledger.rows(study, found.cell, found.number)
     names = sorted({name for row in rows for name in row.metrics})
     lines = [
-        [str(row.step), *(f"{row.metrics[name]:.4g}" if name in row.metrics else "" for name in names)] for row in rows
+        [str(row.step), *(number(row.metrics[name]) if name in row.metrics else "" for name in names)] for row in rows
     ]
     sheets.append(Sheet("rows", ["step", *names], lines))
     if (fresh := _fresh_runs(ledger, study, found)) is not None:
@@ -108,8 +109,8 @@ def _fresh_runs(ledger: Ledger, study: Study, found: Trial) -> Sheet | None:
     rows = [
         [
             str(run.trial.cell.fresh), str(run.trial.seed), run.trial.state,
-            " ".join(f"{value:.4g}" for value in run.trial.values or ()),
-            " ".join(f"{name}={value:.4g}" for name, value in run.test.items()),
+            " ".join(number(value) for value in run.trial.values or ()),
+            " ".join(f"{name}={number(value)}" for name, value in run.test.items()),
             run.trial.reason or (f"test {run.untested}" if run.untested else ""),
             str(ledger.checkpoint(study, run.trial.cell, found.number)),
         ]
@@ -166,7 +167,9 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None, cell: Cell | 
             continue
         not_confirmed = "" if confirmed or by or study.confirm is None else _not_confirmed(ledger, study, cell)
         assert best.values is not None
-        shown = ", ".join(f"{name} = {value:.6g}" for name, value in zip(study.objective, best.values, strict=True))
+        shown = ", ".join(
+            f"{name} = {number(value, 6)}" for name, value in zip(study.objective, best.values, strict=True)
+        )
         one = len(cells) == 1
         blocks.append(
             ("" if one else "[[best]]\n")
@@ -183,8 +186,10 @@ def best_toml(ledger: Ledger, study: Study, by: str | None = None, cell: Cell | 
 def _confirmed_comment(study: Study, confirmed: Confirmed | None) -> str:
     if confirmed is None:
         return ""
-    means = ", ".join(f"{name} = {mean:.6g}" for name, mean in zip(study.objective, confirmed.means, strict=True))
-    seeds = f"{confirmed.seeds} fresh seed{'s' * (confirmed.seeds > 1)}"
+    means = ", ".join(
+        f"{name} = {number(mean, 6)}" for name, mean in zip(study.objective, confirmed.means, strict=True)
+    )
+    seeds = plural(confirmed.seeds, "fresh seed")
     return f"# confirmed on {seeds}: mean {means}; the checkpoint is that of the search, `show` lists the others\n"
 
 
@@ -207,10 +212,10 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
             continue
         by_chance = chance(cell, best.params)
         shown = ", ".join(
-            f"{name} {value:.4g}" + (f" (chance {by_chance[name]:.4g})" if name in by_chance else "")
+            f"{name} {number(value)}" + (f" (chance {number(by_chance[name])})" if name in by_chance else "")
             for name, value in zip(study.objective, best.values, strict=True)
         )
-        at = f" at {_params(best.params)}" if best.params else ""
+        at = f" at {params(best.params)}" if best.params else ""
         lines.append(f"{title}{said}; best is trial {best.number}: {shown}{at}")
         lines.append(f"  checkpoint: {_checkpoint(ledger, study, best)}")
     return lines + confirmation.lines(ledger, study)
@@ -240,10 +245,8 @@ def _better(goal: str) -> Any:
     return max if goal == "max" else min
 
 
-def _params(values: Mapping[str, Any]) -> str:
-    return " ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )
+def _exactly(study: Study, values: Sequence[float]) -> str:
+    return ", ".join(f"{name} = {number(value, 6)}" for name, value in zip(study.objective, values, strict=True))
 
 
 def _toml(values: Mapping[str, Any]) -> str:

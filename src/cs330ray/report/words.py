@@ -1,11 +1,12 @@
 """The answer of a study in two sentences."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cs330ray.report.comparison import Comparison, Difference, in_words
 from cs330ray.report.confirmation import on_test, said
-from cs330ray.report.statistics import Interval
+from cs330ray.report.statistics import Interval, with_interval
+from cs330ray.words import first_line_of, number, params, plural
 
 if TYPE_CHECKING:
     from cs330ray.report.opened import Opened
@@ -23,13 +24,13 @@ def answer(study: "Opened") -> str:
 def _confirmed(study: "Opened") -> str:
     best = study.best
     assert best is not None
-    reached = [f"{name} {short(interval)}" for name, interval in best.confirmed.items()]
+    reached = [f"{name} {with_interval(interval)}" for name, interval in best.confirmed.items()]
     n = next(iter(best.confirmed.values())).n
     tests = {name: best.test[name] for name in map(on_test, best.confirmed) if name in best.test}
-    reached += [f"{name} {short(test) if test.n == n else said(test)}" for name, test in tests.items()]
+    reached += [f"{name} {with_interval(test) if test.n == n else said(test)}" for name, test in tests.items()]
     left = unconfirmed(study)
     so_far = f"So far, with {_all(_few(left))} not confirmed, on" if left else "On"
-    first = f"{so_far} {n} fresh seed{'s' * (n > 1)} {_at(study)} reaches {_all(reached)}"
+    first = f"{so_far} {plural(n, 'fresh seed')} {_at(study)} reaches {_all(reached)}"
     if study.comparison is None:
         return f"{first}. It was confirmed alone, so nothing is said of others."
     return f"{first}. {how_sure(study.comparison, study.study.objective[0])}"
@@ -38,7 +39,7 @@ def _confirmed(study: "Opened") -> str:
 def _searched(study: "Opened") -> str:
     best, spec = study.best, study.study
     assert best is not None
-    promised = _all([f"{name} {value:.4g}" for name, value in best.searched.items()])
+    promised = _all([f"{name} {number(value)}" for name, value in best.searched.items()])
     by = f" by {spec.objective[0]}" if len(spec.objective) > 1 else ""
     first = f"The best of the search{by} is {_at(study)}, with {promised}"
     held = [one for found in study.candidates.values() for one in found]
@@ -53,14 +54,9 @@ def unconfirmed(study: "Opened") -> list[str]:
     return [cell.title for cell in study.study.cells if cell.key not in study.choices]
 
 
-def short(interval: Interval) -> str:
-    """A mean with its interval, without its n, which is said once."""
-    return f"{interval.mean:.4g}" + (f" {interval}".rsplit(" (n ", 1)[0] if interval.n > 1 else "")
-
-
 def reason_said(reason: str) -> str:
     """What an error said, in its first line and not at length."""
-    line = (reason.splitlines() or [""])[0]
+    line = first_line_of(reason)
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
 
 
@@ -78,7 +74,7 @@ def _at(study: "Opened") -> str:
     assert best is not None
     searched = {name: best.config[name] for name in best.config if name in best.cell.space}
     parts = [best.cell.title if best.cell.values else f"trial {best.trial}"]
-    parts += [", ".join(f"{name}={value_said(value)}" for name, value in searched.items())] if searched else []
+    parts += [params(searched, ", ")] if searched else []
     return " with ".join(parts)
 
 
@@ -129,8 +125,3 @@ def _ends(apart: Difference) -> str:
     if apart.validation.mean < 0:
         ends = [-ends[1], -ends[0]]
     return f"{ends[0]:.2g}, {ends[1]:.2g}"
-
-
-def value_said(value: Any) -> str:
-    """A value of a configuration, in words."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

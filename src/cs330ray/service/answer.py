@@ -14,13 +14,12 @@ from cs330ray.service.captions import (
     caption,
     mean,
     on_test,
-    parameters,
     reached,
-    short,
     test_values,
 )
 from cs330ray.service.records import Trial
 from cs330ray.spec import Study
+from cs330ray.words import params, plural, shown
 
 NOTE_LIMIT = 7_500  # MLflow takes 8,000
 
@@ -108,7 +107,7 @@ class Answer:
         assert self.first is not None
         best, objective = self.first.best[0], self.study.objective[0]
         cell = f" of {self.first.cell.title}" if self.first.cell.values else ""
-        at = f" at {parameters(best)}" if best.params else ""
+        at = f" at {params(best.params)}" if best.params else ""
         by = f", the best by {objective} of {len(self.first.best)} on the front" if len(self.first.best) > 1 else ""
         first = f"{self._reached(best)}: [trial {best.number}]({link(best)}){cell}{at}{by}."
         if self.first.chosen is None and not self.over:
@@ -118,8 +117,8 @@ class Answer:
             why = why if self.study.confirm else "on no fresh seeds, it was in part the luckiest"
             return [first, f"It is the best of the search; {why}."]
         lucky = self.first.ranked[0] if self.first.ranked else best
-        promised = short((lucky.values or ())[0])
-        seeds = f"{self.first.chosen.seeds} fresh seed{'s' * (self.first.chosen.seeds > 1)}"
+        promised = shown((lucky.values or ())[0])
+        seeds = plural(self.first.chosen.seeds, "fresh seed")
         second = f"It is chosen by the mean {objective} over {seeds}; "
         second = f"{second}the best of the search, trial {lucky.number}, had promised {promised}."
         return [first, second if self.over else f"{second} {self._unfinished}"]
@@ -165,5 +164,5 @@ class Answer:
             tested = [mean(values) if values else "" for values in on_fresh]
         return [
             f"{star}[trial {trial.number}]({link(trial)})", *([cell.cell.title] if len(self.cells) > 1 else []),
-            *(short(value) for value in trial.values or ()), *fresh, *tested, parameters(trial),
+            *(shown(value) for value in trial.values or ()), *fresh, *tested, params(trial.params),
         ]  # fmt: skip

@@ -3,16 +3,16 @@
 Pure functions of what the ledger holds, so that to say it again changes nothing.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from cs330ray.report.statistics import over_seeds, with_interval
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
+from cs330ray.words import params, shown
 
 STAR = "★"
 TOP = 10  # that many trials of a cell say their rank, and that many rows has the description's table
@@ -114,7 +114,7 @@ class Standing:
     def name(self, trial: Trial) -> str:
         """The name of a trial's run: the star of the best, number, what it reached, parameters."""
         star = f"{STAR} " * (trial.number in {one.number for one in self.best})
-        return caption(f"{star}trial {trial.number}", reached(self, trial), parameters(trial))
+        return caption(f"{star}trial {trial.number}", reached(self, trial), params(trial.params))
 
 
 def means(study: Study, one: Confirmed) -> dict[str, str]:
@@ -125,7 +125,7 @@ def means(study: Study, one: Confirmed) -> dict[str, str]:
 def fresh_name(study: Study, run: Run) -> str:
     """The name of a run of confirmation."""
     tested = [
-        f"{short(run.test[on_test(name)])} {on_test(name)}" for name in study.objective if on_test(name) in run.test
+        f"{shown(run.test[on_test(name)])} {on_test(name)}" for name in study.objective if on_test(name) in run.test
     ]
     return caption(
         f"fresh seed {run.trial.cell.fresh} of trial {run.trial.number}",
@@ -144,7 +144,7 @@ def reached(standing: Standing, trial: Trial) -> str:
 
 def _outcome(study: Study, trial: Trial) -> str:
     held = zip(study.objective, trial.values, strict=True) if trial.values else ()
-    values = ", ".join(f"{short(value)} {name}" for name, value in held)
+    values = ", ".join(f"{shown(value)} {name}" for name, value in held)
     going_on = "" if trial.continued_as is None else f" (continued as trial {trial.continued_as})"
     words = {"COMPLETE": values, "PRUNED": f"pruned at {values}" if values else "pruned", "FAIL": "failed"}
     return words.get(trial.state, "") + going_on
@@ -155,11 +155,6 @@ def on_test(name: str) -> str:
     return f"test_{name.removeprefix('val_')}"
 
 
-def parameters(trial: Trial) -> str:
-    """A trial's parameters in words: `inner_lr=0.35 body=pooled`."""
-    return " ".join(f"{name}={short(value)}" for name, value in trial.params.items())
-
-
 def test_values(runs: Sequence[Run], name: str) -> list[float]:
     """What runs of confirmation reached on test, beside an objective; without those whose test failed."""
     return [run.test[on_test(name)] for run in runs if on_test(name) in run.test]
@@ -167,17 +162,7 @@ def test_values(runs: Sequence[Run], name: str) -> list[float]:
 
 def mean(values: Sequence[float]) -> str:
     """The mean over seeds with its 95 % interval, Student's t: `0.8402 ±0.043`; alone for one seed."""
-    if len(values) < 2:
-        return short(statistics.fmean(values))
-    from scipy.special import stdtrit  # here: most passes of the mirror need none
-
-    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{short(statistics.fmean(values))} ±{half:.2g}"
-
-
-def short(value: Any) -> str:
-    """A value in four digits, or as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return with_interval(over_seeds(values))
 
 
 def caption(*parts: str) -> str:

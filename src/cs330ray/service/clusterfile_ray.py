@@ -13,6 +13,8 @@ import jsonschema
 import ray
 import yaml
 
+from cs330ray.words import short
+
 PROVIDERS = ("aws", "gcp", "azure", "vsphere", "aliyun", "local", "external", "spark")  # what `ray up` can start
 CLIENTS = {"aws": ("boto3", "boto3"), "gcp": ("googleapiclient", "google-api-python-client")}  # module, package
 REFERENCE = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
@@ -59,9 +61,9 @@ def _in_words(error: Any) -> str:
     if rule == "type":
         needed = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
         said = " or ".join(KINDS.get(kind, str(kind)) for kind in needed)
-        return f"{place or 'the file'}: {said} is needed, but got {short(error.instance)}; mend it"
-    said = f"{rule} {short(error.validator_value)}"
-    return f"{place or 'the file'}: {said} must hold, but got {short(error.instance)}; mend it"
+        return f"{place or 'the file'}: {said} is needed, but got {quoted(error.instance)}; mend it"
+    said = f"{rule} {quoted(error.validator_value)}"
+    return f"{place or 'the file'}: {said} must hold, but got {quoted(error.instance)}; mend it"
 
 
 def machines(config: Mapping[str, Any]) -> Iterator[str]:
@@ -92,17 +94,17 @@ def _hosts(config: Mapping[str, Any]) -> Iterator[str]:
         return
     head, workers = provider.get("head_ip"), provider.get("worker_ips")
     if not head:
-        yield f"provider.head_ip: the head's address is needed, but got {short(head)}; add it"
+        yield f"provider.head_ip: the head's address is needed, but got {quoted(head)}; add it"
     if workers is None:
         yield "provider.worker_ips: a list of addresses is needed, but got nothing; [] is one machine alone"
     for index, worker in enumerate(workers):
         if not isinstance(worker, str) or not worker:
-            yield f"provider.worker_ips.{index}: an address is needed, but got {short(worker)}; put it into quotes"
+            yield f"provider.worker_ips.{index}: an address is needed, but got {quoted(worker)}; put it into quotes"
         if worker in (head, *workers[:index]):
             yield f"provider.worker_ips.{index}: each machine stands once, but {worker} is there before; remove it"
     least, most = config.get("min_workers", 0), config.get("max_workers", len(workers))
     if not isinstance(least, int) or not 0 <= least <= most:
-        yield f"min_workers: 0 <= min_workers <= max_workers must hold, but got {short(least)} and {most}; mend one"
+        yield f"min_workers: 0 <= min_workers <= max_workers must hold, but got {quoted(least)} and {most}; mend one"
 
 
 def _node_types(config: Mapping[str, Any]) -> Iterator[str]:
@@ -110,7 +112,7 @@ def _node_types(config: Mapping[str, Any]) -> Iterator[str]:
     if not types:
         yield "available_node_types: a head and a kind of worker are needed, but got nothing; see cluster.yaml"
     elif (head := config.get("head_node_type")) not in types:
-        yield f"head_node_type: one of {', '.join(types)} is needed, but got {short(head)}; name one"
+        yield f"head_node_type: one of {', '.join(types)} is needed, but got {quoted(head)}; name one"
     yield from _bound(config)
     for name, node in types.items():
         low, high = node.get("min_workers", 0), most_workers(config, name)
@@ -168,10 +170,9 @@ def present(local: str) -> Path | None:
         return None
 
 
-def short(value: Any) -> str:
-    """A value as a message quotes it."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def quoted(value: Any) -> str:
+    """Quote a value for a message; `nothing` where there is none."""
+    return "nothing" if value is None else short(value, 80)
 
 
 def _at(place: str, name: str) -> str:

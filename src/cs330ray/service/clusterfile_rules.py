@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cs330ray.service.clusterfile_ray import CLIENTS, defaults, present, private, short
+from cs330ray.service.clusterfile_ray import CLIENTS, defaults, present, private, quoted
 from cs330ray.service.strict_yaml import leaves
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray looks for it
@@ -194,7 +194,7 @@ def mounts(config: Mapping[str, Any]) -> Iterator[str]:
     for remote, local in brought.items():
         place = f"file_mounts.{remote}"
         if not isinstance(local, str) or not local:
-            yield f"{place}: the name of a file here is needed, but got {short(local)}; mend it"
+            yield f"{place}: the name of a file here is needed, but got {quoted(local)}; mend it"
         elif PASSWORDS_FILE in (remote, local):
             whose = "all of your passwords would go to every node" if local == PASSWORDS_FILE else "a node has its own"
             yield f"{place}: {whose}; mount one of this cluster's, ~/.cs330ray/pgpass: clusters/cs330ray.pgpass"
@@ -224,7 +224,7 @@ def _where_they_lie(config: Mapping[str, Any]) -> Iterator[str]:
         if (mounted or name in given) and looked_for not in mounted:
             lies = f"lies at {mounted[0]}" if mounted else "is not mounted"
             remedy = "mend one" if name in given else f"export {name} in the file of variables"
-            yield f"file_mounts: the {ending} {lies}, but is looked for at {short(looked_for)}; {remedy}"
+            yield f"file_mounts: the {ending} {lies}, but is looked for at {quoted(looked_for)}; {remedy}"
 
 
 def _environment(local: str) -> Iterator[str]:
@@ -238,9 +238,9 @@ def _environment(local: str) -> Iterator[str]:
         if found := PLACEHOLDER.search(value):
             yield f"{local}: {name}: a value of your own is needed, but got {found[0]}; docs/cluster.md says which"
         if NOWHERE.match(value):
-            yield f"{local}: {name}: a host or a bucket is needed, but got {short(value)}; docs/cluster.md says which"
+            yield f"{local}: {name}: a host or a bucket is needed, but got {quoted(value)}; docs/cluster.md says which"
         if name == "CS330RAY_HOME" and not value.startswith(("/", "~", "$HOME")):
-            yield f"{local}: {name}: an absolute path is needed, but got {short(value)}; begin it with / or $HOME"
+            yield f"{local}: {name}: an absolute path is needed, but got {quoted(value)}; begin it with / or $HOME"
 
 
 def variables(config: Mapping[str, Any]) -> dict[str, str]:

@@ -13,14 +13,15 @@ from typing import Any
 import cs330ray
 from cs330ray import checkpoint
 from cs330ray.checkpoint import Checkpoint, fsync
-from cs330ray.errors import CheckpointError, DataError, SpecError, first_line
+from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.service import copies, objects, trainables
 from cs330ray.service.exported import CARD, CONFIG, MANIFEST, METRICS, PROVENANCE, TENSORS, Described, sha256
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.objects import StoreFault
 from cs330ray.service.records import Kept, Trial
-from cs330ray.spec import Study, short
+from cs330ray.spec import Study
 from cs330ray.trial import Weights
+from cs330ray.words import first_line, short
 
 PRIVATE = ("host", "nodes", "pid", "workers", "began_s")  # of a start: whose machines they were, and when
 

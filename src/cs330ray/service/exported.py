@@ -19,10 +19,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import cs330ray
-from cs330ray.errors import DataError, SpecError, first_line
+from cs330ray.errors import DataError, SpecError
 from cs330ray.service import trainables
-from cs330ray.spec import short
 from cs330ray.trial import Weights
+from cs330ray.words import first_line, short
 
 TENSORS, CONFIG, METRICS, PROVENANCE, CARD = (
     "model.safetensors", "config.json", "metrics.json", "provenance.json", "README.md",

@@ -7,6 +7,7 @@ from cs330ray.service import confirm
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
 from cs330ray.spec import Study
+from cs330ray.words import plural
 
 
 def waiting(ledger: Ledger, study: Study) -> list[Trial]:
@@ -24,7 +25,7 @@ def announced(ledger: Ledger, study: Study) -> list[str]:
             again = f"; {len(gone)} of them have no checkpoint any more and train again from the start" if gone else ""
             before = ", ".join(map(str, sorted({trial.steps for trial in trials})))
             lines.append(
-                f"{cell.title}: {len(trials)} COMPLETE trial{'s' * (len(trials) > 1)} of {before} steps go on to "
+                f"{cell.title}: {plural(len(trials), 'COMPLETE trial')} of {before} steps go on to "
                 f"{study.budget.steps}, as trials of their own{again}"
             )
     return lines

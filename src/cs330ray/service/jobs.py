@@ -21,6 +21,7 @@ from cs330ray.errors import SpecError, StudyError
 from cs330ray.service import trainables, wheel
 from cs330ray.service.jobserver import ANSWER_S, TROUBLE, JobServer, line_of
 from cs330ray.spec import Study
+from cs330ray.words import plural
 
 SILENCE_S = 60.0  # a log that says nothing for so long may have lost its connection
 LOST_S = 120.0  # a cluster that does not answer for so long is lost from sight
@@ -85,7 +86,7 @@ class Cluster:
         found = self._server.ask("GET", "/api/v0/nodes?limit=10000")["data"]["result"]["result"]
         alive = [node.get("resources_total") or {} for node in found if node["state"] == "ALIVE"]
         cpus, gpus = (sum(float(node.get(kind, 0)) for node in alive) for kind in ("CPU", "GPU"))
-        return f"{len(alive)} node{'s' * (len(alive) != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
+        return f"{plural(len(alive), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
 
     def jobs(self, study: str | None = None) -> list[Job]:
         """The jobs of all studies, or of one, in the order in which they were sent."""

@@ -28,7 +28,7 @@ from cs330ray.service.ledger import Ledger
 from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
 from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Cell, Study
-from cs330ray.words import redacted
+from cs330ray.words import first_line, redacted
 
 LAST = "mirror.last"  # who was last at work on a study here
 METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
@@ -82,7 +82,7 @@ class Mirror:
                 yield self._picture
         except FAULTS as error:
             self._picture = None  # what MLflow holds is read anew after a fault
-            reason = redacted(str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = redacted(first_line(error))[:200]
             at = redacted(tracking_uri(self._home))
             raise MirrorError(
                 f"{at}: MLflow must answer, but {reason}; the ledger is whole, try again later"

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from cs330ray import checkpoint
 from cs330ray.errors import SpecError
-from cs330ray.spec import short
+from cs330ray.words import first_line, redacted, short
 
 VARIABLE = "CS330RAY_CHECKPOINTS"
 ANSWER_S = 30.0  # how long a call may move nothing
@@ -180,7 +180,7 @@ def wanted() -> str | None:
     url = os.environ.get(VARIABLE)
     if not url:
         return None
-    shown = short(re.sub(r"//\S*@", "//***@", url.partition("?")[0]), 200)
+    shown = short(redacted(url.partition("?")[0]), 200)
     if not re.match(r"[a-z][a-z0-9+.-]*://", url):
         raise SpecError(
             f"{VARIABLE}: an address such as s3://bucket/folder or file:///shared/folder is needed, but got {shown}"
@@ -250,7 +250,7 @@ def _chunks(source: Path) -> Iterator[bytes]:
 
 def _reason(error: Exception, secrets: Iterable[str]) -> str:
     """What a store says in one line, without what opens it."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     for secret in secrets:
         text = text.replace(secret, "***") if secret else text
     return text

@@ -19,11 +19,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cs330ray.errors import Cs330rayError, NodeUnfit, SpecError, StudyError, first_line
+from cs330ray.errors import Cs330rayError, NodeUnfit, SpecError, StudyError
 from cs330ray.service import trainables
 from cs330ray.service.estimate import first_values
 from cs330ray.service.machine import Machine
 from cs330ray.spec import Study
+from cs330ray.words import first_line
 
 COMPARED = ("ray", "torch", "numpy", "safetensors", "transformers", "peft", "accelerate")
 LEAST_FREE_BYTES = 1024**3

@@ -7,7 +7,6 @@ import platform
 import random
 import socket
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from cs330ray.errors import Diverged
 from cs330ray.service import memory, trainables
 from cs330ray.service.places import LOG
 from cs330ray.trial import Progress, Scores, Trainable
+from cs330ray.words import typed_first_line
 
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 
@@ -121,7 +121,7 @@ def reason_of(error: Exception) -> str:
     """Why a trial failed, in one line: what its trainable raised."""
     if isinstance(error, Diverged):
         return plain(f"diverged: {error}")
-    text = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    text = typed_first_line(error)
     memory_is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return plain(f"out of memory: {text}" if memory_is_short else f"raised: {text}")
 

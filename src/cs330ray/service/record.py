@@ -14,7 +14,7 @@ from typing import Any, cast
 import ray
 from ray import tune
 
-from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost, first_line
+from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost
 from cs330ray.service import confirm
 from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import Ledger
@@ -23,6 +23,7 @@ from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.service.records import LOST, Ending, Row
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
+from cs330ray.words import first_line, plural
 
 REASON_LENGTH = 200
 DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
@@ -226,7 +227,7 @@ class Recorder:
             own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
             best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
-        reason = f"{prune.kind} at step {step}, {len(losses)} rival{'s' * (len(losses) != 1)}"
+        reason = f"{prune.kind} at step {step}, {plural(len(losses), 'rival')}"
         return Ending("PRUNED", reason) if stops else None
 
 

@@ -20,13 +20,14 @@ from typing import Any, cast
 
 from cs330ray import checkpoint
 from cs330ray.clock import wall_s
-from cs330ray.errors import Cs330rayError, DataError, SpecError, first_line
+from cs330ray.errors import Cs330rayError, DataError, SpecError
 from cs330ray.service import process, trainables
 from cs330ray.service.estimate import first_values
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Study
 from cs330ray.trial import Progress, Trainable, run_alone
+from cs330ray.words import first_line
 
 # What a machine without a GPU calls its device: `platform.processor()`, or `cpu` where that is empty.
 PROCESSORS = {"cpu", "x86_64", "amd64", "i386", "i686", "arm", "arm64", "aarch64", "ppc64le", "riscv64"}

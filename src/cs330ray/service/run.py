@@ -43,6 +43,7 @@ from cs330ray.service.records import standing
 from cs330ray.service.search import LedgerSearcher
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
+from cs330ray.words import plural
 
 BATCH_S = 0.5  # rows are sent together for so long
 RAY_DEATHS_ALLOWED = 10  # in one call
@@ -352,9 +353,7 @@ def _announce(study: Study, ground: Ground, listener: Listener) -> None:
     without = "; no GPU here, so resources.gpus counts as 0" if study.resources.gpus and not gpus else ""
     cells = len(study.cells)
     budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
-    listener.says(
-        f"{study.name}: {cells} cell{'s' * (cells > 1)} of {budget}; {ground.slots} at once, {on} per trial{without}"
-    )
+    listener.says(f"{study.name}: {plural(cells, 'cell')} of {budget}; {ground.slots} at once, {on} per trial{without}")
     random = {"tpe": study.sampler.startup, "nsga2": study.sampler.population}.get(study.sampler.kind, 0)
     if 2 * random > study.budget.trials and any(cell.space for cell in study.cells):
         listener.says(
@@ -362,7 +361,7 @@ def _announce(study: Study, ground: Ground, listener: Listener) -> None:
             f"so that with {study.budget.trials} the search is mostly random"
         )
     if study.confirm is not None:
-        seeds = f"{study.confirm.seeds} fresh seed{'s' * (study.confirm.seeds > 1)}"
+        seeds = plural(study.confirm.seeds, "fresh seed")
         listener.says(f"{study.name}: then {_who(study)} of each cell again on {seeds}, and test")
 
 

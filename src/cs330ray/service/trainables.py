@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 import cs330ray
 from cs330ray import studies
 from cs330ray.errors import SpecError
-from cs330ray.spec import Cell, Choice, Domain, Range, Study, Value, short
+from cs330ray.spec import Cell, Choice, Domain, Range, Study, Value
 from cs330ray.trial import Trainable
+from cs330ray.words import short
 
 
 def names() -> list[str]:

@@ -19,10 +19,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cs330ray.errors import WorkerLost, first_line
+from cs330ray.errors import WorkerLost
 from cs330ray.service import preflight
 from cs330ray.service.process import Alone, log_into, see_no_more_gpus_than_asked
 from cs330ray.trial import Progress, Scores
+from cs330ray.words import first_line
 
 PATIENCE_S = 10.0  # how long the others may take to fail, too, once one has failed
 
