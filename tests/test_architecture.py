@@ -20,6 +20,8 @@ COMMAND_LINE = ("cli", "console", "lone", "remote", "__main__", "__init__")
 
 SEEN_BY_ALL = frozenset({"errors", "words"})
 
+RECORD = ("ledger", "records", "lines", "fronts", "confirm", "standing", "importance")  # of the service, what is read
+
 # What a room sees beside itself and what all see; a room is a module or a package right under cs330ray.
 SEES: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -37,7 +39,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "models": frozenset({"data", "learners", "runtime"}),
     "studies": frozenset({"checkpoint", "spec", "trial", "data", "learners", "models", "runtime", "parallel"}),
     "service": frozenset({"clock", "checkpoint", "spec", "growth", "trial"}),
-    "report": frozenset({"spec", "growth", "trial", "service.ledger", "service.records", "service.confirm"}),
+    "report": frozenset({"spec", "growth", "trial", *(f"service.{name}" for name in RECORD)}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
 SEES_TOO = {

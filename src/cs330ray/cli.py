@@ -86,22 +86,23 @@ def run(
 def run_study(study: "Study", source: str, command: str) -> None:
     """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
     from cs330ray.console import StudyConsole
-    from cs330ray.service import confirm, trainables
     from cs330ray.service import run as service
+    from cs330ray.service import trainables
     from cs330ray.service.ledger import Ledger
+    from cs330ray.service.lines import finished
 
     trainables.check(study, source)
     metrics = trainables.load(study.trainables()[0]).METRICS
-    finished = {}
+    ended = {}
     if (home() / "ledger.db").exists() or os.environ.get("CS330RAY_LEDGER"):
         ledger = Ledger.at(home())
         if ledger.find(study.name) is not None:
-            finished = {
+            ended = {
                 (cell.key, trial.number): (trial.state, trial.values[0] if trial.values else None)
                 for cell in study.cells
-                for trial in confirm.finished(study, ledger.trials(study, cell))
+                for trial in finished(study, ledger.trials(study, cell))
             }
-    with StudyConsole(study, [metrics[name].goal for name in study.objective], finished) as console:
+    with StudyConsole(study, [metrics[name].goal for name in study.objective], ended) as console:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
     if outcome.interrupted:
         console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost")
@@ -152,14 +153,14 @@ def _dry_run(study: "Study", source: str) -> None:
 def _grown(study: "Study") -> list[str]:
     """What a study would add to the one of its name that is in the ledger."""
     from cs330ray import growth
-    from cs330ray.service import grow
     from cs330ray.service.ledger import Ledger
+    from cs330ray.service.lines import announced
 
     if not (home() / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
         return []
     ledger = Ledger.at(home())
     old = ledger.find(study.name)
-    lines = [] if old is None else [*growth.growth(old, study), *grow.announced(ledger, study)]
+    lines = [] if old is None else [*growth.growth(old, study), *announced(ledger, study)]
     return [f"{study.name}: grown: {line}" for line in lines]
 
 

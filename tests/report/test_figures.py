@@ -19,6 +19,7 @@ from cs330ray.report import drawing
 from cs330ray.report.drawing import Figure, records
 from cs330ray.report.opened import Opened, opened
 from cs330ray.service import confirm, search
+from cs330ray.service.importance import shares_of
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Ended, Ending, Row
 from cs330ray.spec import Study, parse
@@ -365,7 +366,7 @@ def test_importance_is_the_ledgers_share_of_each_parameter(cells: Opened) -> Non
     table = cells.table("importance")
     for cell in cells.study.cells:
         own = table[table["cell"] == cell.title].set_index("parameter")["share"]
-        assert own.to_dict() == pytest.approx(cells.ledger.importance(cells.study, cell), rel=1e-4)
+        assert own.to_dict() == pytest.approx(shares_of(cells.ledger, cells.study, cell), rel=1e-4)
         assert own.sum() == pytest.approx(1, abs=1e-4)
 
 

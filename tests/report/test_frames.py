@@ -12,6 +12,7 @@ from cs330ray.errors import SpecError
 from cs330ray.report import frames
 from cs330ray.report.opened import Opened, opened
 from cs330ray.service import confirm, trainables
+from cs330ray.service.importance import shares_of
 from cs330ray.service.records import Ending, Row
 from cs330ray.trial import Metric
 from tests import toy as toy_trainable
@@ -146,13 +147,13 @@ def test_a_study_with_no_complete_trial_has_no_best(tmp_path: Path) -> None:
 def test_importance_finds_the_parameter_that_decides(tmp_path: Path) -> None:
     study = made(compare={}, confirm=None, budget={"trials": 40, "steps": 8})
     ledger = fill(tmp_path, study, ends=lambda cell, number: "COMPLETE", rows=1, luck=0.0)
-    shares = ledger.importance(study, study.cells[0])
+    shares = shares_of(ledger, study, study.cells[0])
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["lr"] > 0.9
 
 
 def test_importance_of_few_trials_is_not_told(study: Opened) -> None:
-    assert study.ledger.importance(study.study, study.study.cells[0]) == {}
+    assert shares_of(study.ledger, study.study, study.study.cells[0]) == {}
 
 
 def test_an_objective_with_the_name_of_a_column_of_the_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from cs330ray import checkpoint
 from cs330ray.report import summary
-from cs330ray.service import confirm, grow
+from cs330ray.service import confirm
+from cs330ray.service.fronts import pareto_front
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import enter, finished, rankable, standing, waiting
 from cs330ray.service.mirror import Mirror
 from cs330ray.service.records import Trial
 from cs330ray.service.run import checkpoints_of, run
@@ -34,7 +36,7 @@ def lines(home: Path) -> list[Trial]:
     ledger = Ledger.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
-    return confirm.standing(ledger.trials(study, cell))
+    return standing(ledger.trials(study, cell))
 
 
 def curve(home: Path, *numbers: int) -> list[tuple[int, dict[str, float]]]:
@@ -120,12 +122,12 @@ def test_a_study_cut_between_growing_and_continuing_goes_on(home_of_four: Path, 
     ledger.open(long(), {"tests.toy": metrics})
     study = ledger.study("toy")
     (cell,) = study.cells
-    assert [trial.number for trial in grow.waiting(ledger, study)] == [0, 1, 2, 3]
-    assert confirm.finished(study, ledger.trials(study, cell)) == []
+    assert [trial.number for trial in waiting(ledger, study)] == [0, 1, 2, 3]
+    assert finished(study, ledger.trials(study, cell)) == []
     best = summary.best_trial(ledger, study, cell)
     assert best is not None
-    grow.enter(ledger, study)
-    assert grow.waiting(ledger, study) == []
+    enter(ledger, study)
+    assert waiting(ledger, study) == []
     assert len(ledger.trials(study, cell)) == 8
     run(long(), home_of_four, mirror=False)
     assert [trial.values for trial in lines(home_of_four)] == [trial.values for trial in lines(six_long_trials)][:4]
@@ -160,7 +162,7 @@ def test_values_of_different_numbers_of_steps_are_never_ranked_together() -> Non
         trial(2, "PRUNED", 0.05, 20),
         trial(3, "COMPLETE", 0.3, 40, 0, None),
     ]
-    assert [one.number for one in confirm.rankable(found)] == [3]
+    assert [one.number for one in rankable(found)] == [3]
     study = toy(budget={"steps": 40}, confirm={"top": 3, "seeds": 1})
     (chosen,) = confirm.candidates(study, ["min"], {study.cells[0].key: found}).values()
     assert [one.number for one in chosen] == [3]
@@ -172,12 +174,12 @@ def test_one_that_failed_with_more_steps_is_not_the_best_with_fewer() -> None:
         trial(1, "COMPLETE", 0.2, 20),
         trial(2, "FAIL", None, 40, 0, None),
     ]
-    assert [one.number for one in confirm.rankable(found)] == [1]
+    assert [one.number for one in rankable(found)] == [1]
 
 
 def test_a_trial_that_goes_on_just_now_is_shown_by_what_it_had_reached() -> None:
     found = [trial(0, "COMPLETE", 0.1, 20, None, 1), trial(1, "RUNNING", None, 40, 0, None)]
-    assert [one.number for one in confirm.rankable(found)] == [0]
+    assert [one.number for one in rankable(found)] == [0]
 
 
 def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: Path) -> None:
@@ -253,7 +255,7 @@ def test_fronts_are_of_the_most_steps_alone() -> None:
         trial(2, "COMPLETE", 0.4, 40, 0, None),
         trial(3, "COMPLETE", 0.3, 40, 1, None),
     ]
-    assert [one.number for one in confirm.pareto_front(confirm.rankable(found), ["min"])] == [3]
+    assert [one.number for one in pareto_front(rankable(found), ["min"])] == [3]
 
 
 def test_no_trial_goes_on_after_the_time_is_spent(home: Path, ray_here: str) -> None:

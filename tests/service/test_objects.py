@@ -28,6 +28,7 @@ from cs330ray.service.actor import TrialRun
 from cs330ray.service.copies import Copies, fetched
 from cs330ray.service.ground import Ground
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import standing
 from cs330ray.service.machine import Machine as Hardware
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
@@ -887,7 +888,7 @@ def test_grown_steps_go_on_from_the_store_on_another_disk(
     run(grown, home, mirror=False)
     ledger = Ledger.at(home)
     (cell,) = grown.cells
-    values = [trial.values for trial in confirm.standing(ledger.trials(grown, cell))]
+    values = [trial.values for trial in standing(ledger.trials(grown, cell))]
     assert [ledger.attempts(grown, cell, number)[0]["resumed_from_step"] for number in (2, 3)] == [20, 20]
     monkeypatch.delenv(objects.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")

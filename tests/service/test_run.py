@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.service import confirm, search
+from cs330ray.service import search
 from cs330ray.service.actor import TrialRun
+from cs330ray.service.fronts import pareto_front
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.mlflow_runs import Runs
@@ -484,7 +485,7 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
     trials = ledger.trials(study, study.cells[0])
     assert all(len(trial.values or ()) == 2 for trial in trials)
     best = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{home}/ledger.db").best_trials
-    front = confirm.pareto_front(trials, ledger.goals(study))
+    front = pareto_front(trials, ledger.goals(study))
     assert {trial.number for trial in front} == {trial.number for trial in best}
 
 

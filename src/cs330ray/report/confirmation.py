@@ -6,6 +6,7 @@ from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import OTHER_ITEMS, Interval, over_items, over_seeds, paired
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
 from cs330ray.spec import Study
 from cs330ray.words import number
@@ -142,7 +143,7 @@ def _between(study: Study, goals: Sequence[str], chosen: dict[str, Confirmed]) -
     if len(chosen) < 2:
         return []
     titles = {cell.key: cell.title for cell in study.cells}
-    order = sorted(chosen, key=lambda key: confirm.losses(chosen[key].means, goals)[0])
+    order = sorted(chosen, key=lambda key: losses(chosen[key].means, goals)[0])
     words = [f"between cells: {titles[order[0]]}, by the mean {study.objective[0]} over fresh seeds"]
     first = [value[0] for value in chosen[order[0]].values]
     for key in order[1:]:

@@ -12,7 +12,7 @@ from cs330ray.report import confirmation, drawing, frames
 from cs330ray.report.drawing import GREY, PALETTE, TICKS, Figure
 from cs330ray.report.searched import Search
 from cs330ray.report.statistics import over_seeds
-from cs330ray.service import confirm
+from cs330ray.service.fronts import pareto_front
 from cs330ray.spec import Cell
 from cs330ray.words import plural
 
@@ -153,7 +153,7 @@ def _placed(search: Search, title: str) -> Iterator[dict[str, Any]]:
     """The trials of a cell at their objectives."""
     chosen = search.opened.confirmed
     chosen = set(chosen[chosen["chosen"].astype(bool) & (chosen["cell"] == title)]["trial"])
-    members = {trial.number for trial in confirm.pareto_front(search.ranked[title], search.goals)}
+    members = {trial.number for trial in pareto_front(search.ranked[title], search.goals)}
     for trial in sorted(search.ranked[title], key=lambda trial: trial.number):
         objectives = dict(zip(search.opened.study.objective, trial.values or (), strict=True))
         marks = {"front": trial.number in members, "chosen": trial.number in chosen}

@@ -10,7 +10,7 @@ import pandas as pd
 from cs330ray.report import drawing
 from cs330ray.report.drawing import GREY, TICKS, Figure
 from cs330ray.report.searched import Search
-from cs330ray.service.ledger import ENOUGH_FOR_IMPORTANCE
+from cs330ray.service.importance import ENOUGH_FOR_IMPORTANCE, shares_of
 from cs330ray.spec import Choice, Domain
 from cs330ray.words import plural
 
@@ -154,7 +154,7 @@ def _spent(spent: pd.DataFrame) -> str:
 def importance(search: Search) -> Iterator[Figure]:
     """The share of each parameter in reaching the best tenth."""
     study, ledger = search.opened.study, search.opened.ledger
-    shares = {cell.title: ledger.importance(study, cell) for cell in search.cells}
+    shares = {cell.title: shares_of(ledger, study, cell) for cell in search.cells}
     found = [
         {"cell": title, "parameter": name, "share": share}
         for title, own in shares.items()

@@ -11,7 +11,9 @@ from cs330ray.report import confirmation
 from cs330ray.report.statistics import Interval, over_items, over_seeds
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
+from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import rankable
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 
@@ -159,14 +161,14 @@ def best(ledger: Ledger, study: Study) -> Best | None:
     goals = ledger.goals(study)
     chosen = confirmation.choices(ledger, study)
     if chosen:
-        key = min(chosen, key=lambda key: confirm.losses(chosen[key].means, goals)[0])
+        key = min(chosen, key=lambda key: losses(chosen[key].means, goals)[0])
         return _best(ledger, study, chosen[key].searched, chosen[key])
-    found = [trial for cell in study.cells for trial in confirm.rankable(ledger.trials(study, cell))]
+    found = [trial for cell in study.cells for trial in rankable(ledger.trials(study, cell))]
     if not found:
         return None
     most = max(trial.steps for trial in found)  # values after other numbers of steps are not ranked between cells
     held = [trial for trial in found if trial.steps == most]
-    return _best(ledger, study, min(held, key=lambda trial: confirm.losses(trial.values or (), goals)[0]), None)
+    return _best(ledger, study, min(held, key=lambda trial: losses(trial.values or (), goals)[0]), None)
 
 
 def _best(ledger: Ledger, study: Study, trial: Trial, one: Confirmed | None) -> Best:

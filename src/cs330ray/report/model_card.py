@@ -12,6 +12,7 @@ from cs330ray.report import confirmation, summary
 from cs330ray.report.statistics import Interval, over_items, over_seeds
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
+from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
@@ -78,7 +79,7 @@ def _best_cell(study: Study, goals: Sequence[str], choices: Mapping[str, Confirm
     if by is not None or len(choices) < len(study.cells):
         why = f"--by {by} ranks within one" if by is not None else "not every one is confirmed"
         raise SpecError(f"{study.name}: it has several cells, and {why}; add --cell with one of {cells}")
-    return min(study.cells, key=lambda cell: confirm.losses(choices[cell.key].means, goals)[0])
+    return min(study.cells, key=lambda cell: losses(choices[cell.key].means, goals)[0])
 
 
 def metrics(ledger: Ledger, study: Study, picked: Pick) -> dict[str, Any]:

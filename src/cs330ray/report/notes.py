@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from cs330ray.report import confirmation
 from cs330ray.report.words import reason_said
-from cs330ray.service import confirm
+from cs330ray.service.fronts import losses
+from cs330ray.service.lines import finished, rankable
 from cs330ray.spec import Cell, Range, Study, applies
 from cs330ray.words import plural, shown
 
@@ -24,7 +25,7 @@ def notes(study: "Opened") -> list[str]:
 
 def _missing(study: "Opened") -> Iterator[str]:
     spec, ledger = study.study, study.ledger
-    ended = sum(len(confirm.finished(spec, ledger.trials(spec, cell))) for cell in spec.cells)
+    ended = sum(len(finished(spec, ledger.trials(spec, cell))) for cell in spec.cells)
     wanted = spec.budget.trials * len(spec.cells)
     if ended < wanted:
         yield f"The search is not over: {ended} of {wanted} trials have ended."
@@ -48,10 +49,10 @@ def _edges(study: "Opened") -> Iterator[str]:
         if cell.key in study.choices:
             params = study.choices[cell.key].searched.params
         else:
-            found = confirm.rankable(ledger.trials(spec, cell))
+            found = rankable(ledger.trials(spec, cell))
             if not found:
                 continue
-            params = min(found, key=lambda trial: confirm.losses(trial.values or (), goals)).params
+            params = min(found, key=lambda trial: losses(trial.values or (), goals)).params
         for name, end in edges(cell, params).items():
             domain = cell.space[name]
             assert isinstance(domain, Range)

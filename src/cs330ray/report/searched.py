@@ -9,7 +9,8 @@ import pandas as pd
 
 from cs330ray.report import drawing
 from cs330ray.report.drawing import MOST_CELLS, Cells, Window
-from cs330ray.service import confirm
+from cs330ray.service.fronts import losses
+from cs330ray.service.lines import rankable
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Domain
 from cs330ray.trial import Metric
@@ -65,7 +66,7 @@ class Search:
     def ranked(self) -> Mapping[str, Sequence[Trial]]:
         """The trials of each cell that may be ranked with one another, the best first."""
         return {
-            title: sorted(confirm.rankable(found), key=lambda trial: confirm.losses(trial.values or (), self.goals)[0])
+            title: sorted(rankable(found), key=lambda trial: losses(trial.values or (), self.goals)[0])
             for title, found in self.held.items()
         }
 
@@ -73,7 +74,7 @@ class Search:
     def best(self) -> Mapping[str, Trial]:
         """The best trial of each cell that has one, by the cell's title; the best cell of the most steps first."""
         found = {title: ranked[0] for title, ranked in self.ranked.items() if ranked}
-        worth = {title: confirm.losses(trial.values or (), self.goals)[0] for title, trial in found.items()}
+        worth = {title: losses(trial.values or (), self.goals)[0] for title, trial in found.items()}
         order = sorted(found, key=lambda title: (-found[title].steps, worth[title]))
         return {title: found[title] for title in order}
 

@@ -11,7 +11,9 @@ from cs330ray.report import confirmation
 from cs330ray.report.sheet import Sheet
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
+from cs330ray.service.fronts import losses, pareto_front
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import rankable, standing
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 from cs330ray.words import number, params, plural
@@ -22,7 +24,7 @@ def studies(ledger: Ledger) -> Sheet:
     rows = []
     for name in ledger.names():
         study = ledger.study(name)
-        found = [trial for cell in study.cells for trial in confirm.standing(ledger.trials(study, cell))]
+        found = [trial for cell in study.cells for trial in standing(ledger.trials(study, cell))]
         counts = {
             state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
         }
@@ -56,7 +58,7 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
         for trial in found:  # one that continues another may have found nothing left to do
             if trial.continues is not None:
                 steps[trial.number] = max(steps.get(trial.number, 0), steps.get(trial.continues, 0))
-        chosen = confirm.pareto_front(confirm.rankable(found), goals) if front else found
+        chosen = pareto_front(rankable(found), goals) if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else number(value) for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{max(trial.ended_s - trial.started_s, 0):.0f}s"  # clocks jump
@@ -135,7 +137,7 @@ def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) 
 
     Of those with the most steps: values after different numbers of steps are never ranked together.
     """
-    complete = confirm.rankable(ledger.trials(study, cell))
+    complete = rankable(ledger.trials(study, cell))
     if by is None:
         scores = {trial.number: (trial.values or (0.0,))[0] for trial in complete}
         goal = ledger.goals(study)[0]
@@ -202,7 +204,7 @@ def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, An
     """The end of a run in lines: the best trial of each cell, its value against chance, and where it lies."""
     lines = []
     for cell in study.cells:
-        found = confirm.standing(ledger.trials(study, cell))
+        found = standing(ledger.trials(study, cell))
         counts = {state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL")}
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial ended"
         title = f"{cell.title}: " if cell.values else ""
@@ -228,7 +230,7 @@ def _checkpoint(ledger: Ledger, study: Study, trial: Trial) -> str:
 
 def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
     order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state) if trial.continued_as is None else 4
-    return order, confirm.losses(trial.values, goals)[0] if trial.values else math.inf, trial.number
+    return order, losses(trial.values, goals)[0] if trial.values else math.inf, trial.number
 
 
 def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:

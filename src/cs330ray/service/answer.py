@@ -17,6 +17,7 @@ from cs330ray.service.captions import (
     reached,
     test_values,
 )
+from cs330ray.service.fronts import losses
 from cs330ray.service.records import Trial
 from cs330ray.spec import Study
 from cs330ray.words import params, plural, shown
@@ -48,10 +49,8 @@ class Answer:
         """The best cell: by the confirmed choices once no candidate waits for its runs, else by the search."""
         chosen = [cell for cell in self.cells if cell.chosen is not None] if self.confirmed else []
         if chosen:
-            return min(chosen, key=lambda cell: confirm.losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
-        return min(
-            self._ranked, key=lambda cell: confirm.losses(cell.ranked[0].values or (), cell.goals)[0], default=None
-        )
+            return min(chosen, key=lambda cell: losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
+        return min(self._ranked, key=lambda cell: losses(cell.ranked[0].values or (), cell.goals)[0], default=None)
 
     @property
     def _ranked(self) -> Sequence[Standing]:
@@ -148,7 +147,7 @@ class Answer:
             for trial in {trial.number: trial for trial in shown}.values():
                 if trial.state == "COMPLETE" and trial.values:
                     one = cell.confirmed(trial.number)
-                    worth = confirm.losses(one.means if one else trial.values, cell.goals)[0]
+                    worth = losses(one.means if one else trial.values, cell.goals)[0]
                     starred = trial.number in numbers
                     places.append(((not starred, one is None, worth), cell, trial))
         places.sort(key=lambda place: place[0])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from cs330ray.report.statistics import over_seeds, with_interval
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.fronts import losses, pareto_front
+from cs330ray.service.lines import finished, rankable
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study
 from cs330ray.words import params, shown
@@ -38,15 +40,15 @@ class Standing:
         cls, study: Study, goals: Sequence[str], cell: Cell, trials: Sequence[Trial], found: Sequence[Confirmed]
     ) -> "Standing":
         """The standing of a cell by what the ledger holds of it."""
-        held = confirm.rankable(trials)
-        front = held if len(goals) == 1 else confirm.pareto_front(held, goals)
-        ranked = sorted(front, key=lambda trial: (confirm.losses(trial.values or (), goals)[0], trial.number))
+        held = rankable(trials)
+        front = held if len(goals) == 1 else pareto_front(held, goals)
+        ranked = sorted(front, key=lambda trial: (losses(trial.values or (), goals)[0], trial.number))
         return cls(study, goals, cell, trials, found, ranked, confirm.choice(study, goals, found) if found else None)
 
     @property
     def ended(self) -> int:
         """How many trials have ended of those that the budget has."""
-        return len(confirm.finished(self.study, self.trials))
+        return len(finished(self.study, self.trials))
 
     @property
     def over(self) -> bool:

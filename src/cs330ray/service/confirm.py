@@ -4,12 +4,13 @@ Who is confirmed, on which seeds and who is chosen are pure functions of what th
 and between cells, use the mean validation score over the fresh seeds; test is reported and chooses nothing.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cs330ray.service.fronts import by_crowding, losses, pareto_front
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import finished, standing
 from cs330ray.service.records import Trial
 from cs330ray.spec import Cell, Study, canonical
 
@@ -99,46 +100,6 @@ def _ranked_front(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -
     return kept + [trial for trial in by_crowding(front, goals) if trial not in kept]
 
 
-def standing(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that none continues, each in the place of the first that it goes back to."""
-    by_number = {trial.number: trial for trial in trials}
-    lines = []
-    for trial in trials:
-        if trial.continues is None:
-            last = trial
-            while last.continued_as is not None:
-                last = by_number[last.continued_as]
-            lines.append(last)
-    return lines
-
-
-def rankable(trials: Sequence[Trial]) -> list[Trial]:
-    """The COMPLETE trials that may be ranked with one another: those with the most steps, but for those superseded."""
-    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
-    held = [trial for trial in trials if trial.state == "COMPLETE" and trial.values and trial.continued_as not in ended]
-    most = max((trial.steps for trial in held), default=0)
-    return [trial for trial in held if trial.steps == most]
-
-
-def to_continue(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """The COMPLETE trials that have had fewer steps than the study has by now, and that none continues yet."""
-    return [
-        trial
-        for trial in trials
-        if trial.state == "COMPLETE" and trial.continued_as is None and trial.steps < study.budget.steps
-    ]
-
-
-def finished(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that none continues, nor will, and that have ended."""
-    waiting = {trial.number for trial in to_continue(study, trials)}
-    return [
-        trial
-        for trial in trials
-        if trial.state != "RUNNING" and trial.continued_as is None and trial.number not in waiting
-    ]
-
-
 def _leading_finished(study: Study, trials: Sequence[Trial]) -> int:
     over = {trial.number for trial in finished(study, trials)}
     lines = standing(trials)
@@ -223,41 +184,3 @@ def optimism(goal: str, promised: float, reached: float) -> float:
 
 def _trials(ledger: Ledger, study: Study) -> dict[str, list[Trial]]:
     return {cell.key: ledger.trials(study, cell) for cell in study.cells}
-
-
-# Fronts ------------------------------------------------------------------------------------------------------------
-
-
-def losses(values: Sequence[float], goals: Sequence[str]) -> tuple[float, ...]:
-    """Objectives as losses: less is better."""
-    return tuple(-value if goal == "max" else value for value, goal in zip(values, goals, strict=True))
-
-
-def pareto_front(found: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
-    """The COMPLETE trials that no other COMPLETE trial dominates."""
-    complete = [trial for trial in found if trial.state == "COMPLETE" and trial.values]
-    places = {trial.number: losses(trial.values or (), goals) for trial in complete}
-    return [
-        trial
-        for trial in complete
-        if not any(_dominates(places[other.number], places[trial.number]) for other in complete)
-    ]
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
-
-
-def by_crowding(front: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
-    """A front, its ends and its loneliest members first: crowding distance, Deb et al. 2002, section III-B."""
-    distance = dict.fromkeys((trial.number for trial in front), 0.0)
-    for objective in range(len(goals)):
-        ranked = sorted(front, key=lambda trial: (losses(trial.values or (), goals)[objective], trial.number))
-        places = [losses(trial.values or (), goals)[objective] for trial in ranked]
-        for end in (ranked[:1], ranked[-1:]):
-            distance |= {trial.number: math.inf for trial in end}
-        spread = (places[-1] - places[0]) if places else 0.0
-        for before, trial, after in zip(places, ranked[1:-1], places[2:], strict=False):
-            distance[trial.number] += (after - before) / spread if spread else 0.0
-    first = {trial.number: losses(trial.values or (), goals)[0] for trial in front}
-    return sorted(front, key=lambda trial: (-distance[trial.number], first[trial.number], trial.number))

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import uuid
-import warnings
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import backup
-from cs330ray.service.records import Ending, Kept, Row, Trial, continues, from_json, standing, started_at_s, trial_of
+from cs330ray.service.records import Ending, Kept, Row, Trial, continues, from_json, started_at_s, trial_of
 from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
@@ -35,7 +34,6 @@ from cs330ray.words import redacted, typed_first_line
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-ENOUGH_FOR_IMPORTANCE = 20  # COMPLETE trials: a tenth of fewer is one
 OPEN_S = 60
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
 ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is made anew
@@ -446,32 +444,6 @@ class Ledger:
         for row in sorted(self._of_cell(ATTEMPTS, study, cell), key=lambda row: (row.trial, row.attempt)):
             found.setdefault(int(row.trial), []).append(from_json(row.circumstances))
         return found
-
-    def importance(self, study: Study, cell: Cell, objective: int = 0) -> dict[str, float]:
-        """The share of each searched parameter in reaching a cell's best tenth, which sum to 1; PED-ANOVA.
-
-        Watanabe et al. 2023, by Optuna. Empty below `ENOUGH_FOR_IMPORTANCE` COMPLETE trials of the most steps, and
-        where none differs.
-        """
-        ended = [trial for trial in standing(self.history(study, cell)) if trial.state == TrialState.COMPLETE]
-        steps = [int(trial.user_attrs.get("steps", study.budget.steps)) for trial in ended]
-        complete = [trial for trial, had in zip(ended, steps, strict=True) if had == max(steps)]
-        if len(complete) < ENOUGH_FOR_IMPORTANCE:
-            return {}
-        memory = optuna.create_study(directions=directions(self.goals(study)))
-        memory.add_trials(complete)
-        sign = -1.0 if self.goals(study)[objective] == "max" else 1.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is experimental, and takes low targets for good ones
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            shares = optuna.importance.get_param_importances(
-                memory,
-                evaluator=evaluator,
-                target=lambda trial: sign * trial.values[objective],
-                normalize=False,
-            )
-        total = sum(shares.values())
-        return {name: float(share / total) for name, share in shares.items()} if total else {}
 
     def begun(self, study: Study, cell: Cell, number: int) -> bool:
         """Whether a trial was ever started, by what is recorded of it."""

@@ -18,6 +18,7 @@ from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost
 from cs330ray.service import confirm
 from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.lines import finished
 from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.service.records import LOST, Ending, Row
@@ -130,7 +131,7 @@ class Recorder:
     def _complete_lines(self, cell: Cell) -> set[int]:
         """The trials that are COMPLETE with all steps, and those that they continue."""
         trials = self._ledger.trials(self._study, cell)
-        ends = [trial for trial in confirm.finished(self._study, trials) if trial.state == "COMPLETE"]
+        ends = [trial for trial in finished(self._study, trials) if trial.state == "COMPLETE"]
         return {number for trial in ends for number in self._ledger.lineage(self._study, cell, trial.number)}
 
     def cell(self, told: Mapping[str, Any]) -> Cell:
@@ -234,7 +235,7 @@ class Recorder:
 def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
     """Why a study stops: a share of its trials, of every cell one, has ended, more are to come, and all failed."""
     total = study.budget.trials * len(study.cells)
-    by_cell = [confirm.finished(study, ledger.trials(study, cell)) for cell in study.cells]
+    by_cell = [finished(study, ledger.trials(study, cell)) for cell in study.cells]
     ended = [trial for trials in by_cell for trial in trials]
     if not all(by_cell) or not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
         return None

@@ -25,7 +25,7 @@ from ray import tune
 from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
-from cs330ray.service import confirm, copies, grow, objects, trainables
+from cs330ray.service import confirm, copies, lines, objects, trainables
 from cs330ray.service.actor import TrialActor
 from cs330ray.service.backup import Backups
 from cs330ray.service.beside import mirrored
@@ -78,7 +78,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
             with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
                 for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
                     listener.says(f"grown: {line}")
-                for line in grow.announced(ledger, study):
+                for line in lines.announced(ledger, study):
                     listener.says(f"grown: {line}")
                 _announce(study, ground, listener)
                 session = _Session(ledger, study, lease, listener, interrupted)
@@ -200,7 +200,7 @@ def _tuned(session: _Session, home: Path, ground: Ground) -> bool:
 def _tune(session: _Session, home: Path, ground: Ground) -> None:
     """Make good what was cut off, and run what is left to be run."""
     study, ledger = session.study, session.ledger
-    grow.enter(ledger, study)
+    lines.enter(ledger, study)
     interrupted = [(cell, number) for cell in study.cells for number in ledger.heal(study, cell)]
     place = functools.partial(checkpoints_of, home, study.name)
     there = _copies(ledger, study, ground.store)
