@@ -8,8 +8,9 @@ import optuna
 
 from cs330ray import checkpoint
 from cs330ray.service import trainables
-from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.places import checkpoints_of
+from cs330ray.service.records import Ending, Row
 from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import run_alone

@@ -16,7 +16,8 @@ from rich.text import Text
 from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:
-    from cs330ray.service.ledger import Ending, Row
+    from cs330ray.service.ledger import Trial
+    from cs330ray.service.records import Ending, Row
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
 REFRESH_S = 0.25
@@ -45,14 +46,11 @@ def params(values: Mapping[str, Any]) -> str:
 class StudyConsole:
     """Shows a study while it runs; a `service.record.Listener` by shape."""
 
-    def __init__(
-        self, study: Study, goals: Sequence[str], finished: Mapping[tuple[str, int], tuple[str, float | None]]
-    ) -> None:
-        """`finished` holds state and first objective of trials that ended earlier, by cell and number."""
+    def __init__(self, study: Study, goals: Sequence[str]) -> None:
         self._study = study
         self._goals = goals
-        self._ended: dict[tuple[str, int], tuple[str, float | None]] = dict(finished)
-        self._at_start = len(finished)
+        self._ended: dict[tuple[str, int], tuple[str, float | None]] = {}  # state and first objective
+        self._at_start = 0  # how many had ended in earlier sessions
         self._running: dict[tuple[str, int], dict[str, Any]] = {}
         self._began = time.monotonic()
         self._drawn = 0.0
@@ -76,6 +74,12 @@ class StudyConsole:
     def says(self, line: str) -> None:
         """Print a line that stays."""
         self.out.print(line, soft_wrap=True, markup=False)
+
+    def had_ended(self, trials: "Sequence[Trial]") -> None:
+        """Count the trials that ended in earlier sessions."""
+        for trial in trials:
+            self._ended[trial.cell.key, trial.number] = (trial.state, trial.values[0] if trial.values else None)
+        self._at_start = len(self._ended)
 
     def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
         """Show a trial as running."""

@@ -18,7 +18,8 @@ from cs330ray.spec import Study, canonical
 from cs330ray.trial import Scores, Trainable, run_alone
 
 if TYPE_CHECKING:
-    from cs330ray.service.ledger import Ledger, Row, Trial
+    from cs330ray.service.ledger import Ledger, Trial
+    from cs330ray.service.records import Row
     from cs330ray.service.reproduce import Change, Recorded
 
 

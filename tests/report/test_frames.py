@@ -12,7 +12,7 @@ from cs330ray.errors import SpecError
 from cs330ray.report import frames
 from cs330ray.report.opened import Opened, opened
 from cs330ray.service import confirm, trainables
-from cs330ray.service.ledger import Ending, Row
+from cs330ray.service.records import Ending, Row
 from cs330ray.trial import Metric
 from tests import toy as toy_trainable
 from tests.report.conftest import made

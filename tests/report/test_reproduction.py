@@ -10,7 +10,8 @@ from cs330ray.report import reproduction
 from cs330ray.report.reproduction import EQUAL, NOT, WITHIN, Again, Pair, table, verdict
 from cs330ray.report.statistics import Interval
 from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.records import Row
 from tests.studies_of_tests import toy
 
 STUDY = toy()

@@ -16,7 +16,8 @@ import pytest
 
 from cs330ray import checkpoint
 from cs330ray.errors import DataError
-from cs330ray.service.ledger import Ending, Ledger, Row
+from cs330ray.service.ledger import Ledger
+from cs330ray.service.records import Ending, Row
 from cs330ray.service.reproduce import read, stretches
 from cs330ray.service.run import run
 from cs330ray.service.search import ask

@@ -22,10 +22,11 @@ import pytest
 from cs330ray.errors import SpecError
 from cs330ray.service import confirm, search
 from cs330ray.service.actor import TrialRun
-from cs330ray.service.ledger import Ledger, Row
+from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.mlflow_runs import Runs
 from cs330ray.service.record import Listener
+from cs330ray.service.records import Row
 from cs330ray.service.run import checkpoints_of, run
 from cs330ray.spec import Study
 from tests import toy as toy_trainable

@@ -13,7 +13,8 @@ from cs330ray.report import confirmation, frames
 from cs330ray.report.frames import Best
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.records import Row
 from cs330ray.spec import Cell, Study
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class Snapshot(Ledger):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was read: what is asked from now on is read again."""
         self._held: dict[tuple[str, str], list[Trial]] = {}
         self._held_rows: dict[tuple[str, str], dict[int, list[Row]]] = {}
 
@@ -142,9 +147,14 @@ class Opened:
         return self.figures[name]
 
 
-def opened(name: str, home: Path) -> Opened:
-    """Open the study `name` of the ledger at `home`. Raises SpecError where there is none; makes nothing."""
+def snapshot(home: Path) -> Snapshot:
+    """Open the ledger at `home` for reading. Raises SpecError where there is none; makes nothing."""
     if not (home / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
         raise SpecError(f"{home}: a ledger is needed, but there is none; run a study, or set CS330RAY_HOME")
-    ledger = Snapshot.at(home)
+    return Snapshot.at(home)
+
+
+def opened(name: str, home: Path) -> Opened:
+    """Open the study `name` of the ledger at `home`. Raises SpecError where there is none; makes nothing."""
+    ledger = snapshot(home)
     return Opened(ledger, ledger.study(name))

@@ -8,7 +8,8 @@ from cs330ray.report.confirmation import on_test
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import Interval, prediction
 from cs330ray.service import confirm
-from cs330ray.service.ledger import Ledger, Row, Trial
+from cs330ray.service.ledger import Ledger, Trial
+from cs330ray.service.records import Row
 from cs330ray.spec import Study, canonical
 
 EQUAL, WITHIN, NOT = "equal", "within the seed interval", "not reproduced"

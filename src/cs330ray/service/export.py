@@ -16,8 +16,9 @@ from cs330ray.checkpoint import Checkpoint, fsync
 from cs330ray.errors import CheckpointError, DataError, SpecError, first_line
 from cs330ray.service import copies, objects, trainables
 from cs330ray.service.exported import CARD, CONFIG, MANIFEST, METRICS, PROVENANCE, TENSORS, Described, sha256
-from cs330ray.service.ledger import Kept, Ledger, Trial
+from cs330ray.service.ledger import Ledger, Trial
 from cs330ray.service.objects import StoreFault
+from cs330ray.service.records import Kept
 from cs330ray.spec import Study, short
 from cs330ray.trial import Weights
 

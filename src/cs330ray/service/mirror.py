@@ -24,8 +24,9 @@ from cs330ray.service import captions, confirm
 from cs330ray.service.answer import Answer
 from cs330ray.service.captions import UNMARKED, Standing
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.ledger import Ledger, Row, Trial, redacted
+from cs330ray.service.ledger import Ledger, Trial, redacted
 from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
+from cs330ray.service.records import Row
 from cs330ray.spec import Cell, Study
 
 LAST = "mirror.last"  # who was last at work on a study here
