@@ -28,6 +28,11 @@ ON = {
 SHOTS = (1, 2, 4, 8)
 Quality = Callable[[Cell, Mapping[str, Any]], float]  # of a configuration, the accuracy that it comes to, in (0, 1)
 Ends = Callable[[Cell, int], Ended]
+ENDINGS: dict[Ended, Ending] = {
+    "COMPLETE": Ending("COMPLETE"),
+    "PRUNED": Ending("PRUNED", "asha at step 1, 4 rivals", cause="pruned"),
+    "FAIL": Ending("FAIL", "diverged: the loss is inf", cause="diverged"),
+}
 
 
 def by_rate(cell: Cell, params: Mapping[str, Any]) -> float:
@@ -99,8 +104,7 @@ def _train(
         swept = {f"test_accuracy/shots/{shots}": min(mean + 0.02 * math.log2(shots), 1.0) for shots in SHOTS}
         scores = Scores({"test_accuracy": mean, "test_loss": -math.log(mean), **swept}, {"test_accuracy": items})
         ledger.write_scores(study, cell, number, scores)
-    reason = {"FAIL": "diverged: the loss is inf", "PRUNED": "asha at step 1, 4 rivals", "COMPLETE": ""}[end]
-    ledger.end(study, cell, number, Ending(end, reason))
+    ledger.end(study, cell, number, ENDINGS[end])
 
 
 def _metrics(accuracy: float) -> dict[str, float]:

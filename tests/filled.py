@@ -15,6 +15,11 @@ from cs330ray.trial import Scores
 from tests import noisy
 
 AT_S = 1_700_000_000.0
+ENDINGS: dict[Ended, Ending] = {
+    "COMPLETE": Ending("COMPLETE"),
+    "PRUNED": Ending("PRUNED", "planted", cause="pruned"),
+    "FAIL": Ending("FAIL", "planted", cause="raised"),
+}
 ON = {"host": "here", "device": "cpu", "code": "c0de", "data": "da7a"}
 
 
@@ -46,7 +51,7 @@ def end(ledger: Ledger, study: Study, cell: Cell, number: int, reached: float, s
     """Write a trial's two rows, and end it; a failed one has no second."""
     rows = [Row(10, {"val_accuracy": reached / 2}, AT_S), Row(20, {"val_accuracy": reached}, AT_S + 1)]
     ledger.write_rows(study, cell, number, rows[: 1 if state == "FAIL" else 2])
-    ledger.end(study, cell, number, Ending(state, "" if state == "COMPLETE" else "planted"))
+    ledger.end(study, cell, number, ENDINGS[state])
 
 
 def search(ledger: Ledger, study: Study, cell: Cell, reached: float, state: Ended = "COMPLETE") -> int:

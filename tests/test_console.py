@@ -5,13 +5,14 @@ import io
 from rich.console import Console
 
 from cs330ray.console import StudyConsole
-from cs330ray.service.records import Ending, Row
+from cs330ray.service.records import Ending, Row, Trial
+from cs330ray.spec import Cell
 from tests.studies_of_tests import toy
 
 
 def shown(*, terminal: bool) -> tuple[StudyConsole, io.StringIO]:
     study = toy(compare={"data_seed": [0, 1]}, budget={"trials": 4, "steps": 20})
-    seen = StudyConsole(study, ["min"], {})
+    seen = StudyConsole(study, ["min"])
     text = io.StringIO()
     seen.out = Console(file=text, force_terminal=terminal, width=140, highlight=False, color_system=None)
     return seen, text
@@ -24,7 +25,7 @@ def test_a_log_file_gets_one_line_a_trial_with_its_value_parameters_and_reason()
         seen.took_up(cell, 0, {"lr": 0.25, "data_seed": 1, "eval_every_steps": 5}, None)
         seen.reached(cell, 0, Row(5, {"val_loss": 0.5}, 0.0))
         seen.ticked()
-        seen.ended(cell, 0, Ending("PRUNED", "asha at step 5, 3 rivals"), (0.5,))
+        seen.ended(cell, 0, Ending("PRUNED", "asha at step 5, 3 rivals", cause="pruned"), (0.5,))
     assert (
         text.getvalue()
         == "    1/8  trial 0   of data_seed=1 PRUNED   val_loss=0.5  lr=0.25 [asha at step 5, 3 rivals]\n"
@@ -49,13 +50,19 @@ def test_a_failed_trial_is_never_the_best_and_shows_no_value() -> None:
     seen, text = shown(terminal=False)
     cell = seen._study.cells[0]
     seen.ended(cell, 0, Ending("COMPLETE"), (0.5,))
-    seen.ended(cell, 1, Ending("FAIL", "raised: RuntimeError: planted"), (0.1,))
+    seen.ended(cell, 1, Ending("FAIL", "raised: RuntimeError: planted", cause="raised"), (0.1,))
     assert seen._best() == 0.5
     assert "raised: RuntimeError: planted" in text.getvalue()
 
 
+def trial(cell: Cell, number: int, value: float) -> Trial:
+    return Trial(cell, number, "COMPLETE", {}, 7, (value,), reason="", cause=None, traceback="", started_s=0.0,
+                 ended_s=1.0, steps=20)  # fmt: skip
+
+
 def test_trials_of_earlier_sessions_count_but_not_for_the_time_left() -> None:
     study = toy(budget={"trials": 4, "steps": 20})
-    seen = StudyConsole(study, ["max"], {("{}", 0): ("COMPLETE", 0.3), ("{}", 1): ("COMPLETE", 0.7)})
+    seen = StudyConsole(study, ["max"])
+    seen.had_ended([trial(study.cells[0], 0, 0.3), trial(study.cells[0], 1, 0.7)])
     assert seen._best() == 0.7
     assert seen._left_s() is None

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from cs330ray import checkpoint
 from cs330ray.service import trainables
 from cs330ray.service.actor import TrialRun
+from cs330ray.service.records import Ending
 from cs330ray.trial import run_alone
+from tests.assignments import assignment
 
 Rows = list[tuple[int, dict[str, float]]]
 TINY_MAML = {
@@ -130,15 +132,11 @@ def test_every_way_to_run_a_trial_yields_the_same_rows(case: Case, tmp_path: Pat
     module = trainables.load(case.name)
     config = module.Config(**case.config)
     alone = [(p.step, dict(p.metrics)) for p in run_alone(module, config, 5, case.steps, tmp_path / "alone")]
-    told = {
-        "trainable": case.name, "config": case.config, "seed": 5, "steps": case.steps, "home": str(tmp_path / "served"),
-        "recorded_step": 10**6, "begun": True, "checkpoint_s": 0.0, "batch_s": 0.0, "prune_every": 0, "cpus": 1,
-        "code": "", "data": "",
-    }  # fmt: skip
-    run, served = TrialRun(told), []
-    while "end" not in (batch := run.next_batch()):
-        served += [(row["step"], row["metrics"]) for row in batch["rows"]]
-    assert batch["end"] == {"state": "COMPLETE"}
+    often = assignment(tmp_path / "served", trainable=case.name, steps=case.steps, checkpoint_s=0.0, batch_s=0.0)
+    run, served = TrialRun(replace(often, config=case.config, seed=5)), []
+    while (news := run.next_batch()).end is None:
+        served += [(row.step, row.metrics) for row in news.rows]
+    assert news.end == Ending("COMPLETE")
     assert served == alone == case.rows(module.train)
 
 

@@ -88,21 +88,10 @@ def run_study(study: "Study", source: str, command: str) -> None:
     from cs330ray.console import StudyConsole
     from cs330ray.service import run as service
     from cs330ray.service import trainables
-    from cs330ray.service.ledger import Ledger
-    from cs330ray.service.lines import finished
 
     trainables.check(study, source)
     metrics = trainables.load(study.trainables()[0]).METRICS
-    ended = {}
-    if (home() / "ledger.db").exists() or os.environ.get("CS330RAY_LEDGER"):
-        ledger = Ledger.at(home())
-        if ledger.find(study.name) is not None:
-            ended = {
-                (cell.key, trial.number): (trial.state, trial.values[0] if trial.values else None)
-                for cell in study.cells
-                for trial in finished(study, ledger.trials(study, cell))
-            }
-    with StudyConsole(study, [metrics[name].goal for name in study.objective], ended) as console:
+    with StudyConsole(study, [metrics[name].goal for name in study.objective]) as console:
         outcome = service.run(study, home(), console)  # type: ignore[arg-type]
     if outcome.interrupted:
         console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost")
@@ -347,12 +336,13 @@ def report(
 ) -> None:
     """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
     from cs330ray.report import html, page, splits
-    from cs330ray.report.opened import opened
+    from cs330ray.report.opened import Opened, read_once
     from cs330ray.report.write import write
 
     if not markdown:
         html.library()
-    found = [opened(name, home()) for name in studies]
+    ledger = read_once(home())
+    found = [Opened(ledger, ledger.study(name)) for name in studies]
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
     files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
@@ -361,17 +351,18 @@ def report(
     for file in shown:
         typer.echo(str(file))
     if len(found) == 1 and not markdown:
-        _attach(found[0].name, shown)
+        ledger.forget()  # a study that runs has gone on meanwhile
+        _attach(ledger, found[0].name, shown)
 
 
-def _attach(study: str, files: list[Path]) -> None:
+def _attach(ledger: "Ledger", study: str, files: list[Path]) -> None:
     """Put a report on the study's run in MLflow, where a mirror has shown the study there."""
     from cs330ray.service.mirror import Mirror, MirrorError, was_shown
 
     if not was_shown(home(), study):
         return
     try:
-        Mirror(_ledger(), study, home()).attach(files)
+        Mirror(ledger, study, home()).attach(files)
     except MirrorError as error:
         sys.stderr.write(f"the report is written, but not attached: {error}\n")
 

@@ -17,7 +17,7 @@ from cs330ray.spec import Cell, Study
 from cs330ray.words import duration, number, params, plural
 
 if TYPE_CHECKING:
-    from cs330ray.service.records import Ending, Row
+    from cs330ray.service.records import Ending, Row, Trial
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan"}
 REFRESH_S = 0.25
@@ -26,14 +26,11 @@ REFRESH_S = 0.25
 class StudyConsole:
     """Shows a study while it runs; a `service.record.Listener` by shape."""
 
-    def __init__(
-        self, study: Study, goals: Sequence[str], finished: Mapping[tuple[str, int], tuple[str, float | None]]
-    ) -> None:
-        """`finished` holds state and first objective of trials that ended earlier, by cell and number."""
+    def __init__(self, study: Study, goals: Sequence[str]) -> None:
         self._study = study
         self._goals = goals
-        self._ended: dict[tuple[str, int], tuple[str, float | None]] = dict(finished)
-        self._at_start = len(finished)
+        self._ended: dict[tuple[str, int], tuple[str, float | None]] = {}  # state and first objective
+        self._at_start = 0  # how many had ended in earlier sessions
         self._running: dict[tuple[str, int], dict[str, Any]] = {}
         self._began = time.monotonic()
         self._drawn = 0.0
@@ -57,6 +54,12 @@ class StudyConsole:
     def says(self, line: str) -> None:
         """Print a line that stays."""
         self.out.print(line, soft_wrap=True, markup=False)
+
+    def had_ended(self, trials: "Sequence[Trial]") -> None:
+        """Count the trials that ended in earlier sessions."""
+        for trial in trials:
+            self._ended[trial.cell.key, trial.number] = (trial.state, trial.values[0] if trial.values else None)
+        self._at_start = len(self._ended)
 
     def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
         """Show a trial as running."""

@@ -21,7 +21,7 @@ from cs330ray.report.opened import Opened, opened
 from cs330ray.service import confirm, search
 from cs330ray.service.importance import shares_of
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ended, Ending, Row
+from cs330ray.service.records import Cause, Ended, Ending, Row
 from cs330ray.spec import Study, parse
 from cs330ray.trial import Metric, Scores
 from tests.report.conftest import made
@@ -37,6 +37,7 @@ class Told:
     curve: Mapping[int, float]
     state: Ended | None = "COMPLETE"  # None while it runs
     reason: str = ""
+    cause: Cause | None = None
     continues: int | None = None
     other: Mapping[int, float] = field(default_factory=dict)  # the second objective
 
@@ -70,7 +71,7 @@ def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metric
             ]
             ledger.write_rows(study, cell, number, rows)
             if one.state is not None:
-                ledger.end(study, cell, number, Ending(one.state, one.reason))
+                ledger.end(study, cell, number, Ending(one.state, one.reason, cause=one.cause))
     return ledger
 
 
@@ -90,8 +91,8 @@ def confirm_with(
 SMALL = [
     Told({"lr": 0.01, "body": "small"}, {10: 0.5, 20: 0.6}),
     Told({"lr": 0.1, "body": "large", "width": 3}, {10: 0.7, 20: 0.8}),
-    Told({"lr": 1.0, "body": "large", "width": 5}, {}, "FAIL", "the loss is inf at step 7"),
-    Told({"lr": 0.03, "body": "small"}, {10: 0.3}, "PRUNED", "asha at step 10"),
+    Told({"lr": 1.0, "body": "large", "width": 5}, {}, "FAIL", "the loss is inf at step 7", "diverged"),
+    Told({"lr": 0.03, "body": "small"}, {10: 0.3}, "PRUNED", "asha at step 10", "pruned"),
     Told({"lr": 0.2, "body": "small"}, {10: 0.4, 20: 0.7000049}),
     Told({"lr": 0.5, "body": "small"}, {10: 0.1}, None),
 ]
@@ -406,7 +407,7 @@ def test_a_trial_that_continues_another_goes_on_from_its_curve(tmp_path: Path) -
 def test_pruned_curves_are_a_few_evenly_chosen_and_long_ones_are_thinned(tmp_path: Path) -> None:
     study = told(prune={"kind": "asha"}, search=RATE, budget={"trials": 99, "steps": 900})
     long = Told({"lr": 0.5}, {step: step / 1000 for step in range(1, 901)})
-    enter(tmp_path, study, {0: [long] + [Told({"lr": 0.1}, {9: 0.1}, "PRUNED") for _ in range(50)]})
+    enter(tmp_path, study, {0: [long] + [Told({"lr": 0.1}, {9: 0.1}, "PRUNED", cause="pruned") for _ in range(50)]})
     figure = opened("told", tmp_path).figures["curves"]
     best = figure.table[figure.table["line"] == "best"]
     assert (len(best), best["step"].min(), best["step"].max()) == (100, 1, 900)
@@ -455,7 +456,10 @@ def test_random_search_without_pruning_has_the_band_of_the_median_best(tmp_path:
 
 def test_a_failed_trial_is_the_worst_draw_of_random_search_and_a_lost_one_is_none(tmp_path: Path) -> None:
     trials = [Told({"lr": 0.1}, {20: value}) for value in (0.2, 0.6)]
-    failed = [Told({"lr": 0.9}, {}, "FAIL", "the loss is inf"), Told({"lr": 0.9}, {}, "FAIL", "worker lost twice")]
+    failed = [
+        Told({"lr": 0.9}, {}, "FAIL", "the loss is inf", "diverged"),
+        Told({"lr": 0.9}, {}, "FAIL", "the worker was lost twice", "lost"),
+    ]
     figure = random_search(tmp_path, [*failed, *trials])
     assert rows_of(figure.table.fillna(-1), "trials", "best", "median") == [(1, -1, 0.2), (2, 0.2, 0.6), (3, 0.6, 0.6)]
 

@@ -1,6 +1,6 @@
 """The worker's side, driven without Ray."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,114 +8,112 @@ import pytest
 
 from cs330ray import checkpoint
 from cs330ray.service.actor import TrialRun
+from cs330ray.service.messages import Assignment, News
+from cs330ray.service.records import Ending
+from tests.assignments import assignment
 
 
-def told(home: Path, **changes: Any) -> dict[str, Any]:
-    config = {"lr": 0.5, "eval_every_steps": 5, **changes.pop("config", {})}
-    return {
-        "trainable": "tests.toy", "config": config, "seed": 7, "steps": 20, "home": str(home), "recorded_step": 10**6,
-        "begun": True, "checkpoint_s": 1e9, "batch_s": 1e9, "prune_every": 0, "cpus": 1,
-        "code": "c", "data": "d", **changes,
-    }  # fmt: skip
+def steps(batch: News) -> list[int]:
+    return [row.step for row in batch.rows]
 
 
-def steps(batch: dict[str, Any]) -> list[int]:
-    return [row["step"] for row in batch["rows"]]
+def said(news: News) -> set[str]:
+    """What the news say something of."""
+    return {name for name, value in vars(news).items() if value not in (None, ())}
 
 
 def test_the_last_rows_come_back_not_done_and_one_further_call_saves_then_ends(tmp_path: Path) -> None:
-    run = TrialRun(told(tmp_path))
+    run = TrialRun(assignment(tmp_path))
     first = run.next_batch()
     assert steps(first) == [5, 10, 15, 20]
-    assert "end" not in first
+    assert first.end is None
     assert checkpoint.newest(tmp_path) is None
     second = run.next_batch()
-    assert second["rows"] == []
-    assert second["end"] == {"state": "COMPLETE"}
-    assert second["checkpoint"]["step"] == 20
+    assert list(second.rows) == []
+    assert second.end == Ending("COMPLETE")
+    assert second.checkpoint.step == 20
     assert checkpoint.newest(tmp_path) is not None
 
 
 def test_no_checkpoint_is_ever_ahead_of_the_rows_that_were_handed_over(tmp_path: Path) -> None:
-    run, handed = TrialRun(told(tmp_path, batch_s=0.0, checkpoint_s=0.0)), 0
+    run, handed = TrialRun(assignment(tmp_path, batch_s=0.0, checkpoint_s=0.0)), 0
     while True:
         batch = run.next_batch()
         newest = checkpoint.newest(tmp_path)
         assert newest is None or newest.step <= handed
         handed = max([handed, *steps(batch)])
-        if "end" in batch:
+        if batch.end is not None:
             break
     assert handed == 20
 
 
 def test_a_batch_ends_at_every_step_where_the_pruner_may_be_asked(tmp_path: Path) -> None:
-    run = TrialRun(told(tmp_path, prune_every=10))
+    run = TrialRun(assignment(tmp_path, prune_every=10))
     assert steps(run.next_batch()) == [5, 10]
     assert steps(run.next_batch()) == [15, 20]
 
 
 def test_another_process_goes_on_from_the_newest_checkpoint_and_yields_the_same_rows(tmp_path: Path) -> None:
-    unbroken = TrialRun(told(tmp_path / "a")).next_batch()["rows"]
-    cut = TrialRun(told(tmp_path / "b", batch_s=0.0, checkpoint_s=0.0))
-    first = [row for _ in range(3) for row in cut.next_batch()["rows"]]
+    unbroken = TrialRun(assignment(tmp_path / "a")).next_batch().rows
+    cut = TrialRun(assignment(tmp_path / "b", batch_s=0.0, checkpoint_s=0.0))
+    first = [row for _ in range(3) for row in cut.next_batch().rows]
     cut.close()
-    rest = TrialRun(told(tmp_path / "b")).next_batch()
-    assert rest["circumstances"]["resumed_from_step"] == 10
-    assert rest["checkpoint"]["step"] == 10
-    together = {row["step"]: row["metrics"] for row in [*first, *rest["rows"]]}
-    assert together == {row["step"]: row["metrics"] for row in unbroken}
+    rest = TrialRun(assignment(tmp_path / "b")).next_batch()
+    assert rest.start.resumed_from_step == 10
+    assert rest.checkpoint.step == 10
+    together = {row.step: row.metrics for row in [*first, *rest.rows]}
+    assert together == {row.step: row.metrics for row in unbroken}
 
 
 def test_a_trial_cut_between_its_last_checkpoint_and_its_end_ends_without_training_again(tmp_path: Path) -> None:
-    run = TrialRun(told(tmp_path))
+    run = TrialRun(assignment(tmp_path))
     run.next_batch(), run.next_batch()
-    again = TrialRun(told(tmp_path))
+    again = TrialRun(assignment(tmp_path))
     batch = again.next_batch()
-    assert batch["rows"] == []
-    assert again.next_batch()["end"] == {"state": "COMPLETE"}
+    assert list(batch.rows) == []
+    assert again.next_batch().end == Ending("COMPLETE")
 
 
 @pytest.mark.parametrize(
-    ("ends", "reason"),
-    [("raises", "raised: RuntimeError: planted"), ("diverges", "diverged: the loss is inf at step 7")],
+    ("ends", "cause", "reason"),
+    [
+        ("raises", "raised", "raised: RuntimeError: planted"),
+        ("diverges", "diverged", "diverged: the loss is inf at step 7"),
+    ],
 )
-def test_what_a_trainable_raises_is_a_result_with_reason_and_traceback(tmp_path: Path, ends: str, reason: str) -> None:
-    batch = TrialRun(told(tmp_path, config={"ends": ends, "ends_at": 7})).next_batch()
+def test_what_a_trainable_raises_is_a_result_with_cause_reason_and_traceback(
+    tmp_path: Path, ends: str, cause: str, reason: str
+) -> None:
+    batch = TrialRun(assignment(tmp_path, config={"ends": ends, "ends_at": 7})).next_batch()
     assert steps(batch) == [5]
-    assert batch["end"]["state"] == "FAIL"
-    assert batch["end"]["reason"] == reason
-    assert "tests/toy.py" in batch["end"]["traceback"]
+    assert batch.end is not None
+    assert (batch.end.state, batch.end.cause, batch.end.reason) == ("FAIL", cause, reason)
+    assert "tests/toy.py" in batch.end.traceback
 
 
 def test_an_unknown_trainable_is_a_result_too(tmp_path: Path) -> None:
-    batch = TrialRun(told(tmp_path, trainable="tests.nowhere")).next_batch()
-    assert batch["end"]["state"] == "FAIL"
+    batch = TrialRun(assignment(tmp_path, trainable="tests.nowhere")).next_batch()
+    assert batch.end.state == "FAIL"
 
 
-def test_a_batch_is_plain_data(tmp_path: Path) -> None:
-    batch = TrialRun(told(tmp_path)).next_batch()
-    assert json.loads(json.dumps(batch)) == batch
-    assert {"host", "pid", "device", "threads", "versions", "code", "data"} <= set(batch["circumstances"])
-
-
-def noisy(home: Path, **config: Any) -> dict[str, Any]:
-    return told(home, trainable="tests.noisy", test=True) | {"config": config, "steps": 3}
+def noisy(home: Path, **config: Any) -> Assignment:
+    return replace(assignment(home, trainable="tests.noisy", test=True), config=config, steps=3)
 
 
 def test_a_trial_of_the_search_never_reads_test(tmp_path: Path) -> None:
-    run = TrialRun(noisy(tmp_path, on_test="raises") | {"test": False})
+    run = TrialRun(replace(noisy(tmp_path, on_test="raises"), test=False))
     run.next_batch()
-    assert set(run.next_batch()) == {"rows", "checkpoint", "end"}
+    assert said(run.next_batch()) == {"checkpoint", "end"}
 
 
 def test_scores_come_with_the_end_after_the_last_checkpoint_as_plain_numbers(tmp_path: Path) -> None:
     run = TrialRun(noisy(tmp_path, on_test="numpy"))
-    assert "scores" not in run.next_batch()
+    assert run.next_batch().scores is None
     last = run.next_batch()
-    assert (last["checkpoint"]["step"], last["end"]) == (3, {"state": "COMPLETE"})
-    items = last["scores"].items["test_accuracy"]
-    assert {type(item.score) for item in items} | {type(last["scores"].metrics["test_accuracy"])} == {float}
-    assert last["scores"].metrics["test_accuracy"] == 0.5
+    assert (last.checkpoint.step, last.end) == (3, Ending("COMPLETE"))
+    items = last.scores.items["test_accuracy"]
+    assert {type(item.score) for item in items} | {type(last.scores.metrics["test_accuracy"])} == {float}
+    assert last.scores.metrics["test_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -129,21 +127,21 @@ def test_a_test_that_fails_leaves_the_training_complete_and_says_why(tmp_path: P
     run = TrialRun(noisy(tmp_path, on_test=on_test))
     run.next_batch()
     last = run.next_batch()
-    assert last["end"] == {"state": "COMPLETE"}
-    assert "scores" not in last
-    assert last["untested"]["reason"] == reason
-    assert "Traceback" in last["untested"]["traceback"]
+    assert last.end == Ending("COMPLETE")
+    assert last.scores is None
+    assert last.untested.reason == reason
+    assert "Traceback" in last.untested.traceback
 
 
 def test_a_trial_cut_before_its_test_is_tested_from_its_last_checkpoint(tmp_path: Path) -> None:
-    run = TrialRun(noisy(tmp_path) | {"test": False})
+    run = TrialRun(replace(noisy(tmp_path), test=False))
     run.next_batch(), run.next_batch()
     again = TrialRun(noisy(tmp_path))
     again.next_batch()
-    assert again.next_batch()["scores"].metrics["test_accuracy"] == 0.5
+    assert again.next_batch().scores.metrics["test_accuracy"] == 0.5
 
 
 def test_a_trial_that_reaches_no_row_is_not_tested(tmp_path: Path) -> None:
-    run = TrialRun(noisy(tmp_path, stops_at=1) | {"steps": 0})
+    run = TrialRun(replace(noisy(tmp_path, stops_at=1), steps=0))
     run.next_batch()
-    assert set(run.next_batch()) == {"rows", "end"}
+    assert said(run.next_batch()) == {"end"}

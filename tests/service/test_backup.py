@@ -14,7 +14,8 @@ from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import backup
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
-from cs330ray.service.run import checkpoints_of, run
+from cs330ray.service.places import checkpoints_of
+from cs330ray.service.run import run
 from cs330ray.spec import Study
 from tests.service.test_run import runs_of
 from tests.studies_of_tests import toy, whole

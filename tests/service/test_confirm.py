@@ -19,12 +19,13 @@ from cs330ray.cli import main
 from cs330ray.errors import SpecError
 from cs330ray.report import confirmation, summary
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run, by_crowding, candidates, choice, fresh_cells
+from cs330ray.service.confirm import Confirmed, Run, candidates, choice, fresh_cells
+from cs330ray.service.fronts import by_crowding
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror
 from cs330ray.service.records import Trial
 from cs330ray.service.run import run
-from cs330ray.service.search import fresh_seed, trial_seed
+from cs330ray.service.seeds import fresh_seed, trial_seed
 from cs330ray.service.standing import choices, standings
 from cs330ray.spec import Budget, Study, parse
 from tests import noisy as noisy_trainable

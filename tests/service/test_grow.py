@@ -13,8 +13,9 @@ from cs330ray.service.fronts import pareto_front
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.lines import enter, finished, rankable, standing, waiting
 from cs330ray.service.mirror import Mirror
+from cs330ray.service.places import checkpoints_of
 from cs330ray.service.records import Trial
-from cs330ray.service.run import checkpoints_of, run
+from cs330ray.service.run import run
 from cs330ray.service.standing import Standing, best_by
 from cs330ray.spec import Cell, Study
 from tests.service.test_run import Ear, runs_of

@@ -84,6 +84,7 @@ def test_a_trial_whose_value_is_not_finite_has_failed(ledger: Ledger, value: flo
     assert ledger.end(study, cell, number, Ending("COMPLETE")).state == "FAIL"
     (trial,) = ledger.trials(study, cell)
     assert trial.values is None
+    assert trial.cause == "unscored"
     assert "finite" in trial.reason
 
 
@@ -91,7 +92,9 @@ def test_a_trial_without_a_row_of_the_objective_has_failed(ledger: Ledger) -> No
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
-    assert ledger.end(study, cell, number, Ending("COMPLETE")) == Ending("FAIL", "no row holds val_loss")
+    assert ledger.end(study, cell, number, Ending("COMPLETE")) == Ending(
+        "FAIL", "no row holds val_loss", cause="unscored"
+    )
 
 
 def test_an_end_is_written_once(ledger: Ledger) -> None:
@@ -99,7 +102,7 @@ def test_an_end_is_written_once(ledger: Ledger) -> None:
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
     ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
-    ledger.end(study, cell, number, Ending("PRUNED", "first"))
+    ledger.end(study, cell, number, Ending("PRUNED", "first", cause="pruned"))
     ledger.end(study, cell, number, Ending("COMPLETE"))
     (trial,) = ledger.trials(study, cell)
     assert (trial.state, trial.reason) == ("PRUNED", "first")

@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ending, Row
+from cs330ray.service.records import Ending, Loss, Row
 from cs330ray.spec import Cell
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -38,7 +38,10 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 losses = st.floats(0, 10) | st.sampled_from([math.nan, math.inf])
 metrics = st.fixed_dictionaries({}, optional={"val_loss": losses, "val_speed": st.floats(0, 1)})
 rows = st.lists(st.tuples(steps, metrics, st.floats(0, 1e9)), max_size=4)
-endings = st.builds(Ending, st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]), texts, texts)
+CAUSES = {"COMPLETE": [None], "PRUNED": ["pruned"], "FAIL": ["raised", "diverged", "memory", "lost", "unscored"]}
+endings = st.sampled_from([(state, cause) for state, causes in CAUSES.items() for cause in causes]).flatmap(
+    lambda way: st.builds(Ending, st.just(way[0]), texts, texts, st.just(way[1]))
+)
 places = st.tuples(st.integers(0, 1), st.integers(0, 9))  # which cell, and which of its trials
 
 
@@ -67,9 +70,9 @@ class Model:
         """End it, once: an end without a finite value is a failure."""
         worth = self.value()
         if ending.state != "FAIL" and worth is None:
-            ending = Ending("FAIL", "no row holds val_loss")
+            ending = Ending("FAIL", "no row holds val_loss", cause="unscored")
         elif ending.state != "FAIL" and not math.isfinite(worth):
-            ending = Ending("FAIL", f"val_loss must be finite, but got ({worth},)")
+            ending = Ending("FAIL", f"val_loss must be finite, but got ({worth},)", cause="unscored")
         if self.ending is None:
             self.ending, self.worth = ending, worth
         self.told = self.told or told
@@ -149,11 +152,12 @@ class LedgerMachine(RuleBasedStateMachine):
         model.attempts.append(circumstances)
 
     @precondition(some)
-    @rule(place=places, reason=texts)
-    def write_loss(self, place: tuple[int, int], reason: str) -> None:
+    @rule(place=places, reason=texts, nodes=st.frozensets(texts, max_size=2))
+    def write_loss(self, place: tuple[int, int], reason: str, nodes: frozenset[str]) -> None:
         cell, number, model = self.at(place)
         model.losses += 1
-        assert len(self.ledger.write_loss(self.study, cell, number, reason)) == model.losses
+        assert len(self.ledger.write_loss(self.study, cell, number, Loss(reason, nodes))) == model.losses
+        assert self.ledger.losses(self.study, cell, number)[-1] == Loss(reason, nodes)
 
     @precondition(some)
     @rule(place=places, ending=endings)
@@ -190,8 +194,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_tables_say_what_the_model_says(self) -> None:
         for ledger, cell, models in self.seen():
             for trial, model in zip(ledger.trials(self.study, cell), models, strict=True):
-                ending = model.ending or Ending("RUNNING", "", "")  # type: ignore[arg-type]
-                assert (trial.state, trial.reason, trial.traceback) == (ending.state, ending.reason, ending.traceback)
+                ended = (trial.state, trial.reason, trial.traceback, trial.cause)
+                assert ended == (astuple(model.ending) if model.ending else ("RUNNING", "", "", None))
                 finite = model.worth is not None and math.isfinite(model.worth)
                 assert trial.values == ((model.worth,) if finite else None)
                 assert (trial.params, trial.seed) == (model.params, model.seed)

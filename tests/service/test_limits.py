@@ -16,13 +16,16 @@ from cs330ray.errors import StudyError
 from cs330ray.service import actor, confirm, memory, places, record
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.messages import News
+from cs330ray.service.places import checkpoints_of
 from cs330ray.service.record import Recorder
 from cs330ray.service.records import Ending, Row
-from cs330ray.service.run import checkpoints_of, run
+from cs330ray.service.run import run
 from cs330ray.service.search import ask
 from cs330ray.service.seeds import fresh_seed
 from tests import toy as toy_trainable
-from tests.service.test_actor import noisy, told
+from tests.assignments import assignment
+from tests.service.test_actor import noisy
 from tests.service.test_run import Ear
 from tests.studies_of_tests import toy, whole
 
@@ -46,7 +49,7 @@ def test_a_memory_error_of_a_trial_is_out_of_memory(tmp_path: Path, monkeypatch:
         yield
 
     monkeypatch.setattr(toy_trainable, "train", hungry)
-    assert TrialRun(told(tmp_path)).next_batch()["end"]["reason"] == "out of memory: MemoryError: 9 GiB"
+    assert TrialRun(assignment(tmp_path)).next_batch().end.reason == "out of memory: MemoryError: 9 GiB"
 
 
 def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_path: Path) -> None:
@@ -65,8 +68,8 @@ def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_pat
 
 def test_a_mark_of_a_trial_that_the_record_does_not_know_is_no_concern_of_this_one(tmp_path: Path) -> None:
     (tmp_path / memory.MARK).write_text("9 GiB")
-    assert TrialRun(told(tmp_path, begun=True)).next_batch()["end"]["reason"] == "out of memory: 9 GiB"
-    assert "end" not in TrialRun(told(tmp_path, begun=False)).next_batch()
+    assert TrialRun(assignment(tmp_path, begun=True)).next_batch().end.reason == "out of memory: 9 GiB"
+    assert TrialRun(assignment(tmp_path, begun=False)).next_batch().end is None
 
 
 def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path: Path) -> None:
@@ -74,13 +77,13 @@ def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path
     trained.next_batch()
     (tmp_path / actor.TESTING).write_text(str(actor.TESTS_ALLOWED))
     last = trained.next_batch()
-    assert last["end"] == {"state": "COMPLETE"}
-    assert last["untested"]["reason"] == "its worker ended 3 times while it was tested"
+    assert last.end == Ending("COMPLETE")
+    assert last.untested.reason == "its worker ended 3 times while it was tested"
     (tmp_path / memory.MARK).write_text("9 GiB")
     again = TrialRun(noisy(tmp_path))
     batch = again.next_batch()
-    batch = batch if "end" in batch else again.next_batch()
-    assert (batch["end"], batch["untested"]["reason"]) == ({"state": "COMPLETE"}, "out of memory: 9 GiB")
+    batch = batch if batch.end is not None else again.next_batch()
+    assert (batch.end, batch.untested.reason) == ({"state": "COMPLETE"}, "out of memory: 9 GiB")
 
 
 def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_has_failed(home: Path) -> None:
@@ -92,7 +95,7 @@ def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_ha
     ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5, "val_speed": 0.5}, 1.0)])
     ledger.end(study, cell, 0, Ending("COMPLETE"))
     assert confirm.pending(ledger, study) == [(cell.under(0), 0)]
-    ledger.end(study, cell.under(0), 0, Ending("FAIL", "worker lost 4 times"))
+    ledger.end(study, cell.under(0), 0, Ending("FAIL", "worker lost 4 times", cause="lost"))
     assert confirm.pending(ledger, study) == []
     (found,) = confirm.confirmed(ledger, study)[cell.key]
     assert [run.trial.state for run in found.runs] == ["FAIL"]
@@ -154,25 +157,25 @@ class Disk:
 
 def test_training_goes_on_where_a_checkpoint_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Disk(monkeypatch, times=1)
-    run_ = TrialRun(told(tmp_path, checkpoint_s=0.0, batch_s=0.0))
+    run_ = TrialRun(assignment(tmp_path, checkpoint_s=0.0, batch_s=0.0))
     run_.next_batch()
     second = run_.next_batch()
-    assert second["unsaved"] == "No space left on device"
-    assert [row["step"] for row in second["rows"]] == [10]
-    assert "end" not in second
-    assert run_.next_batch()["checkpoint"]["step"] == 10
+    assert second.unsaved == "No space left on device"
+    assert [row.step for row in second.rows] == [10]
+    assert second.end is None
+    assert run_.next_batch().checkpoint.step == 10
 
 
 def test_a_trial_ends_only_when_its_last_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Disk(monkeypatch, times=2)
-    run_ = TrialRun(told(tmp_path))
+    run_ = TrialRun(assignment(tmp_path))
     run_.next_batch()
     for _ in range(2):
         waiting = run_.next_batch()
-        assert (waiting["rows"], waiting["unsaved"]) == ([], "No space left on device")
-        assert "end" not in waiting
+        assert (waiting.rows, waiting.unsaved) == ((), "No space left on device")
+        assert waiting.end is None
     last = run_.next_batch()
-    assert (last["checkpoint"]["step"], last["end"]) == (20, {"state": "COMPLETE"})
+    assert (last.checkpoint.step, last.end) == (20, Ending("COMPLETE"))
 
 
 def test_what_a_trainable_raises_while_it_saves_is_its_own_failure(
@@ -182,9 +185,9 @@ def test_what_a_trainable_raises_while_it_saves_is_its_own_failure(
         raise RuntimeError("no such tensor")
 
     monkeypatch.setattr(toy_trainable, "_save", broken)
-    run_ = TrialRun(told(tmp_path))
+    run_ = TrialRun(assignment(tmp_path))
     run_.next_batch()
-    assert run_.next_batch()["end"]["reason"] == "raised: RuntimeError: no such tensor"
+    assert run_.next_batch().end.reason == "raised: RuntimeError: no such tensor"
 
 
 def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +196,9 @@ def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkey
 
     monkeypatch.setattr(toy_trainable, "_save", hides)
     monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
-    run_ = TrialRun(told(tmp_path))
+    run_ = TrialRun(assignment(tmp_path))
     run_.next_batch()
-    assert "No space left" in run_.next_batch()["unsaved"]
+    assert "No space left" in run_.next_batch().unsaved
 
 
 def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
@@ -210,11 +213,10 @@ def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
     recorder = Recorder(ledger, study, ear)
     clock = iter([0.0, 0.0, 30.0, 30.0, 61.0, 61.0])
     monkeypatch.setattr(record.time, "monotonic", lambda: next(clock))
-    where = {"cell": cell.key, "trial": 0, "config": {}}
+    waiting = News(unsaved="No space left on device", waits="end")
     for iteration in range(3):
         assert recorder.failure is None
-        batch = {"rows": [], "unsaved": "No space left on device", "waits": True}
-        recorder.take("tune", where, {"training_iteration": iteration, "batch": [batch]})
+        recorder.take("tune", iteration, assignment(home, cell=cell.key), waiting)
     assert isinstance(recorder.failure, StudyError)
     assert "No space left on device for 60s; make room, and the same command goes on" in str(recorder.failure)
     assert len([line for line in ear.lines if "no checkpoint can be written" in line]) == 1
@@ -290,12 +292,12 @@ def test_what_a_trial_writes_is_in_a_log_of_its_own_that_show_prints(
 
 
 def test_a_checkpoint_ahead_of_the_record_is_dropped_and_its_rows_come_again(tmp_path: Path) -> None:
-    first = TrialRun(told(tmp_path, checkpoint_s=0.0, batch_s=0.0))
-    rows = [Row(**row) for _ in range(3) for row in first.next_batch()["rows"]]
+    first = TrialRun(assignment(tmp_path, checkpoint_s=0.0, batch_s=0.0))
+    rows = [row for _ in range(3) for row in first.next_batch().rows]
     assert [row.step for row in rows] == [5, 10, 15]
-    second = TrialRun(told(tmp_path, recorded_step=5))
+    second = TrialRun(assignment(tmp_path, recorded_step=5))
     again = second.next_batch()
-    assert again["circumstances"]["resumed_from_step"] == 5
-    assert [row["step"] for row in again["rows"]] == [10, 15, 20]
-    assert [row["metrics"] for row in again["rows"]][:2] == [dict(row.metrics) for row in rows[1:]]
+    assert again.start.resumed_from_step == 5
+    assert [row.step for row in again.rows] == [10, 15, 20]
+    assert [row.metrics for row in again.rows][:2] == [dict(row.metrics) for row in rows[1:]]
     shutil.rmtree(tmp_path)

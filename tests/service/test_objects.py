@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+import ray
 from pyarrow import fs
 
 from cs330ray import checkpoint, cli
@@ -30,16 +31,17 @@ from cs330ray.service.ground import Ground
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.lines import standing
 from cs330ray.service.machine import Machine as Hardware
+from cs330ray.service.messages import Continuation, News
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.record import Recorder
-from cs330ray.service.records import Row
+from cs330ray.service.records import Ending, Row
 from cs330ray.service.run import run
 from cs330ray.service.search import ask
 from cs330ray.service.thin import thin
 from cs330ray.spec import Study
 from tests import toy as toy_trainable
-from tests.service.test_actor import told
+from tests.assignments import assignment
 from tests.service.test_run import Ear
 from tests.studies_of_tests import toy, whole
 
@@ -59,10 +61,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shared"
 
 
-def at(folder: Path, home: Path, **changes: Any) -> dict[str, Any]:
-    """What a trial is told whose checkpoints are copied to a folder; each row is a batch, and has its checkpoint."""
-    where = {"url": f"file://{folder}", "place": PLACE}
-    return told(home, **{"batch_s": 0.0, "checkpoint_s": 0.0, "copies": where, **changes})
+def run_at(folder: Path, home: Path, **changes: Any) -> TrialRun:
+    """A trial whose checkpoints are copied to a folder; each row is a batch, and has its checkpoint."""
+    often = assignment(home, **{"batch_s": 0.0, "checkpoint_s": 0.0, "place": PLACE, **changes})
+    return TrialRun(often, store_url=f"file://{folder}")
 
 
 def whole_there(folder: Path) -> list[int]:
@@ -79,7 +81,7 @@ class Machine:
         self.named: dict[int, str] = {}
         self.began: list[int | None] = []
         self.unsaved: list[str] = []
-        self.end: dict[str, Any] | None = None
+        self.end: Ending | None = None
 
     @property
     def recorded_step(self) -> int:
@@ -88,14 +90,14 @@ class Machine:
     def runs(self, trial: TrialRun, batches: int = 1000) -> None:
         for _ in range(batches):
             batch = trial.next_batch()
-            self.rows |= {row["step"]: row["metrics"] for row in batch["rows"]}
-            if "checkpoint" in batch:
-                self.named[batch["checkpoint"]["step"]] = batch["checkpoint"]["path"]
-            if "circumstances" in batch:
-                self.began.append(batch["circumstances"]["resumed_from_step"])
-            if "unsaved" in batch:
-                self.unsaved.append(batch["unsaved"])
-            self.end = batch.get("end")
+            self.rows |= {row.step: dict(row.metrics) for row in batch.rows}
+            if batch.checkpoint is not None:
+                self.named[batch.checkpoint.step] = batch.checkpoint.path
+            if batch.start is not None:
+                self.began.append(batch.start.resumed_from_step)
+            if batch.unsaved is not None:
+                self.unsaved.append(batch.unsaved)
+            self.end = batch.end
             if self.end is not None:
                 return
 
@@ -103,7 +105,7 @@ class Machine:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, float]]:
     machine = Machine()
-    machine.runs(TrialRun(told(tmp_path_factory.mktemp("unbroken"))))
+    machine.runs(TrialRun(assignment(tmp_path_factory.mktemp("unbroken"))))
     return machine.rows
 
 
@@ -114,12 +116,12 @@ def test_another_machine_goes_on_from_the_store_and_yields_the_same_rows(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]]
 ) -> None:
     record_ = Machine()
-    record_.runs(TrialRun(at(folder, tmp_path / "first")), batches=3)
+    record_.runs(run_at(folder, tmp_path / "first"), batches=3)
     shutil.rmtree(tmp_path / "first")
-    record_.runs(TrialRun(at(folder, tmp_path / "second", recorded_step=record_.recorded_step)))
+    record_.runs(run_at(folder, tmp_path / "second", recorded_step=record_.recorded_step))
     assert record_.began == [None, 10]
     assert record_.rows == unbroken
-    assert record_.end == {"state": "COMPLETE"}
+    assert record_.end == Ending("COMPLETE")
     assert record_.named[20] == f"file://{folder}/{PLACE}/step-00000020"
     assert whole_there(folder) == [20]
 
@@ -129,29 +131,29 @@ def test_three_machines_in_a_row_may_vanish(
 ) -> None:
     record_ = Machine()
     for name in ("first", "second", "third"):
-        record_.runs(TrialRun(at(folder, tmp_path / name, recorded_step=record_.recorded_step)), batches=2)
+        record_.runs(run_at(folder, tmp_path / name, recorded_step=record_.recorded_step), batches=2)
         shutil.rmtree(tmp_path / name)
-    record_.runs(TrialRun(at(folder, tmp_path / "last", recorded_step=record_.recorded_step)))
+    record_.runs(run_at(folder, tmp_path / "last", recorded_step=record_.recorded_step))
     assert record_.began == [None, 5, 10, 15]
     assert record_.rows == unbroken
 
 
 def test_what_the_record_hears_of_is_in_the_store_by_then(folder: Path, tmp_path: Path) -> None:
-    trial, named = TrialRun(at(folder, tmp_path / "home")), 0
+    trial, named = run_at(folder, tmp_path / "home"), 0
     while True:
         batch = trial.next_batch()
-        if "checkpoint" in batch:
-            held = fetched(batch["checkpoint"]["path"], tmp_path / "elsewhere")
-            assert (held.step, held.digest) == (batch["checkpoint"]["step"], batch["checkpoint"]["digest"])
+        if batch.checkpoint is not None:
+            held = fetched(batch.checkpoint.path, tmp_path / "elsewhere")
+            assert (held.step, held.digest) == (batch.checkpoint.step, batch.checkpoint.digest)
             named += 1
-        if "end" in batch:
+        if batch.end is not None:
             break
     assert named == 4
 
 
 def test_a_copy_is_the_checkpoint_to_the_byte(folder: Path, tmp_path: Path) -> None:
-    TrialRun(at(folder, tmp_path)).next_batch()
-    trial = TrialRun(at(folder, tmp_path))
+    run_at(folder, tmp_path).next_batch()
+    trial = run_at(folder, tmp_path)
     Machine().runs(trial, batches=3)
     for here in tmp_path.glob("step-*"):
         there = folder / PLACE / here.name
@@ -180,30 +182,30 @@ def test_files_in_folders_and_large_ones_are_copied_as_they_are(
 
 
 def test_a_machine_whose_disk_is_ahead_of_the_store_brings_the_store_up_to_it(folder: Path, tmp_path: Path) -> None:
-    Machine().runs(TrialRun(at(folder, tmp_path, copies=None)), batches=4)
+    Machine().runs(run_at(folder, tmp_path, place=None), batches=4)
     assert whole_there(folder) == []
-    batch = TrialRun(at(folder, tmp_path)).next_batch()
-    assert batch["circumstances"]["resumed_from_step"] == 15
-    assert batch["checkpoint"]["path"].startswith("file://")
+    batch = run_at(folder, tmp_path).next_batch()
+    assert batch.start.resumed_from_step == 15
+    assert batch.checkpoint.path.startswith("file://")
     assert whole_there(folder) == [15]
 
 
 def test_what_is_ahead_of_the_record_is_removed_from_the_store_too(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]]
 ) -> None:
-    Machine().runs(TrialRun(at(folder, tmp_path / "first")), batches=4)
+    Machine().runs(run_at(folder, tmp_path / "first"), batches=4)
     assert whole_there(folder) == [10, 15]
     record_ = Machine()
-    record_.runs(TrialRun(at(folder, tmp_path / "second", recorded_step=10)), batches=1)
+    record_.runs(run_at(folder, tmp_path / "second", recorded_step=10), batches=1)
     assert record_.began == [10]
     assert whole_there(folder) == [10]
-    record_.runs(TrialRun(at(folder, tmp_path / "third", recorded_step=0)))
+    record_.runs(run_at(folder, tmp_path / "third", recorded_step=0))
     assert record_.began == [10, None]
     assert record_.rows == unbroken
 
 
 def test_a_trial_that_has_left_leaves_no_checkpoint_on_the_disk(folder: Path, tmp_path: Path) -> None:
-    trial = TrialRun(at(folder, tmp_path))
+    trial = run_at(folder, tmp_path)
     Machine().runs(trial)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000020"]
     trial.close()
@@ -212,7 +214,7 @@ def test_a_trial_that_has_left_leaves_no_checkpoint_on_the_disk(folder: Path, tm
 
 
 def test_a_trial_that_leaves_what_the_store_does_not_have_keeps_it_on_the_disk(folder: Path, tmp_path: Path) -> None:
-    trial = TrialRun(at(folder, tmp_path))
+    trial = run_at(folder, tmp_path)
     Machine().runs(trial, batches=3)
     folder.rename(folder.with_name("away"))
     folder.write_text("no folder")
@@ -226,7 +228,7 @@ def test_without_an_address_no_store_is_opened_and_checkpoints_stay(
 ) -> None:
     monkeypatch.setattr(objects, "at", lambda url: pytest.fail("a store was opened"))
     monkeypatch.delenv(objects.VARIABLE, raising=False)
-    record_, trial = Machine(), TrialRun(told(tmp_path))
+    record_, trial = Machine(), TrialRun(assignment(tmp_path))
     record_.runs(trial)
     trial.close()
     assert record_.named == {20: str(tmp_path / "step-00000020")}
@@ -238,10 +240,10 @@ def test_a_continuation_begins_at_the_copy_of_the_trial_before(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]]
 ) -> None:
     before = Machine()
-    before.runs(TrialRun(at(folder, tmp_path / "first", steps=10)))
-    where = {"url": f"file://{folder}", "place": "toy-1/cell/trial-00001"}
-    goes_on = {"copies": where, "after_step": 10, "recorded_step": 10, "begin_at": before.named[10]}
-    after, trial = Machine(), TrialRun(at(folder, tmp_path / "second", **goes_on))
+    before.runs(run_at(folder, tmp_path / "first", steps=10))
+    goes_on = Continuation(after_step=10, begin_at=before.named[10])
+    place = "toy-1/cell/trial-00001"
+    after, trial = Machine(), run_at(folder, tmp_path / "second", place=place, recorded_step=10, continues=goes_on)
     after.runs(trial)
     assert after.began == [10]
     assert before.rows | after.rows == unbroken
@@ -254,11 +256,11 @@ def test_a_continuation_whose_beginning_is_in_another_store_finds_it_or_begins_a
     folder: Path, tmp_path: Path
 ) -> None:
     before = Machine()
-    before.runs(TrialRun(at(folder, tmp_path / "first", steps=10)))
+    before.runs(run_at(folder, tmp_path / "first", steps=10))
     for name, begin_at, began in (("found", before.named[10], 10), ("gone", "file:///nowhere/step-00000010", None)):
         after = Machine()
-        goes_on = {"copies": None, "after_step": 10, "recorded_step": 10, "begin_at": begin_at}
-        after.runs(TrialRun(told(tmp_path / name, **goes_on)))
+        goes_on = Continuation(after_step=10, begin_at=begin_at)
+        after.runs(TrialRun(assignment(tmp_path / name, recorded_step=10, continues=goes_on)))
         assert after.began == [began]
         assert sorted(after.rows) == [15, 20]
 
@@ -317,12 +319,12 @@ def test_a_torn_copy_is_refused_and_the_one_before_is_taken(
 ) -> None:
     (folder / "outside").write_bytes(b"outside")
     record_ = Machine()
-    record_.runs(TrialRun(at(folder, tmp_path / "first")), batches=4)
+    record_.runs(run_at(folder, tmp_path / "first"), batches=4)
     damage(folder / PLACE / "step-00000015")
-    record_.runs(TrialRun(at(folder, tmp_path / "second", recorded_step=15)), batches=2)
+    record_.runs(run_at(folder, tmp_path / "second", recorded_step=15), batches=2)
     assert record_.began == [None, 10]
     assert whole_there(folder) == [10, 15]  # written anew when its step came again
-    record_.runs(TrialRun(at(folder, tmp_path / "third", recorded_step=15)))
+    record_.runs(run_at(folder, tmp_path / "third", recorded_step=15))
     assert record_.began == [None, 10, 15]
     assert record_.rows == unbroken
 
@@ -330,11 +332,11 @@ def test_a_torn_copy_is_refused_and_the_one_before_is_taken(
 def test_where_every_copy_is_torn_the_trial_begins_anew(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]]
 ) -> None:
-    Machine().runs(TrialRun(at(folder, tmp_path / "first")), batches=4)
+    Machine().runs(run_at(folder, tmp_path / "first"), batches=4)
     for path in (folder / PLACE).glob("step-*"):
         alter(path)
     record_ = Machine()
-    record_.runs(TrialRun(at(folder, tmp_path / "second", recorded_step=15)))
+    record_.runs(run_at(folder, tmp_path / "second", recorded_step=15))
     assert record_.began == [None]
     assert record_.rows == unbroken
 
@@ -456,7 +458,7 @@ def fragile(folder: Path, handler: fs.FileSystemHandler) -> Iterator[None]:
 def events_of_a_trial(folder: Path, tmp_path: Path) -> int:
     counting = Fragile()
     with fragile(folder, counting):
-        Machine().runs(TrialRun(at(folder, tmp_path / "counted", steps=15)))
+        Machine().runs(run_at(folder, tmp_path / "counted", steps=15))
     shutil.rmtree(folder / PLACE)
     return counting.events
 
@@ -475,18 +477,18 @@ def test_a_trial_cut_at_any_event_of_the_store_twice_in_a_row_ends_as_an_unbroke
             home = tmp_path / f"{machine}-{event}"
             with fragile(folder, Fragile(event)):
                 recorded = record_.recorded_step
-                record_.runs(TrialRun(at(folder, home, steps=15, recorded_step=recorded)), batches=8)
+                record_.runs(run_at(folder, home, steps=15, recorded_step=recorded), batches=8)
             there = whole_there(folder)  # raises where one with a manifest is torn
             assert max(there, default=0) <= record_.recorded_step
             if record_.named:
                 assert max(record_.named) in there, (event, machine)
             shutil.rmtree(home, ignore_errors=True)
         newest = max(record_.named, default=None)
-        last = TrialRun(at(folder, tmp_path / f"last-{event}", steps=15, recorded_step=record_.recorded_step))
+        last = run_at(folder, tmp_path / f"last-{event}", steps=15, recorded_step=record_.recorded_step)
         record_.runs(last)
         began = record_.began[-1]
         assert newest is None or (began is not None and began >= newest), (event, newest, began)
-        assert record_.end == {"state": "COMPLETE"}
+        assert record_.end == Ending("COMPLETE")
         assert record_.rows == short, event
         assert whole_there(folder) == [15]
         resumed += began is not None
@@ -501,8 +503,8 @@ def test_a_store_that_refuses_any_one_call_costs_the_trial_nothing(
     for event in range(events):
         record_, home = Machine(), tmp_path / f"home-{event}"
         with fragile(folder, Fragile(event, once=True)):
-            record_.runs(TrialRun(at(folder, home, steps=15)))
-        assert record_.end == {"state": "COMPLETE"}, event
+            record_.runs(run_at(folder, home, steps=15))
+        assert record_.end == Ending("COMPLETE"), event
         assert record_.rows == {step: row for step, row in unbroken.items() if step <= 15}
         assert len(record_.unsaved) <= 1
         assert whole_there(folder)[-1] == 15
@@ -512,7 +514,7 @@ def test_a_store_that_refuses_any_one_call_costs_the_trial_nothing(
 
 def test_a_copy_is_removed_manifest_first(folder: Path, tmp_path: Path) -> None:
     """Cut in the midst of a removal, what is left is no checkpoint."""
-    Machine().runs(TrialRun(at(folder, tmp_path / "home")), batches=4)
+    Machine().runs(run_at(folder, tmp_path / "home"), batches=4)
     event = 0
     while whole_there(folder):
         with fragile(folder, Fragile(event)), contextlib.suppress(StoreFault):
@@ -540,7 +542,7 @@ def test_a_store_that_does_not_answer_holds_no_trial_up_and_takes_its_checkpoint
     monkeypatch.setattr(objects, "ANSWER_S", 0.3)
     store, record_ = Silent(), Machine()
     with fragile(folder, store):
-        trial = TrialRun(at(folder, tmp_path))
+        trial = run_at(folder, tmp_path)
         record_.runs(trial, batches=2)
         store.answers.clear()
         began = time.monotonic()
@@ -556,37 +558,33 @@ def test_a_store_that_does_not_answer_holds_no_trial_up_and_takes_its_checkpoint
         until = time.monotonic() + 10
         while record_.end is None and time.monotonic() < until:
             record_.runs(trial, batches=1)
-    assert record_.end == {"state": "COMPLETE"}
+    assert record_.end == Ending("COMPLETE")
     assert record_.rows == unbroken
     assert whole_there(folder) == [20]
 
 
 def test_a_trial_does_not_begin_before_the_store_says_where_it_stands(folder: Path, tmp_path: Path) -> None:
     record_ = Machine()
-    record_.runs(TrialRun(at(folder, tmp_path / "first")), batches=3)
+    record_.runs(run_at(folder, tmp_path / "first"), batches=3)
     with fragile(folder, broken := Fragile(0)):
-        trial = TrialRun(at(folder, tmp_path / "second", recorded_step=15))
+        trial = run_at(folder, tmp_path / "second", recorded_step=15)
         for _ in range(3):
-            assert trial.next_batch() == {
-                "rows": [],
-                "unsaved": f"file://{folder}: event 0 failed",
-                "waits": "begin",
-            }
+            assert trial.next_batch() == News(unsaved=f"file://{folder}: event 0 failed", waits="begin")
         broken._once = True
-        assert trial.next_batch()["circumstances"]["resumed_from_step"] == 10
+        assert trial.next_batch().start.resumed_from_step == 10
 
 
 def test_a_machine_that_does_not_see_what_the_driver_wrote_begins_nothing(tmp_path: Path) -> None:
     """Each machine with a disk of its own at the same path would keep its checkpoints to itself."""
-    waiting = TrialRun(at(tmp_path / "not-shared", tmp_path / "home")).next_batch()
-    assert waiting["waits"] == "begin"
-    assert waiting["unsaved"].endswith("what the driver wrote is not seen here: there is no toy-1/STUDY")
+    waiting = run_at(tmp_path / "not-shared", tmp_path / "home").next_batch()
+    assert waiting.waits == "begin"
+    assert waiting.unsaved.endswith("what the driver wrote is not seen here: there is no toy-1/STUDY")
 
 
 def test_a_disk_that_is_full_when_a_copy_is_fetched_keeps_the_trial_waiting(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Machine().runs(TrialRun(at(folder, tmp_path / "first")), batches=3)
+    Machine().runs(run_at(folder, tmp_path / "first"), batches=3)
     full = OSError(28, "No space left on device")
 
     def refuse(*args: Any) -> None:
@@ -594,8 +592,8 @@ def test_a_disk_that_is_full_when_a_copy_is_fetched_keeps_the_trial_waiting(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "fsync", refuse)
-        waiting = TrialRun(at(folder, tmp_path / "second")).next_batch()
-    assert (waiting["waits"], waiting["unsaved"]) == ("begin", f"{tmp_path / 'second'}: No space left on device")
+        waiting = run_at(folder, tmp_path / "second").next_batch()
+    assert (waiting.waits, waiting.unsaved) == ("begin", f"{tmp_path / 'second'}: No space left on device")
 
 
 def opened(home: Path, study: Study) -> Ledger:
@@ -613,13 +611,12 @@ def test_a_store_that_stays_away_stops_the_study_with_one_line_and_a_recovery_st
     recorder = Recorder(ledger, study, ear)
     now = 0.0
     monkeypatch.setattr(record.time, "monotonic", lambda: now)
-    away = {"rows": [], "unsaved": "s3://b/x does not answer within 30s", "waits": "begin"}
-    for iteration, (now, batch) in enumerate(
-        [(0.0, away), (50.0, away), (55.0, {"rows": []}), (1000.0, away), (1059.0, away), (1061.0, away)]
+    away = News(unsaved="s3://b/x does not answer within 30s", waits="begin")
+    for iteration, (now, news) in enumerate(
+        [(0.0, away), (50.0, away), (55.0, News()), (1000.0, away), (1059.0, away), (1061.0, away)]
     ):
         assert recorder.failure is None, now
-        told_ = {"cell": study.cells[0].key, "trial": 0, "config": {}}
-        recorder.take("tune", told_, {"training_iteration": iteration, "batch": [batch]})
+        recorder.take("tune", iteration, assignment(home, cell=study.cells[0].key), news)
     assert isinstance(recorder.failure, StudyError)
     assert str(recorder.failure) == (
         "toy: trial 0 needs its checkpoint to begin, but s3://b/x does not answer within 30s for 60s; mend the store, "
@@ -691,9 +688,9 @@ def test_what_tune_keeps_of_a_trial_says_nothing_of_what_opens_the_store(
     study = toy()
     (cell,) = study.cells
     ground = Ground(Hardware.here(), 1, {cell.key: "data"}, nodes=None, store=None)
-    said = run_module._assignment(study, home, ground, "toy-1")(cell, 3)
-    assert said["copies"] == {"place": copies_of("toy-1", cell, 3)}
-    assert "bucket" not in json.dumps(said)
+    said = run_module._terms(study, home, ground, "toy-1")(cell, 3)
+    assert said.place == copies_of("toy-1", cell, 3)
+    assert b"bucket" not in ray.cloudpickle.dumps(assignment(home, terms=said))
 
 
 def test_a_bucket_whose_server_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from cs330ray.errors import NodeUnfit
 from cs330ray.service import preflight
-from cs330ray.service.preflight import Facts, difference
+from cs330ray.service.messages import Facts
+from cs330ray.service.preflight import difference
 from cs330ray.spec import parse
 from tests.studies_of_tests import toy
 

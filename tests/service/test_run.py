@@ -26,9 +26,10 @@ from cs330ray.service.fronts import pareto_front
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mirror import Mirror, MirrorError
 from cs330ray.service.mlflow_runs import Runs
+from cs330ray.service.places import checkpoints_of
 from cs330ray.service.record import Listener
 from cs330ray.service.records import Row
-from cs330ray.service.run import checkpoints_of, run
+from cs330ray.service.run import run
 from cs330ray.spec import Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toml, toy, whole

@@ -9,7 +9,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cs330ray.service.search import as_seen_by_sampler, ask, trial_seed
+from cs330ray.service.search import as_seen_by_sampler, ask
+from cs330ray.service.seeds import trial_seed
 from cs330ray.spec import Cell, Choice, Range, Study, parse
 
 SPACE = {
@@ -42,14 +43,13 @@ def goals(asked: Study) -> list[str]:
     return ["min", "max"][: len(asked.objective)]
 
 
-def ended(trial: FrozenTrial, values=None, state=TrialState.COMPLETE, reason="") -> FrozenTrial:
+def ended(trial: FrozenTrial, values=None, state=TrialState.COMPLETE) -> FrozenTrial:
     return create_trial(
         state=state,
         values=values,
         params=trial.params,
         distributions=trial.distributions,
         system_attrs=trial.system_attrs,
-        user_attrs={"reason": reason},
     )
 
 
@@ -197,33 +197,38 @@ def test_a_sampler_that_learns_comes_nearer_than_chance(kind):
 # What a sampler sees of failures
 
 
-def seen(history, *wanted):
-    return [(trial.state, trial.values) for trial in as_seen_by_sampler(history, wanted)]
+def seen(history, *wanted, lost=()):
+    return [(trial.state, trial.values) for trial in as_seen_by_sampler(history, wanted, lost)]
 
 
-def failed(reason, **kwargs):
-    return ended(create_trial(value=0.0), state=TrialState.FAIL, reason=reason, **kwargs)
+def failed(number):
+    trial = create_trial(state=TrialState.FAIL)
+    trial.number = number
+    return trial
 
 
 @pytest.mark.parametrize(("goal", "worst"), [("min", 3.0), ("max", 1.0)])
-@pytest.mark.parametrize("reason", ["diverged: the loss is inf at step 3", "raised: ValueError", "out of memory: 8 GB"])
-def test_a_failed_trial_is_seen_at_the_cells_worst_value(goal, worst, reason):
-    history = [create_trial(value=1.0), failed(reason), create_trial(value=3.0)]
+def test_a_failed_trial_is_seen_at_the_cells_worst_value(goal, worst):
+    history = [create_trial(value=1.0), failed(1), create_trial(value=3.0)]
     assert seen(history, goal)[1] == (TrialState.COMPLETE, [worst])
 
 
 def test_the_worst_is_taken_objective_by_objective():
-    history = [create_trial(values=[1.0, 5.0]), create_trial(values=[2.0, 7.0]), failed("diverged: nan")]
+    history = [create_trial(values=[1.0, 5.0]), create_trial(values=[2.0, 7.0]), failed(2)]
     assert seen(history, "min", "max")[2] == (TrialState.COMPLETE, [2.0, 5.0])
 
 
 def test_a_lost_trial_says_nothing():
-    history = [create_trial(value=1.0), failed("worker lost 4 times: ActorDiedError")]
-    assert seen(history, "min")[1] == (TrialState.FAIL, None)
+    history = [create_trial(value=1.0), failed(1), failed(2)]
+    assert seen(history, "min", lost={1}) == [
+        (TrialState.COMPLETE, [1.0]),
+        (TrialState.FAIL, None),
+        (TrialState.COMPLETE, [1.0]),
+    ]
 
 
 def test_before_any_trial_is_complete_there_is_no_worst():
-    assert seen([failed("diverged: nan")], "min") == [(TrialState.FAIL, None)]
+    assert seen([failed(0)], "min") == [(TrialState.FAIL, None)]
 
 
 def test_what_is_complete_pruned_or_running_is_seen_as_it_is():
@@ -232,7 +237,7 @@ def test_what_is_complete_pruned_or_running_is_seen_as_it_is():
         create_trial(state=TrialState.PRUNED, intermediate_values={3: 0.5}),
         create_trial(state=TrialState.RUNNING),
     ]
-    assert as_seen_by_sampler([*others, failed("diverged: nan")], ["min"])[:3] == others
+    assert as_seen_by_sampler([*others, failed(3)], ["min"], set())[:3] == others
 
 
 def history_with(last):
@@ -241,23 +246,22 @@ def history_with(last):
     return [*history[:8], last(history[8], max(trial.value for trial in history[:8]))]
 
 
-def next_of(history):
+def next_of(history, lost=()):
     asked = study()
-    return ask(asked, asked.cells[0], ["min"], history).params
+    return ask(asked, asked.cells[0], ["min"], history, lost).params
 
 
 def test_a_failure_teaches_what_the_worst_value_teaches():
-    diverged = history_with(lambda trial, worst: ended(trial, None, TrialState.FAIL, "diverged: nan"))
+    diverged = history_with(lambda trial, worst: ended(trial, None, TrialState.FAIL))
     bad = history_with(lambda trial, worst: ended(trial, [worst]))
     assert next_of(diverged) == next_of(bad)
 
 
 def test_a_loss_of_a_worker_teaches_nothing():
-    lost = history_with(lambda trial, worst: ended(trial, None, TrialState.FAIL, "worker lost 4 times"))
-    elsewhere = history_with(
-        lambda trial, worst: ended(asked_in_turn(study(seed=9), 1)[0], None, TrialState.FAIL, "worker lost 4 times")
-    )
-    assert next_of(lost) == next_of(elsewhere)
+    here = history_with(lambda trial, worst: ended(trial, None, TrialState.FAIL))
+    elsewhere = history_with(lambda trial, worst: ended(asked_in_turn(study(seed=9), 1)[0], None, TrialState.FAIL))
+    here[8].number = elsewhere[8].number = 8
+    assert next_of(here, lost={8}) == next_of(elsewhere, lost={8})
 
 
 # qmc: a scrambled Sobol sequence is balanced, every 2^k points of it

@@ -63,27 +63,32 @@ def studies(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     }
 
 
+LOST = range(1, 99, 2)  # every other trial: where it failed, its worker was lost
+
+
 def goals(study: Study) -> list[str]:
     return ["min", "max"][: len(study.objective)]
 
 
-def ended(trial: FrozenTrial, study: Study, order: random.Random) -> FrozenTrial:
+def ended(trial: FrozenTrial, number: int, study: Study, order: random.Random) -> FrozenTrial:
     """The trial with an end by chance; some run on, as where there are several slots."""
     state = order.choice(STATES)
-    return create_trial(
+    over = create_trial(
         state=state,
         values=[order.uniform(-1, 1) for _ in study.objective] if state == TrialState.COMPLETE else None,
         params=trial.params,
         distributions=trial.distributions,
         system_attrs=trial.system_attrs,
-        user_attrs={"reason": order.choice(["raised", "worker lost"])} if state == TrialState.FAIL else {},
     )
+    over.number = number
+    return over
 
 
 def asked_in_turn(study: Study, trials: int, order: random.Random) -> list[FrozenTrial]:
     history: list[FrozenTrial] = []
-    for _ in range(trials):
-        history.append(ended(ask(study, study.cells[0], goals(study), history), study, order))
+    for number in range(trials):
+        asked = ask(study, study.cells[0], goals(study), history, LOST)
+        history.append(ended(asked, number, study, order))
     return history
 
 
@@ -134,11 +139,11 @@ def test_a_history_is_asked_the_same_twice_and_in_any_order_of_the_file(kind, da
     raw = data.draw(studies(kind))
     study = parse(raw, "here")
     history = asked_in_turn(study, 6, order)
-    again = ask(study, study.cells[0], goals(study), history).params
+    again = ask(study, study.cells[0], goals(study), history, LOST).params
     turned = parse(raw | {"search": turned_round(raw["search"], data.draw)}, "here")
     assert turned.digest == study.digest
-    assert ask(study, study.cells[0], goals(study), history).params == again
-    assert ask(turned, turned.cells[0], goals(turned), history).params == again
+    assert ask(study, study.cells[0], goals(study), history, LOST).params == again
+    assert ask(turned, turned.cells[0], goals(turned), history, LOST).params == again
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,7 +11,6 @@ from cs330ray.report import drawing
 from cs330ray.report.band import best_so_far, tuning_band
 from cs330ray.report.drawing import GREY, PALETTE, TICKS, Cells, Figure
 from cs330ray.report.searched import Search, evenly
-from cs330ray.service.records import LOST
 
 TOP_CURVES = 10
 PRUNED_CURVES = 40
@@ -221,7 +220,7 @@ def _draws(search: Search, title: str) -> list[float]:
     return [
         (trial.values or (worst,))[0] if trial.number in ranked else worst
         for trial in sorted(search.held[title], key=lambda trial: trial.number)
-        if trial.number in ranked or (trial.state == "FAIL" and not trial.reason.startswith(LOST))
+        if trial.number in ranked or (trial.state == "FAIL" and trial.cause != "lost")
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from cs330ray.report.figures import Figure
+from cs330ray.report.drawing import Figure
 from cs330ray.report.html import slug
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
 from cs330ray.report.sheet import Sheet

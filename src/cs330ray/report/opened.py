@@ -14,7 +14,7 @@ from cs330ray.report.study import LedgerOnce, Snapshot
 if TYPE_CHECKING:
     import altair as alt
 
-    from cs330ray.report.figures import Figure
+    from cs330ray.report.drawing import Figure
 
 
 class Opened(Snapshot):
@@ -53,9 +53,14 @@ class Opened(Snapshot):
         return self.figures[name]
 
 
-def opened(name: str, home: Path) -> Opened:
-    """Open the study `name` of the ledger at `home`. Raises SpecError where there is none; makes nothing."""
+def read_once(home: Path) -> LedgerOnce:
+    """Open the ledger at `home` for reading. Raises SpecError where there is none; makes nothing."""
     if not (home / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
         raise SpecError(f"{home}: a ledger is needed, but there is none; run a study, or set CS330RAY_HOME")
-    ledger = LedgerOnce.at(home)
+    return LedgerOnce.at(home)
+
+
+def opened(name: str, home: Path) -> Opened:
+    """Open the study `name` of the ledger at `home`. Raises SpecError where there is none; makes nothing."""
+    ledger = read_once(home)
     return Opened(ledger, ledger.study(name))

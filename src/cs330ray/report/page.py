@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from cs330ray.report import confirmation, frames, notes, words
 from cs330ray.report.comparison import Comparison, in_words
 from cs330ray.report.confirmation import said
-from cs330ray.report.figures import Figure, figures
+from cs330ray.report.drawing import Figure
+from cs330ray.report.figures import figures
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds
 from cs330ray.service.confirm import on_test

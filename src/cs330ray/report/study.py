@@ -21,6 +21,10 @@ class LedgerOnce(Ledger):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was read: what is asked from now on is read again."""
         self._held: dict[tuple[str, str], list[Trial]] = {}
         self._held_rows: dict[tuple[str, str], dict[int, list[Row]]] = {}
 

@@ -5,7 +5,8 @@ import math
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ray import tune
 from cs330ray import checkpoint
 from cs330ray.clock import wall_s
 from cs330ray.errors import CheckpointError, WorkerLost
-from cs330ray.service import memory, preflight
+from cs330ray.service import memory, objects, preflight
 from cs330ray.service.copies import BEGUN, Copies, fetched
+from cs330ray.service.messages import Assignment, News, Start, Untested, as_result, assigned
 from cs330ray.service.objects import StoreFault
-from cs330ray.service.process import Alone, Runs, log_into, plain, reason_of, see_no_more_gpus_than_asked
+from cs330ray.service.process import Alone, Runs, cause_of, log_into, plain, reason_of, see_no_more_gpus_than_asked
+from cs330ray.service.records import Ending, Kept, Row
 from cs330ray.service.workers import Team
 from cs330ray.trial import Item, Progress, Scores
 
@@ -32,59 +35,59 @@ class _OutOfMemory(Exception):  # noqa: N818 - the end of a trial
 
 
 class TrialRun:
-    """One trial between two batches.
+    """One trial between two batches; `store_url`, which may hold a password, is where its checkpoints are copied."""
 
-    `told` is what the searcher says: trainable, config, seed, steps, home (of the checkpoints), recorded_step (the last
-    row that the ledger holds), begun (whether the ledger knows of a start), checkpoint_s, batch_s, prune_every (0:
-    never), memory (GiB or None), cpus, code and data digests; on a cluster `node`, what every node must have, and
-    `prepares`, for what its data are prepared; `test` where the trial is to be scored on the test split;
-    where it continues another, `after_step`, the last row of that one, and `begin_at`, its last checkpoint or None;
-    where checkpoints are copied to a store, `copies` with its url, which the actor adds, and the trial's place there.
-    """
-
-    def __init__(self, told: Mapping[str, Any], runs: Runs | None = None) -> None:
-        self._told = told
+    def __init__(self, assignment: Assignment, runs: Runs | None = None, store_url: str | None = None) -> None:
+        self._assignment = assignment
+        self._terms = assignment.terms
+        self._store_url = store_url
         self._runs = runs or Alone()
-        self._home = Path(told["home"])
+        self._home = assignment.terms.home
         self._copies: Copies | None = None
         self._rows: Iterator[Progress] | None = None
         self._source: checkpoint.Checkpoint | None = None  # where the generator began
         self._latest: Progress | None = None  # the generator stands at this moment
         self._last = False  # the generator has nothing more
         self._saved_s = time.monotonic()
+        self._news = News()  # but for the rows: what the next message will say
+        self._unsent: list[Row] = []
 
-    def next_batch(self) -> dict[str, Any]:
-        """Train until a batch of rows is worth a message.
-
-        It holds "rows" and maybe "checkpoint", "unsaved" (why there is none) and with that "waits" (what the trial can
-        not do without: "begin" or "end"), "circumstances", "end" and, with that, "scores" or "untested".
+    def next_batch(self) -> News:
+        """Train until a batch of rows is worth a message; that message.
 
         A checkpoint is written here, at the start: all rows up to its step are in the ledger by now.
         """
-        batch: dict[str, Any] = {"rows": []}
+        self._news, self._unsent = News(), []
         try:
-            if self._rows is None:
-                self._start(batch)
-            self._save_if_due(batch)
-            if self._last and "unsaved" in batch:
-                batch["waits"] = "end"
-                time.sleep(SAVE_AGAIN_S)
-            elif self._last:
-                if self._told.get("test"):
-                    batch |= self._tested()
-                batch["end"] = {"state": "COMPLETE"}
-            else:
-                self._train(batch)
+            self._advance()
         except StoreFault as fault:  # without what lies there nobody knows where the trial stands
-            batch |= {"unsaved": str(fault), "waits": "begin"}
+            self._note(unsaved=str(fault), waits="begin")
             time.sleep(SAVE_AGAIN_S)
         except _OutOfMemory as error:
-            batch["end"] = {"state": "FAIL", "reason": f"out of memory: {error}"}
+            self._note(end=Ending("FAIL", f"out of memory: {error}", cause="memory"))
         except WorkerLost:
             raise
         except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
-            batch["end"] = _failure(reason_of(error))
-        return batch
+            self._note(end=_failure(error))
+        return replace(self._news, rows=tuple(self._unsent))
+
+    def _advance(self) -> None:
+        if self._rows is None:
+            self._start()
+        self._save_if_due()
+        if not self._last:
+            self._train()
+        elif self._news.unsaved is not None:
+            self._note(waits="end")
+            time.sleep(SAVE_AGAIN_S)
+        else:
+            if self._assignment.test:
+                self._test()
+            self._note(end=Ending("COMPLETE"))
+
+    def _note(self, **news: Any) -> None:
+        """Add to what the next message will say."""
+        self._news = replace(self._news, **news)
 
     def close(self) -> None:
         """End the generator, give its memory back, and the disk where a store has the checkpoints."""
@@ -99,28 +102,34 @@ class TrialRun:
         self._rows = self._latest = None
         self._runs.leave()
 
-    def _start(self, batch: dict[str, Any]) -> None:
-        began_s = wall_s()
-        preflight.gate(self._told)
-        self._runs.take_up(self._told)
+    def _start(self) -> None:
+        began_s, recorded_step = wall_s(), self._assignment.recorded_step
+        preflight.gate(self._assignment)
+        self._runs.take_up(self._assignment)
         checkpoint.sweep(self._home)
-        checkpoint.forget_after(self._home, self._told["recorded_step"])
-        self._copies = Copies.told(self._told)
+        checkpoint.forget_after(self._home, recorded_step)
+        self._copies = self._of_store()
         if self._copies is None:
             newest = checkpoint.newest(self._home)
         else:
-            newest = self._copies.take_up(self._home, self._told["recorded_step"])
+            newest = self._copies.take_up(self._home, recorded_step)
         self._source = newest or self._begun_by_another()
-        begin = {"resumed_from_step": self._source.step if self._source else None, "began_s": began_s}
-        batch["circumstances"] = begin | self._runs.circumstances()
+        self._note(start=Start(self._source.step if self._source else None, began_s, self._runs.circumstances()))
         self._refuse_where_memory_was_short()
         self._rows = self._runs.train(self._source.path if self._source else None)
         if newest is not None:
-            batch["checkpoint"] = self._named(newest)
+            self._note(checkpoint=self._named(newest))
+
+    def _of_store(self) -> Copies | None:
+        """The copies of its checkpoints in the store; None where checkpoints stay on the disk."""
+        if self._terms.place is None:
+            return None
+        assert self._store_url is not None
+        return Copies(objects.at(self._store_url), self._terms.place)
 
     def _begun_by_another(self) -> checkpoint.Checkpoint | None:
         """The checkpoint that a continuation begins at; None where it is gone, and the trial begins anew."""
-        begin_at = self._told.get("begin_at")
+        begin_at = self._assignment.continues.begin_at if self._assignment.continues else None
         try:
             if begin_at and "://" in begin_at:
                 return fetched(begin_at, self._home / BEGUN, self._copies.store if self._copies else None)
@@ -128,34 +137,35 @@ class TrialRun:
         except CheckpointError:
             return None
 
-    def _named(self, written: checkpoint.Checkpoint) -> dict[str, Any]:
-        """A checkpoint for the record, by the place where it will be found."""
+    def _named(self, written: checkpoint.Checkpoint) -> Kept:
+        """Name a checkpoint for the record by the place where it will be found."""
         path = str(written.path) if self._copies is None else self._copies.address(written.step)
-        return {"step": written.step, "path": path, "digest": written.digest}
+        return Kept(path, written.step, written.digest)
 
     def _refuse_where_memory_was_short(self) -> None:
         """Raise _OutOfMemory where an earlier worker exceeded the bound."""
-        if not self._told["begun"]:  # what lies here is of a trial that the record does not know
+        if not self._assignment.begun:  # what lies here is of a trial that the record does not know
             memory.forget(self._home)
             (self._home / TESTING).unlink(missing_ok=True)
         mark = memory.mark_of(self._home)
         if mark is not None and not (self._home / TESTING).exists():
             raise _OutOfMemory(mark)
 
-    def _save_if_due(self, batch: dict[str, Any]) -> None:
-        overdue = time.monotonic() - self._saved_s >= self._told["checkpoint_s"]
+    def _save_if_due(self) -> None:
+        overdue = time.monotonic() - self._saved_s >= self._terms.checkpoint_s
         if self._last or (self._latest is not None and overdue):
             self._saved_s = time.monotonic()
             try:
-                self._save(batch)
+                self._save()
             except WorkerLost:
                 raise
             except Exception as error:
-                batch["unsaved"] = _fault_of_storage(error, self._home)
-                if not batch["unsaved"]:
+                fault = _fault_of_storage(error, self._home)
+                if not fault:
                     raise
+                self._note(unsaved=fault)
 
-    def _save(self, batch: dict[str, Any]) -> None:
+    def _save(self) -> None:
         """Write the moment at which the generator stands; at the end the checkpoints before it go."""
         keep = 1 if self._last else 2
         if self._latest is not None:
@@ -167,25 +177,27 @@ class TrialRun:
             return
         if self._copies is not None:
             self._copies.push(written, keep)
-        batch["checkpoint"] = self._named(written)
+        self._note(checkpoint=self._named(written))
 
-    def _tested(self) -> dict[str, Any]:
-        """What the weights of the last checkpoint reach on the test split, or why that is not known.
+    def _test(self) -> None:
+        """Note what the weights of the last checkpoint reach on the test split, or why that is not known.
 
         A test that fails takes nothing from the training, which is COMPLETE by now: test chooses nothing.
         """
         last = checkpoint.newest(self._home)
         if last is None:
-            return {}  # there was no row
+            return  # there was no row
         if (why := self._ended_testing()) is not None:
-            return {"untested": {"reason": why, "traceback": ""}}
+            self._note(untested=Untested(why, ""))
+            return
         self._free()  # for the test
         try:
-            return {"scores": _scores(self._runs.test(last.path))}
+            self._note(scores=_scores(self._runs.test(last.path)))
         except WorkerLost:
             raise
         except Exception as error:  # noqa: BLE001 - the trial boundary
-            return {"untested": {name: text for name, text in _failure(reason_of(error)).items() if name != "state"}}
+            failure = _failure(error)
+            self._note(untested=Untested(failure.reason, failure.traceback))
 
     def _ended_testing(self) -> str | None:
         """Why the test is not tried again, where earlier workers ended in the midst of it."""
@@ -199,26 +211,27 @@ class TrialRun:
             note.write_text(str(times + 1))
         return None
 
-    def _train(self, batch: dict[str, Any]) -> None:
+    def _train(self) -> None:
         assert self._rows is not None
-        until = time.monotonic() + self._told["batch_s"]
+        assignment, prune_every = self._assignment, self._terms.prune_every
+        after_step = assignment.continues.after_step if assignment.continues else 0
+        until = time.monotonic() + self._terms.batch_s
         while True:
             progress = next(self._rows, None)
             if progress is None:
                 self._last = True
                 return
             self._latest = progress
-            if progress.step <= self._told.get("after_step", 0):  # the trial that it continues has this row
+            if progress.step <= after_step:  # the trial that it continues has this row
                 if time.monotonic() >= until:
                     return
                 continue
             metrics = {str(name): float(value) for name, value in progress.metrics.items()}
-            row = {"step": int(progress.step), "metrics": metrics, "wall_s": wall_s()}
-            batch["rows"].append(row)
-            if progress.step >= self._told["steps"]:
+            self._unsent.append(Row(int(progress.step), metrics, wall_s()))
+            if progress.step >= assignment.steps:
                 self._last = True
                 return
-            at_rung = self._told["prune_every"] and progress.step % self._told["prune_every"] == 0
+            at_rung = prune_every and progress.step % prune_every == 0
             if at_rung or time.monotonic() >= until:
                 return
 
@@ -229,27 +242,24 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
         """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
         self._store_url = store_url
-        see_no_more_gpus_than_asked(config["gpus"])
-        workers = config["workers"]
-        self._runs: Runs = Team(workers, config["cpus"], config["gpus"]) if workers > 1 else Alone()
-        self._take_up(config)
+        terms = assigned(config).terms
+        see_no_more_gpus_than_asked(terms.gpus)
+        self._runs: Runs = Team(terms.workers, terms.cpus, terms.gpus) if terms.workers > 1 else Alone()
+        self._take_up(assigned(config))
 
-    def _take_up(self, config: dict[str, Any]) -> None:
-        log_into(Path(config["home"]))
-        if (copies := config.get("copies")) is not None:
-            config = {**config, "copies": {**copies, "url": self._store_url}}
-        self._run = TrialRun(config, self._runs)
+    def _take_up(self, assignment: Assignment) -> None:
+        log_into(assignment.terms.home)
+        self._run = TrialRun(assignment, self._runs, self._store_url)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Leave the old trial and take up another."""
         self._run.close()
-        self._take_up(new_config)
+        self._take_up(assigned(new_config))
         return True
 
     def step(self) -> dict[str, Any]:
-        """One batch of the trial."""
-        batch = self._run.next_batch()
-        return {"batch": [batch], "done": "end" in batch}  # a list, since Tune flattens dictionaries
+        """Run the trial until there is news of it."""
+        return as_result(self._run.next_batch())
 
     def cleanup(self) -> None:
         """Leave the trial, and end what ran it."""
@@ -286,6 +296,6 @@ def _scores(found: Scores) -> Scores:
     return Scores(metrics, items)
 
 
-def _failure(reason: str) -> dict[str, str]:
-    """The end of a trial by the exception that is being handled."""
-    return {"state": "FAIL", "reason": reason, "traceback": plain(traceback.format_exc())}
+def _failure(error: Exception) -> Ending:
+    """End a trial by the exception that is being handled."""
+    return Ending("FAIL", reason_of(error), plain(traceback.format_exc()), cause_of(error))

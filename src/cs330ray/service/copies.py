@@ -14,7 +14,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cs330ray import checkpoint
 from cs330ray.checkpoint import MANIFEST, MANIFEST_BYTES, Checkpoint
@@ -35,12 +34,6 @@ class Copies:
         self.store, self._place = store, place
         self._refused: set[int] = set()  # the steps of which the copy is not what its manifest says
         self._safe: int | None = None  # up to this step nothing on the disk is needed any more
-
-    @classmethod
-    def told(cls, told: Mapping[str, Any]) -> "Copies | None":
-        """Those of the trial that a worker is told of; None where checkpoints stay on the disk."""
-        where = told.get("copies")
-        return cls(objects.at(where["url"]), where["place"]) if where else None
 
     def address(self, step: int) -> str:
         """Where the copy of a checkpoint lies, without credentials."""

@@ -12,6 +12,7 @@ import uuid
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,19 @@ from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.service import backup
-from cs330ray.service.records import Ending, Kept, Row, Trial, continues, from_json, started_at_s, trial_of
+from cs330ray.service.records import (
+    Ending,
+    Kept,
+    Loss,
+    Row,
+    Trial,
+    cause_in,
+    continues,
+    from_json,
+    nodes_in,
+    started_at_s,
+    trial_of,
+)
 from cs330ray.service.seeds import fresh_seed
 from cs330ray.spec import Cell, Study, parse
 from cs330ray.trial import Item, Metric, Scores
@@ -55,6 +68,11 @@ def _text(name: str) -> sql.Column[Any]:
     return sql.Column(name, sql.Text, nullable=False)
 
 
+def _later(name: str) -> sql.Column[Any]:
+    """A column that older ledgers lack; see `missing_columns`."""
+    return sql.Column(name, sql.Text, nullable=True)
+
+
 def _time(name: str = "wall_s") -> sql.Column[Any]:
     return sql.Column(name, sql.Double, nullable=False)
 
@@ -68,13 +86,23 @@ STORES = _table("stores", ["study"], _text("name"))
 ROWS = _table("rows", [*TRIAL, "step"], _text("metrics"), _time())
 CHECKPOINTS = _table("checkpoints", [*TRIAL, "step"], _text("path"), _text("digest"), _time())
 ATTEMPTS = _table("attempts", [*TRIAL, "attempt"], _text("circumstances"), _time())
-LOSSES = _table("losses", [*TRIAL, "attempt"], _text("reason"), _time())
-ENDS = _table("ends", TRIAL, _text("state"), _text("reason"), _text("traceback"), _text("worth"), _time())
+LOSSES = _table("losses", [*TRIAL, "attempt"], _text("reason"), _time(), _later("nodes"))
+ENDS = _table(
+    "ends", TRIAL, _text("state"), _text("reason"), _text("traceback"), _text("worth"), _time(), _later("cause")
+)
 SCORES = _table("scores", TRIAL, _text("metrics"), _text("scored"), _time())
 UNTESTED = _table("untested", TRIAL, _text("reason"), _text("traceback"), _time())
 TESTS = _table(
     "tests", ["opening"], _text("trainable"), _text("config"), _text("checkpoint"), _text("metrics"), _time()
 )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A study beside the recorded one of its name."""
+
+    recorded: Study | None  # None where there is none
+    grown: Sequence[str]  # what has grown, in words
 
 
 class Ledger:
@@ -98,6 +126,8 @@ class Ledger:
                 )
                 weakref.finalize(self, self.storage.engine.dispose)
                 TABLES.create_all(self._engine)
+                add_columns(self._engine)
+                self._lacks = frozenset(missing_columns(self._engine))
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._trial_ids: dict[tuple[str, str, int], int] = {}
         self._readers: dict[tuple[str, str], optuna.Study] = {}
@@ -132,24 +162,35 @@ class Ledger:
 
     # Studies ---------------------------------------------------------------------------------------------------
 
-    def open(self, study: Study, metrics: Mapping[str, Mapping[str, Metric]]) -> list[str]:
+    def compare(self, study: Study) -> Compared:
+        """Compare a study with the recorded one of its name; what has grown, in words. Raises SpecError."""
+        recorded = self.find(study.name)
+        if recorded is None:
+            return Compared(None, ())
+        grown = growth.growth(recorded, study)
+        if study.budget.steps > recorded.budget.steps:
+            self._refuse_trials_of_unknown_steps(recorded)
+        return Compared(recorded, grown)
+
+    def open(
+        self, study: Study, metrics: Mapping[str, Mapping[str, Metric]], compared: Compared | None = None
+    ) -> Sequence[str]:
         """Enter a study with the metrics of its trainables, or take it up again; what has grown, in words.
 
-        Raises SpecError where another study has its name. The study itself is written last: it is there whole or not.
+        `compared` is what `compare` said, if it was asked; it is asked again where the record has changed since. Raises
+        SpecError where another study has its name. The study itself is written last: it is there whole or not.
         """
-        old = self.find(study.name)
-        grown = growth.growth(old, study) if old else []
-        if old is not None and study.budget.steps > old.budget.steps:
-            self._refuse_trials_of_unknown_steps(old)
+        if compared is None or self.find(study.name) != compared.recorded:
+            compared = self.compare(study)
         for trainable, described in metrics.items():
             self._describe_metrics(study, trainable, described)
         spec = study.model_dump_json()
-        if old is None:
+        if compared.recorded is None:
             row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
             self._insert(STUDIES, [{**row, "wall_s": wall_s()}])
         else:
             self._execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
-        return grown
+        return compared.grown
 
     def _refuse_trials_of_unknown_steps(self, old: Study) -> None:
         for cell in old.cells:
@@ -315,7 +356,13 @@ class Ledger:
 
     def _ends(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> Sequence[sql.Row[Any]]:
         where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key)
-        return self._select(sql.select(ENDS).where(where if some is None else where & ENDS.c.trial.in_(some)))
+        return self._select(self._all_of(ENDS).where(where if some is None else where & ENDS.c.trial.in_(some)))
+
+    def lost(self, study: Study, cell: Cell) -> frozenset[int]:
+        """Find the trials of a cell that ended since their workers were lost; their numbers."""
+        where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key) & (ENDS.c.state == "FAIL")
+        failed = self._select(self._all_of(ENDS).where(where))
+        return frozenset(int(row.trial) for row in failed if cause_in(row) == "lost")
 
     def lineage(self, study: Study, cell: Cell, number: int) -> list[int]:
         """A trial and those that it continues, oldest first; a run of confirmation continues none."""
@@ -452,29 +499,35 @@ class Ledger:
             for table in (ATTEMPTS, LOSSES)
         )
 
-    def write_loss(self, study: Study, cell: Cell, number: int, reason: str) -> list[str]:
-        """Record that a trial's worker was lost, and why; the reasons of all its losses by now."""
+    def write_loss(self, study: Study, cell: Cell, number: int, loss: Loss) -> list[Loss]:
+        """Record that a trial's worker was lost; all its losses by now."""
+        so_far = self.losses(study, cell, number)
+        place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": len(so_far)}
+        nodes = json.dumps(sorted(loss.nodes))
+        self._insert(LOSSES, [{**place, "reason": loss.reason, "nodes": nodes, "wall_s": wall_s()}])
+        return [*so_far, loss]
+
+    def losses(self, study: Study, cell: Cell, number: int) -> list[Loss]:
+        """List the losses of a trial's workers, oldest first."""
         where = _of_trial(LOSSES, study, cell, number)
-        reasons = [row.reason for row in self._select(sql.select(LOSSES.c.reason).where(where))]
-        so_far = len(reasons)
-        place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": so_far}
-        self._insert(LOSSES, [{**place, "reason": reason, "wall_s": wall_s()}])
-        return [*reasons, reason]
+        found = self._select(self._all_of(LOSSES).where(where).order_by(LOSSES.c.attempt))
+        return [Loss(str(row.reason), nodes_in(row)) for row in found]
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
         """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""
         values = self.values(study, cell, number)
         if ending.state != "FAIL" and values is None:
-            ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}")
+            ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}", cause="unscored")
         elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
-            ending = Ending("FAIL", f"{', '.join(study.objective)} must be finite, but got {values}")
+            unscored = f"{', '.join(study.objective)} must be finite, but got {values}"
+            ending = Ending("FAIL", unscored, cause="unscored")
         place = {"study": study.name, "cell": cell.key, "trial": number}
         row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
         self._insert(ENDS, [row])
         if cell.fresh is None:  # no sampler sees a confirmation
             self._tell(study, cell, number)
         (held,) = self._ends(study, cell, [number])
-        return Ending(held.state, held.reason, held.traceback)
+        return Ending(held.state, held.reason, held.traceback, cause_in(held))
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
         """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
@@ -491,7 +544,7 @@ class Ledger:
 
     def _tell(self, study: Study, cell: Cell, number: int) -> bool:
         """Give Optuna the end that our table holds; whether there is one."""
-        found = self._select(sql.select(ENDS).where(_of_trial(ENDS, study, cell, number)))
+        found = self._select(self._all_of(ENDS).where(_of_trial(ENDS, study, cell, number)))
         if not found:
             return False
         trial_id = self._trial_id(study, cell, number)
@@ -551,8 +604,12 @@ class Ledger:
 
     # Below the surface -------------------------------------------------------------------------------------------
 
+    def _all_of(self, table: sql.Table) -> sql.Select[Any]:
+        """Select the columns of a table that this ledger has."""
+        return sql.select(*(column for column in table.columns if column not in self._lacks))
+
     def _of_cell(self, table: sql.Table, study: Study, cell: Cell) -> Sequence[sql.Row[Any]]:
-        return self._select(table.select().where((table.c.study == study.name) & (table.c.cell == cell.key)))
+        return self._select(self._all_of(table).where((table.c.study == study.name) & (table.c.cell == cell.key)))
 
     def _find_optuna_id(self, study: Study, cell: Cell) -> int | None:
         key = (study.name, cell.key)
@@ -673,3 +730,27 @@ def _of_trial(table: sql.Table, study: Study, cell: Cell, number: int) -> sql.Co
 
 def _study(text: str) -> Study:
     return parse(from_json(text), "ledger")
+
+
+# Ledgers of before -------------------------------------------------------------------------------------------------
+#
+# Their ends have no `cause` and their losses no `nodes`: both stand in the words of the reason alone, and are read from
+# there. A row that was written before the column was added keeps NULL there.
+
+LATER = (ENDS.c.cause, LOSSES.c.nodes)
+
+
+def missing_columns(engine: sql.Engine) -> list[sql.Column[Any]]:
+    """List the columns that a ledger of before lacks; it is only read."""
+    inspector = sql.inspect(engine)
+    held = {table.name: {column["name"] for column in inspector.get_columns(table.name)} for table in (ENDS, LOSSES)}
+    return [column for column in LATER if column.name not in held[column.table.name]]
+
+
+def add_columns(engine: sql.Engine) -> None:
+    """Add the columns that a ledger of before lacks; for the holder of the lock alone."""
+    missing = missing_columns(engine)
+    if missing:
+        with engine.begin() as connection:
+            for column in missing:
+                connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} TEXT")

@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cs330ray.errors import Cs330rayError, NodeUnfit, SpecError, StudyError
 from cs330ray.service import trainables
 from cs330ray.service.estimate import first_values
 from cs330ray.service.machine import Machine
+from cs330ray.service.messages import Assignment, Facts
 from cs330ray.spec import Study
 from cs330ray.words import first_line
 
@@ -31,17 +32,6 @@ LEAST_FREE_BYTES = 1024**3
 LOOK_S = 5.0
 PATIENCE_S = 600.0  # for the first nodes: data may have to be packed
 UNFIT_ALLOWED = 3  # nodes that come for trials and differ, before any that does not
-
-
-@dataclass(frozen=True)
-class Facts:
-    """On what a node would run trials."""
-
-    python: str
-    versions: Mapping[str, str]  # of the dependencies that are installed
-    cuda: str  # the one that torch was built for, or none; empty where there is no GPU
-    free_bytes: int  # where the checkpoints go
-    data: Mapping[str, str]  # digest by cell, or what is wrong with them
 
 
 def facts(prepares: Mapping[str, tuple[str, Mapping[str, Any]]], home: str, *, has_gpu: bool) -> Facts:
@@ -81,15 +71,16 @@ def difference(found: Facts, wanted: Facts) -> str | None:
     return None
 
 
-def gate(told: Mapping[str, Any]) -> None:
-    """Raise NodeUnfit where a trial of a cluster stands on a node that differs; `told` says what it must have."""
-    wanted: Facts | None = told.get("node")
-    if wanted is None:
+def gate(assignment: Assignment) -> None:
+    """Raise NodeUnfit where a trial of a cluster stands on a node that differs from what the trial's terms demand."""
+    terms = assignment.terms
+    if terms.node is None:
         return
-    data = {key: _data_once(told["trainable"], key, json.dumps(config)) for key, config in told["prepares"].items()}
-    cuda = _cuda() if told["gpus"] else ""
-    found = Facts(platform.python_version(), versions(), cuda, _free_bytes(Path(told["home"])), data)
-    why = difference(found, replace(wanted, data={key: wanted.data[key] for key in data}))
+    wanted, prepares = terms.node.facts, terms.node.prepares
+    data = {key: _data_once(assignment.trainable, key, json.dumps(config)) for key, config in prepares.items()}
+    cuda = _cuda() if terms.gpus else ""
+    here = Facts(platform.python_version(), versions(), cuda, _free_bytes(terms.home), data)
+    why = difference(here, replace(wanted, data={key: wanted.data[key] for key in data}))
     if why is not None:
         raise NodeUnfit(ray.get_runtime_context().get_node_id(), why)
 

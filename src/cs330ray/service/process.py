@@ -7,7 +7,7 @@ import platform
 import random
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ import ray
 
 from cs330ray.errors import Diverged
 from cs330ray.service import memory, trainables
+from cs330ray.service.messages import Assignment, Circumstances
 from cs330ray.service.places import LOG
+from cs330ray.service.records import Cause
 from cs330ray.trial import Progress, Scores, Trainable
 from cs330ray.words import typed_first_line
 
@@ -26,11 +28,11 @@ VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
 class Runs(Protocol):
     """Who runs a trial's generator; one trial after another."""
 
-    def take_up(self, told: Mapping[str, Any]) -> None:
+    def take_up(self, assignment: Assignment) -> None:
         """Load the trainable and check the configuration of a trial."""
 
-    def circumstances(self) -> dict[str, Any]:
-        """On what the trial runs: host, device, threads, versions."""
+    def circumstances(self) -> Circumstances:
+        """On what the trial runs."""
         ...
 
     def train(self, resume: Path | None) -> Iterator[Progress]:
@@ -52,40 +54,43 @@ class Alone:
     """Runs a trial's generator in this process."""
 
     def __init__(self) -> None:
-        self._told: Mapping[str, Any] = {}
+        self._assignment: Assignment | None = None
         self._trainable: Trainable | None = None
         self._config: Any = None
 
-    def take_up(self, told: Mapping[str, Any]) -> None:
+    def take_up(self, assignment: Assignment) -> None:
         """Load the trainable and check the configuration of a trial."""
-        self._told = told
-        self._trainable = trainables.load(told["trainable"])
-        settle(told["seed"], told["cpus"])
-        self._config = self._trainable.Config(**told["config"])
+        self._assignment = assignment
+        self._trainable = trainables.load(assignment.trainable)
+        settle(assignment.seed, assignment.terms.cpus)
+        self._config = self._trainable.Config(**assignment.config)
 
-    def circumstances(self) -> dict[str, Any]:
-        """On what the trial runs: host, device, threads, versions."""
-        return {
+    def circumstances(self) -> Circumstances:
+        """On what the trial runs."""
+        assert self._assignment is not None
+        return Circumstances(
             **circumstances(),
-            "nodes": [ray.get_runtime_context().get_node_id()] if ray.is_initialized() else [],
-            "pid": os.getpid(),
-            "seed": self._told["seed"],
-            "code": self._told["code"],
-            "data": self._told["data"],
-        }
+            nodes=[ray.get_runtime_context().get_node_id()] if ray.is_initialized() else [],
+            pid=os.getpid(),
+            seed=self._assignment.seed,
+            code=self._assignment.terms.code,
+            data=self._assignment.terms.data,
+        )
 
     def train(self, resume: Path | None) -> Iterator[Progress]:
         """Begin or resume the training, within the trial's memory."""
         assert self._trainable is not None
-        self._watch()
-        return self._trainable.train(self._config, self._told["seed"], self._told["steps"], resume)
+        assert self._assignment is not None
+        self._watch(self._assignment)
+        return self._trainable.train(self._config, self._assignment.seed, self._assignment.steps, resume)
 
     def test(self, checkpoint: Path) -> Scores:
         """Score a checkpoint on the test split, within the trial's memory."""
         assert self._trainable is not None
-        settle(self._told["seed"], self._told["cpus"])
-        self._watch()
-        return self._trainable.test(self._config, self._told["seed"], checkpoint)
+        assert self._assignment is not None
+        settle(self._assignment.seed, self._assignment.terms.cpus)
+        self._watch(self._assignment)
+        return self._trainable.test(self._config, self._assignment.seed, checkpoint)
 
     def leave(self) -> None:
         """Give back the memory of the trial."""
@@ -98,9 +103,9 @@ class Alone:
     def end(self) -> None:
         """Nothing: this process ends by itself."""
 
-    def _watch(self) -> None:
-        if self._told.get("memory"):
-            memory.watch(Path(self._told["home"]), self._told["memory"])
+    def _watch(self, assignment: Assignment) -> None:
+        if assignment.terms.memory_gib:
+            memory.watch(assignment.terms.home, assignment.terms.memory_gib)
 
 
 def circumstances() -> dict[str, Any]:
@@ -122,8 +127,15 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, Diverged):
         return plain(f"diverged: {error}")
     text = typed_first_line(error)
+    return plain(f"out of memory: {text}" if cause_of(error) == "memory" else f"raised: {text}")
+
+
+def cause_of(error: Exception) -> Cause:
+    """Why a trial failed that raised `error`: "diverged", "memory" or "raised"."""
+    if isinstance(error, Diverged):
+        return "diverged"
     memory_is_short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return plain(f"out of memory: {text}" if memory_is_short else f"raised: {text}")
+    return "memory" if memory_is_short else "raised"
 
 
 def plain(text: str) -> str:

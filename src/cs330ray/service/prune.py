@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from cs330ray.service.messages import assigned, news_of
 from cs330ray.spec import Prune
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class ForwardingScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """STOP where the pruner said so, else CONTINUE."""
-        stops = self._recorder.take(trial.trial_id, trial.config, result)
+        iteration, assignment = int(result["training_iteration"]), assigned(trial.config)
+        stops = self._recorder.take(trial.trial_id, iteration, assignment, news_of(result))
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:

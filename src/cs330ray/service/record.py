@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +19,10 @@ from cs330ray.service import confirm
 from cs330ray.service.copies import Copies
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.lines import finished
+from cs330ray.service.messages import Assignment, News, Start, assigned, news_of
 from cs330ray.service.preflight import Nodes
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
-from cs330ray.service.records import LOST, Ending, Row
+from cs330ray.service.records import Ending, Loss, Row, Trial
 from cs330ray.service.thin import thin
 from cs330ray.spec import Cell, Study
 from cs330ray.words import first_line, plural
@@ -37,6 +38,9 @@ class Listener:
 
     def says(self, line: str) -> None:
         """Hear a line that a person should read."""
+
+    def had_ended(self, trials: Sequence[Trial]) -> None:
+        """Hear which trials of the search ended in earlier sessions."""
 
     def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
         """Hear that a trial has begun, or goes on from a checkpoint."""
@@ -81,42 +85,47 @@ class Recorder:
         self._goals = ledger.goals(study)
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
 
-    def take(self, trial_id: str, told: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-        """Record a result, once; whether the trial stops here."""
-        iteration = int(result["training_iteration"])
+    def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
+        """Record the news of Tune's trial `trial_id` in an iteration, once; whether the trial stops here."""
         if trial_id in self._taken and self._taken[trial_id][0] == iteration:
             return self._taken[trial_id][1]
-        batch = result["batch"][0]
-        cell, number = self._cells[told["cell"]], int(told["trial"])
-        begins = "circumstances" in batch and self._ledger.last_step(self._study, cell, number) == 0
-        self._record(cell, number, told, batch)
-        ending = self._prune_before(cell, number, told) if begins and "after_step" in told else None
-        ending = ending or self._prune(cell, number, batch)
-        if ending is None and "end" in batch:
-            ending = Ending(**batch["end"])
+        cell, number = self.cell(assignment), assignment.trial
+        begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
+        self._record(cell, number, assignment, news)
+        ending = self._prune_before(cell, number, assignment) if begins else None
+        ending = ending or self._prune(cell, number, news) or news.end
         if ending is not None:
             self._end(cell, number, ending)
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
 
-    def lose(self, told: Mapping[str, Any], reason: str, live: Collection[str] | None = None) -> bool:
+    def lose(self, assignment: Assignment, reason: str, live: Collection[str] | None = None) -> bool:
         """Record that a trial's worker was lost; whether the trial is to be taken up again.
 
         On a cluster `live` are the nodes that live: a loss whose nodes do not is no fault of the trial.
         """
-        cell, number = self._cells[told["cell"]], int(told["trial"])
-        attempts = self._ledger.attempts(self._study, cell, number)
-        if live is not None and attempts:
-            reason += f" [on {' '.join(attempts[-1]['nodes'])}]"
-        reasons = self._ledger.write_loss(self._study, cell, number, reason)
-        own = [each for each in reasons if live is None or _nodes_of(each).issubset(live)]
+        cell, number = self.cell(assignment), assignment.trial
+        loss = self._loss(cell, number, reason, on_cluster=live is not None)
+        losses = self._ledger.write_loss(self._study, cell, number, loss)
+        own = [each for each in losses if live is None or each.nodes.issubset(live)]
         self._waits_s.pop((cell.key, number), None)
-        self._listener.lost(cell, number, len(reasons))
-        if len(own) <= LOSSES_ALLOWED and len(reasons) <= NODES_ALLOWED:
+        self._listener.lost(cell, number, len(losses))
+        if len(own) <= LOSSES_ALLOWED and len(losses) <= NODES_ALLOWED:
             return True
-        what = "out of memory: worker ended" if "OutOfMemoryError" in reason else LOST
-        self._end(cell, number, Ending("FAIL", f"{what} {len(reasons)} times: {reason}"))
+        times = f"{len(losses)} times: {loss.reason}"
+        if "OutOfMemoryError" in loss.reason:  # as Ray says it
+            self._end(cell, number, Ending("FAIL", f"out of memory: worker ended {times}", cause="memory"))
+        else:
+            self._end(cell, number, Ending("FAIL", f"worker lost {times}", cause="lost"))
         return False
+
+    def _loss(self, cell: Cell, number: int, reason: str, *, on_cluster: bool) -> Loss:
+        """A loss with the nodes of the trial's last start, where there is a cluster."""
+        attempts = self._ledger.attempts(self._study, cell, number) if on_cluster else []
+        if not attempts:
+            return Loss(reason, frozenset())
+        nodes = attempts[-1]["nodes"]
+        return Loss(f"{reason} [on {' '.join(nodes)}]", frozenset(nodes))
 
     def _end(self, cell: Cell, number: int, ending: Ending) -> None:
         ending = self._ledger.end(self._study, cell, number, ending)
@@ -134,82 +143,87 @@ class Recorder:
         ends = [trial for trial in finished(self._study, trials) if trial.state == "COMPLETE"]
         return {number for trial in ends for number in self._ledger.lineage(self._study, cell, trial.number)}
 
-    def cell(self, told: Mapping[str, Any]) -> Cell:
-        """The cell of what a trial was told."""
-        return self._cells[told["cell"]]
+    def cell(self, assignment: Assignment) -> Cell:
+        """The cell of an assignment."""
+        return self._cells[assignment.cell]
 
-    def _record(self, cell: Cell, number: int, told: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+    def _record(self, cell: Cell, number: int, assignment: Assignment, news: News) -> None:
         study, ledger = self._study, self._ledger
-        if "circumstances" in batch:
-            self._compare(cell, number, batch["circumstances"])
-            ledger.write_attempt(study, cell, number, batch["circumstances"])
-            self._listener.took_up(cell, number, told["config"], batch["circumstances"]["resumed_from_step"])
-            if "after_step" in told and batch["circumstances"]["resumed_from_step"] is None:
-                before = self._ledger.lineage(study, cell, number)[-2]
-                self._listener.says(
-                    f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from "
-                    "the start"
-                )
-        self._saved(cell, number, batch)
-        if "checkpoint" in batch:
-            ledger.write_checkpoint(study, cell, number, **batch["checkpoint"])
-        rows = [Row(**row) for row in batch["rows"]]
-        ledger.write_rows(study, cell, number, rows)
-        if "scores" in batch:
-            ledger.write_scores(study, cell, number, batch["scores"])
-        if "untested" in batch:
-            ledger.write_untested(study, cell, number, **batch["untested"])
-        for row in rows:
+        if news.start is not None:
+            self._begin(cell, number, assignment, news.start)
+        self._saved(cell, number, news)
+        if (kept := news.checkpoint) is not None:
+            ledger.write_checkpoint(study, cell, number, kept.step, kept.path, kept.digest)
+        ledger.write_rows(study, cell, number, news.rows)
+        if news.scores is not None:
+            ledger.write_scores(study, cell, number, news.scores)
+        if news.untested is not None:
+            ledger.write_untested(study, cell, number, news.untested.reason, news.untested.traceback)
+        for row in news.rows:
             if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._listener.reached(cell, number, row)
 
-    def _saved(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> None:
+    def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start) -> None:
+        """Record a start of a trial, and say so where a continuation has to train from scratch."""
+        self._compare(cell, number, start)
+        self._ledger.write_attempt(self._study, cell, number, start.recorded())
+        self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
+        if assignment.continues is not None and start.resumed_from_step is None:
+            before = self._ledger.lineage(self._study, cell, number)[-2]
+            self._listener.says(
+                f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from the "
+                "start"
+            )
+
+    def _saved(self, cell: Cell, number: int, news: News) -> None:
         """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
         key = (cell.key, number)
-        if "waits" not in batch:
+        if news.waits is None:
             self._waits_s.pop(key, None)
-        if "unsaved" not in batch:
-            if "checkpoint" in batch or "circumstances" in batch:
+        if news.unsaved is None:
+            if news.checkpoint is not None or news.start is not None:
                 self._unsaved.discard(key)
             return
-        waits = batch.get("waits")
         if key not in self._unsaved:
             self._unsaved.add(key)
-            done = "read" if waits == "begin" else "written"
-            self._listener.says(f"trial {number}: no checkpoint can be {done} ({batch['unsaved']}); it is tried again")
-        if waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
-            remedy = "mend the store" if "://" in batch["unsaved"] else "make room"
+            done = "read" if news.waits == "begin" else "written"
+            self._listener.says(f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again")
+        if news.waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            remedy = "mend the store" if "://" in news.unsaved else "make room"
             self.failure = StudyError(
-                f"{self._study.name}: trial {number} needs its checkpoint to {waits}, but {batch['unsaved']} for "
+                f"{self._study.name}: trial {number} needs its checkpoint to {news.waits}, but {news.unsaved} for "
                 f"{DISK_PATIENCE_S:.0f}s; {remedy}, and the same command goes on"
             )
 
-    def _compare(self, cell: Cell, number: int, now: Mapping[str, Any]) -> None:
+    def _compare(self, cell: Cell, number: int, start: Start) -> None:
         """Say so where a trial goes on, or is confirmed, under other code or data than before."""
-        own = self._ledger.attempts(self._study, cell, number)
+        own, now = self._ledger.attempts(self._study, cell, number), start.circumstances
         for before in (own or self._ledger.attempts(self._study, cell.searched, number))[-1:]:
-            changed = " and ".join(what for what in ("code", "data") if before[what] != now[what])
-            if changed and own and now["resumed_from_step"] is not None:
+            changed = " and ".join(
+                what for what, digest in (("code", now.code), ("data", now.data)) if before[what] != digest
+            )
+            if changed and own and start.resumed_from_step is not None:
                 self._listener.says(f"trial {number} goes on under other {changed} than it began with")
             if changed and not own:
                 self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
 
-    def _prune(self, cell: Cell, number: int, batch: Mapping[str, Any]) -> Ending | None:
-        """The pruner's word on the last row of a batch, if that is a rung, the trial's newest row and not its last."""
-        if not batch["rows"] or self._study.prune.kind == "none" or cell.fresh is not None:
+    def _prune(self, cell: Cell, number: int, news: News) -> Ending | None:
+        """The pruner's word on the last row of the news, if that is a rung, the trial's newest row and not its last."""
+        if not news.rows or self._study.prune.kind == "none" or cell.fresh is not None:
             return None
-        step = int(batch["rows"][-1]["step"])
+        step = news.rows[-1].step
         newest = self._ledger.last_step(self._study, cell, number) == step
         if not (newest and is_rung(self._study.prune, step) and step < self._study.budget.steps):
             return None
         return self._asked_pruner(cell, number, step)
 
-    def _prune_before(self, cell: Cell, number: int, told: Mapping[str, Any]) -> Ending | None:
+    def _prune_before(self, cell: Cell, number: int, assignment: Assignment) -> Ending | None:
         """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
-        if self._study.prune.kind == "none" or not is_rung(self._study.prune, int(told["after_step"])):
+        prune, before = self._study.prune, assignment.continues
+        if before is None or prune.kind == "none" or not is_rung(prune, before.after_step):
             return None
-        return self._asked_pruner(cell, number, int(told["after_step"]))
+        return self._asked_pruner(cell, number, before.after_step)
 
     def _asked_pruner(self, cell: Cell, number: int, step: int) -> Ending | None:
         prune, metric = self._study.prune, self._study.objective[0]
@@ -229,7 +243,7 @@ class Recorder:
             best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
             stops = median_stops(best, rivals, prune.startup)
         reason = f"{prune.kind} at step {step}, {plural(len(losses), 'rival')}"
-        return Ending("PRUNED", reason) if stops else None
+        return Ending("PRUNED", reason, cause="pruned") if stops else None
 
 
 def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
@@ -249,12 +263,6 @@ def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
         f"{reason}; see `cs330ray show {study.name} {one.number}{which} --log`. Mend it and `--fork NAME`, or go on "
         f"with `--set budget.fail_share=1` (now {study.budget.fail_share:g})"
     )
-
-
-def _nodes_of(reason: str) -> set[str]:
-    """The nodes on which a loss was, as its reason says."""
-    named = re.search(r" \[on ([0-9a-z ]+)\]$", reason)
-    return set(named[1].split()) if named else set()
 
 
 def _error_of(trial: Any) -> Exception | None:
@@ -296,16 +304,16 @@ class ForwardingCallback(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Record the result; the scheduler has done so already unless it is the last."""
-        self._recorder.take(trial.trial_id, trial.config, result)
+        self._recorder.take(trial.trial_id, int(result["training_iteration"]), assigned(trial.config), news_of(result))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
-        error = _error_of(trial)
+        error, assignment = _error_of(trial), assigned(trial.config)
         if self._nodes is not None and isinstance(error, NodeUnfit):
             self._nodes.exclude(error.node, error.why)
-        elif not self._recorder.lose(trial.config, _why(trial), self._nodes.live() if self._nodes else None):
+        elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
             return
-        self._again(self._recorder.cell(trial.config), int(trial.config["trial"]))
+        self._again(self._recorder.cell(assignment), assignment.trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""

@@ -49,14 +49,12 @@ class Recorded:
     @property
     def raised(self) -> bool:
         """Whether it ended by what its trainable raised, so that it must end so again."""
-        return self.trial.reason.startswith(("diverged: ", "raised: "))
+        return self.trial.cause in ("diverged", "raised")
 
     @property
     def was_cut(self) -> bool:
         """Whether it ended by what lay outside it: the pruner, a lost worker, memory that was short."""
-        return self.trial.state != "COMPLETE" and (
-            self.trial.state == "PRUNED" or self.trial.reason.startswith(("worker lost", "out of memory"))
-        )
+        return self.trial.cause in ("pruned", "lost", "memory")
 
     @property
     def last_step(self) -> int:
@@ -244,7 +242,7 @@ def _reason(recorded: Recorded, error: Exception) -> str:
     reason = process.reason_of(error)
     if isinstance(error, Cs330rayError) and not recorded.raised:
         raise error
-    if reason.startswith("out of memory"):
+    if process.cause_of(error) == "memory":
         place = f"{recorded.study.name}: trial {recorded.trial.number}"
         raise DataError(f"{place}: enough memory is needed, but this machine is {reason}; use a larger one")
     return reason

@@ -22,7 +22,6 @@ import psutil
 import ray
 from ray import tune
 
-from cs330ray import growth
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.service import confirm, copies, lines, objects, trainables
@@ -34,6 +33,7 @@ from cs330ray.service.ground import Ground, survey
 from cs330ray.service.lease import Lease, held
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.machine import Machine
+from cs330ray.service.messages import NodeTerms, Terms
 from cs330ray.service.objects import Store, StoreFault
 from cs330ray.service.places import checkpoints_of, copies_of
 from cs330ray.service.preflight import preparations
@@ -71,15 +71,16 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     ground = survey(study, home, listener.says)
     with _interruptible() as interrupted:
         ledger = Ledger.at(home)
-        if (old := ledger.find(study.name)) is not None:
-            growth.growth(old, study)  # what is refused leaves no trace, not even of a lease
+        compared = ledger.compare(study)  # what is refused leaves no trace, not even of a lease
         _folder(study, home)
         try:
             with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
-                for line in ledger.open(study, {name: trainables.load(name).METRICS for name in study.trainables()}):
+                metrics = {name: trainables.load(name).METRICS for name in study.trainables()}
+                for line in [*ledger.open(study, metrics, compared), *lines.announced(ledger, study)]:
                     listener.says(f"grown: {line}")
-                for line in lines.announced(ledger, study):
-                    listener.says(f"grown: {line}")
+                listener.had_ended(
+                    [end for cell in study.cells for end in lines.finished(study, ledger.trials(study, cell))]
+                )
                 _announce(study, ground, listener)
                 session = _Session(ledger, study, lease, listener, interrupted)
                 _conduct(session, home, ground, mirror=mirror)
@@ -215,7 +216,7 @@ def _tune(session: _Session, home: Path, ground: Ground) -> None:
     searcher = LedgerSearcher(
         ledger,
         study,
-        _assignment(study, home, ground, ledger.folder(study) if ground.store else None),
+        _terms(study, home, ground, ledger.folder(study) if ground.store else None),
         interrupted,
         session.confirms,
         session.lease.fence,
@@ -291,34 +292,29 @@ def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell
     return lambda cell, number: Copies(store, copies_of(folder, cell, number))
 
 
-def _assignment(
-    study: Study, home: Path, ground: Ground, folder: str | None = None
-) -> Callable[[Cell, int], dict[str, Any]]:
-    """What a trial of a cell is told beside its configuration."""
+def _terms(study: Study, home: Path, ground: Ground, folder: str | None = None) -> Callable[[Cell, int], Terms]:
+    """Say on what terms a trial of a cell runs; with the study's `folder` in the store, if there is one."""
     code = {name: trainables.code_digest(name) for name in study.trainables()}
     prepares = preparations(study)
 
-    def told(cell: Cell, number: int) -> dict[str, Any]:
+    def terms(cell: Cell, number: int) -> Terms:
         key = cell.searched.key
-        must_have = {} if ground.nodes is None else {"node": ground.nodes.wanted, "prepares": {key: prepares[key][1]}}
-        return {
-            **must_have,
-            "steps": study.budget.steps,
-            "objective": list(study.objective),
-            "home": str(checkpoints_of(home, study.name, cell, number)),
-            "copies": {"place": copies_of(folder, cell, number)} if folder else None,
-            "checkpoint_s": study.resources.checkpoint,
-            "batch_s": BATCH_S,
-            "prune_every": study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
-            "cpus": study.resources.cpus,
-            "gpus": ground.machine.gpus_per_worker(study),
-            "workers": study.resources.workers,
-            "memory": study.resources.memory,
-            "code": code[cell.trainable],
-            "data": ground.data[key],
-        }
+        return Terms(
+            home=checkpoints_of(home, study.name, cell, number),
+            place=copies_of(folder, cell, number) if folder else None,
+            checkpoint_s=study.resources.checkpoint,
+            batch_s=BATCH_S,
+            prune_every=study.prune.min_steps if study.prune.kind != "none" and cell.fresh is None else 0,
+            cpus=study.resources.cpus,
+            gpus=ground.machine.gpus_per_worker(study),
+            workers=study.resources.workers,
+            memory_gib=study.resources.memory,
+            code=code[cell.trainable],
+            data=ground.data[key],
+            node=NodeTerms(ground.nodes.wanted, {key: prepares[key][1]}) if ground.nodes is not None else None,
+        )
 
-    return told
+    return terms
 
 
 def _start_ray(machine: Machine) -> psutil.Process | None:

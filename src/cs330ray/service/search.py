@@ -7,7 +7,7 @@ A trial is asked in memory and then entered into the ledger whole. Samplers are 
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from scipy.stats import qmc
 
 from cs330ray.service import confirm
 from cs330ray.service.ledger import Ledger, directions
-from cs330ray.service.records import LOST, continues, standing
+from cs330ray.service.messages import Assignment, Continuation, Terms, as_config
+from cs330ray.service.records import continues, standing
 from cs330ray.service.seeds import fresh_seed, hashed, trial_seed
 from cs330ray.spec import Cell, Choice, Domain, Study, applies
 
@@ -40,10 +41,13 @@ def distribution(domain: Domain) -> BaseDistribution:
     return FloatDistribution(float(domain.low), float(domain.high), log=domain.log, step=step)
 
 
-def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[FrozenTrial]) -> FrozenTrial:
+def ask(
+    study: Study, cell: Cell, goals: Sequence[str], history: Sequence[FrozenTrial], lost: Collection[int] = ()
+) -> FrozenTrial:
     """Draw the next trial of a cell; the trial with `params`, `distributions` and `system_attrs`.
 
-    `history` holds the trials so far that none continues, see `standing`.
+    `history` holds the trials so far that none continues, see `standing`; `lost` the numbers of those that ended since
+    their workers were lost.
     """
     number = len(history)
     if study.sampler.kind == "qmc":
@@ -51,7 +55,7 @@ def ask(study: Study, cell: Cell, goals: Sequence[str], history: Sequence[Frozen
     sampler = _sampler(study, hashed(study.seed, cell.key, number))
     memory = optuna.create_study(sampler=sampler, directions=directions(goals))
     if study.sampler.kind != "random":
-        memory.add_trials(as_seen_by_sampler(history, goals))
+        memory.add_trials(as_seen_by_sampler(history, goals, lost))
     trial = memory.ask()
     for name, domain in _in_order(cell.space).items():
         if applies(domain, {**cell.fixed, **trial.params}):
@@ -69,17 +73,17 @@ def _in_order(space: Mapping[str, Domain]) -> dict[str, Domain]:
     return order
 
 
-def as_seen_by_sampler(history: Sequence[FrozenTrial], goals: Sequence[str]) -> list[FrozenTrial]:
-    """The history with each failed trial at the cell's worst value; a lost worker says nothing and stays FAIL."""
+def as_seen_by_sampler(
+    history: Sequence[FrozenTrial], goals: Sequence[str], lost: Collection[int]
+) -> list[FrozenTrial]:
+    """The history with each failed trial at the cell's worst value; one that was lost says nothing and stays FAIL."""
     complete = [trial.values for trial in history if trial.state == TrialState.COMPLETE]
     if not complete:
         return list(history)
     worst = [(min if goal == "max" else max)(values[index] for values in complete) for index, goal in enumerate(goals)]
-    return [_at(trial, worst) if _tells(trial) else trial for trial in history]
-
-
-def _tells(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.FAIL and not str(trial.user_attrs.get("reason", "")).startswith(LOST)
+    return [
+        _at(trial, worst) if trial.state == TrialState.FAIL and trial.number not in lost else trial for trial in history
+    ]
 
 
 def _at(trial: FrozenTrial, values: list[float]) -> FrozenTrial:
@@ -150,7 +154,7 @@ class LedgerSearcher(tune.search.Searcher):
         self,
         ledger: Ledger,
         study: Study,
-        assignment: Callable[[Cell, int], Mapping[str, Any]],
+        terms: Callable[[Cell, int], Terms],
         interrupted: Sequence[tuple[Cell, int]],
         confirms: Callable[[int], None] = lambda _: None,
         fence: Callable[[], None] = lambda: None,
@@ -160,7 +164,7 @@ class LedgerSearcher(tune.search.Searcher):
         self._ledger = ledger
         self._study = study
         self._goals = ledger.goals(study)
-        self._assignment = assignment  # what a trial is told beside its configuration
+        self._terms = terms  # on which a trial of a cell runs
         self._waiting = list(interrupted)
         self._live: dict[str, tuple[str, int]] = {}  # the trials under way, by Tune's names
         self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
@@ -180,22 +184,23 @@ class LedgerSearcher(tune.search.Searcher):
             self._deadline = math.inf if self._left_s > 0 else time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """What the next trial is told; None while the last ones run, then FINISHED."""
+        """The next trial, as Tune's configuration of it; None while the last ones run, then FINISHED."""
         if self._live and len(self._live) >= self._room():  # where nothing runs, Tune would wait for long and not tick
             return None
-        told = self._next()
-        if isinstance(told, dict):
-            self._live[trial_id] = told["cell"], told["trial"]
-        return told
+        coming = self._next()
+        if not isinstance(coming, Assignment):
+            return coming
+        self._live[trial_id] = coming.cell, coming.trial
+        return as_config(coming)
 
-    def _next(self) -> dict[str, Any] | str | None:
+    def _next(self) -> Assignment | str | None:
         while self._waiting:
             cell, number = self._waiting.pop(0)
             if self._is_too_late(cell, number):
                 self.ran_out_of_time = True
                 continue
             self._again.add((cell.key, number))
-            return self._told(cell, self._ledger.history(self._study, cell.searched)[number])
+            return self._assignment(cell, self._ledger.history(self._study, cell.searched)[number])
         if self._again:
             return None
         histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
@@ -206,17 +211,17 @@ class LedgerSearcher(tune.search.Searcher):
             return self._next_to_confirm()
         cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
         history = histories[cell.key]
-        asked = ask(self._study, cell, self._goals, history)
+        asked = ask(self._study, cell, self._goals, history, self._ledger.lost(self._study, cell))
         self._fence()
         number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
-        return self._told(cell, self._ledger.history(self._study, cell)[number])
+        return self._assignment(cell, self._ledger.history(self._study, cell)[number])
 
     def _is_too_late(self, cell: Cell, number: int) -> bool:
         """Whether a trial that was entered, as those that continue others are, but never begun waits for more time."""
         never = not self._ledger.begun(self._study, cell, number)
         return cell.fresh is None and never and time.monotonic() >= self._deadline
 
-    def _next_to_confirm(self) -> dict[str, Any] | str | None:
+    def _next_to_confirm(self) -> Assignment | str | None:
         if self._live:  # a worker may yet be lost, and its trial come again; and who is confirmed hangs on every end
             return None
         if self._searches:
@@ -238,37 +243,35 @@ class LedgerSearcher(tune.search.Searcher):
         """Put a trial whose worker was lost first in the queue."""
         self._waiting.insert(0, (cell, number))
 
-    def _told(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
+    def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:
+        study, ledger, number = self._study, self._ledger, trial.number
         searched = cell.fresh is None
-        if searched and trial.user_attrs.get("steps") != self._study.budget.steps:
-            self._ledger.retarget(self._study, cell, trial.number)
-        return {
-            **self._assignment(cell, trial.number),
-            **self._place(cell, trial),
-            "cell": cell.key,
-            "trial": trial.number,
-            "seed": trial.user_attrs["seed"] if searched else fresh_seed(self._study.seed, cell.fresh or 0),
-            "test": not searched,
-            "trainable": cell.trainable,
-            "config": {**cell.fixed, **trial.params},
-        }
+        if searched and trial.user_attrs.get("steps") != study.budget.steps:
+            ledger.retarget(study, cell, number)
+        continuation = self._continuation(cell, trial)
+        after_step = continuation.after_step if continuation else 0
+        return Assignment(
+            cell=cell.key,
+            trial=number,
+            trainable=cell.trainable,
+            config={**cell.fixed, **trial.params},
+            seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0),
+            steps=study.budget.steps,
+            test=not searched,
+            recorded_step=max(ledger.last_step(study, cell, number), after_step),
+            begun=ledger.begun(study, cell, number),
+            continues=continuation,
+            terms=self._terms(cell, number),
+        )
 
-    def _place(self, cell: Cell, trial: FrozenTrial) -> dict[str, Any]:
-        """Where a trial goes on: after which rows of the record, and from which trial's checkpoint."""
-        ledger, study = self._ledger, self._study
-        recorded = ledger.last_step(study, cell, trial.number)
-        begun = {"begun": ledger.begun(study, cell, trial.number)}
+    def _continuation(self, cell: Cell, trial: FrozenTrial) -> Continuation | None:
+        """After which rows of the record a trial continues another, and from which checkpoint."""
         before = continues(trial) if cell.fresh is None else None
         if before is None:
-            return {"recorded_step": recorded, **begun}
+            return None
+        ledger, study = self._ledger, self._study
         after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
-        begin_at = ledger.checkpoint(study, cell, before)
-        return {
-            **begun,
-            "recorded_step": max(recorded, after),
-            "after_step": after,
-            "begin_at": str(begin_at) if begin_at else None,
-        }
+        return Continuation(after, ledger.checkpoint(study, cell, before))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Forget a trial; `record` has told the ledger."""

@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cs330ray.errors import WorkerLost
 from cs330ray.service import preflight
+from cs330ray.service.messages import Assignment, Circumstances
 from cs330ray.service.process import Alone, log_into, see_no_more_gpus_than_asked
 from cs330ray.trial import Progress, Scores
 from cs330ray.words import first_line
@@ -57,20 +58,18 @@ class Team:
         self._size, self._cpus, self._gpus = workers, cpus, gpus
         self._workers: Sequence[Any] = ()  # by rank
         self._away = False  # whether some stand on other nodes, with disks of their own
-        self._told: Mapping[str, Any] = {}
 
-    def take_up(self, told: Mapping[str, Any]) -> None:
+    def take_up(self, assignment: Assignment) -> None:
         """Have every worker load the trainable and check the configuration of a trial."""
-        self._told = told
         if not self._workers:
             self._start()
-        self._all("take_up", dict(told))
+        self._all("take_up", assignment)
 
-    def circumstances(self) -> dict[str, Any]:
+    def circumstances(self) -> Circumstances:
         """On what rank 0 runs, and the hosts of all."""
-        each = self._all("circumstances")
-        nodes = [node for found in each for node in found["nodes"]]
-        return {**each[0], "workers": [found["host"] for found in each], "nodes": nodes}
+        each: Sequence[Circumstances] = self._all("circumstances")
+        nodes = [node for worker in each for node in worker.nodes]
+        return replace(each[0], workers=[worker.host for worker in each], nodes=nodes)
 
     def train(self, resume: Path | None) -> Iterator[Progress]:
         """Begin or resume the training in all workers; a moment of rank 0's after each step that all have taken."""
@@ -204,14 +203,14 @@ class Worker:
         parallel.join(rank, workers, address, port)
 
     @_answered
-    def take_up(self, told: Mapping[str, Any]) -> None:
+    def take_up(self, assignment: Assignment) -> None:
         """Load the trainable and check the configuration of a trial. Raises NodeUnfit."""
-        log_into(Path(told["home"]))
-        preflight.gate(told)
-        self._runs.take_up(told)
+        log_into(assignment.terms.home)
+        preflight.gate(assignment)
+        self._runs.take_up(assignment)
 
     @_answered
-    def circumstances(self) -> dict[str, Any]:
+    def circumstances(self) -> Circumstances:
         """On what this worker runs."""
         return self._runs.circumstances()
 
