@@ -28,20 +28,22 @@ SEES: Mapping[str, frozenset[str]] = {
     "trial": frozenset({"errors", "checkpoint"}),
     "home": frozenset(),
     "data": frozenset({"errors"}),
+    "pretrained": frozenset({"errors", "data"}),
     "learners": frozenset({"errors"}),
-    "runtime": frozenset({"errors"}),
-    "parallel": frozenset({"errors", "runtime"}),
-    "models": frozenset({"errors", "data", "learners", "runtime"}),
+    "training": frozenset({"errors"}),
+    "models": frozenset({"errors", "data", "pretrained", "learners", "training"}),
     "studies": frozenset(
-        {"errors", "checkpoint", "spec", "trial", "data", "learners", "models", "runtime", "parallel"}
+        {"errors", "checkpoint", "spec", "trial", "data", "pretrained", "learners", "models", "training"}
     ),
+    "runtime": frozenset({"training"}),  # the old addresses of what moved to training
+    "parallel": frozenset({"training"}),
     "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
     "report": frozenset({"errors", "spec", "growth", "trial", "service.ledger", "service.confirm"}),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
 SEES_TOO = {
     "service.trainables": frozenset({"studies"}),  # a trainable by name
-    "service.workers": frozenset({"parallel"}),  # what the workers of a trial share
+    "service.workers": frozenset({"training.parallel"}),  # what the workers of a trial share
 }
 STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study module may import
 
@@ -178,7 +180,8 @@ def test_no_imports_run_in_a_circle():
 
 def test_every_room_of_the_house_was_read():
     rooms = {name.split(".")[0] for name in read_house()}
-    assert {"errors", "checkpoint", "spec", "growth", "trial", "data", "learners", "studies", "service", "cli"} <= rooms
+    assert {"errors", "checkpoint", "spec", "growth", "trial", "data", "pretrained", "learners", "training", "studies",
+            "service", "cli"} <= rooms  # fmt: skip
 
 
 def test_the_command_line_starts_without_what_is_slow_to_import():
@@ -203,8 +206,14 @@ def test_the_command_line_starts_without_what_is_slow_to_import():
         ("spec", "import torch.nn", "torch brings torch into spec"),
         ("trial", "def f():\n    import torch", "torch brings torch into trial"),
         ("cli", "def f():\n    from accelerate import PartialState", "accelerate brings torch into cli"),
-        ("data.store", "from cs330ray.spec import Study", "does not see cs330ray.spec.Study"),
-        ("data.store", "from cs330ray import learners", "does not see cs330ray.learners"),
+        ("data.packed", "from cs330ray.spec import Study", "does not see cs330ray.spec.Study"),
+        ("data.packed", "from cs330ray import learners", "does not see cs330ray.learners"),
+        ("data.text", "from cs330ray.pretrained import models", "does not see cs330ray.pretrained.models"),
+        ("pretrained.find", "from cs330ray.learners import lora", "does not see cs330ray.learners.lora"),
+        ("training.state", "from cs330ray.trial import Progress", "does not see cs330ray.trial.Progress"),
+        ("training.state", "from cs330ray import checkpoint", "does not see cs330ray.checkpoint"),
+        ("learners.maml", "from cs330ray.training import parallel", "does not see cs330ray.training.parallel"),
+        ("studies.maml", "from cs330ray import runtime", "does not see cs330ray.runtime"),
         ("learners.maml", "from cs330ray.data import glyphs", "does not see cs330ray.data.glyphs"),
         ("learners.maml", "import ray", "ray is for service alone"),
         ("studies.maml", "from ray import tune", "ray is for service alone"),
@@ -216,7 +225,9 @@ def test_the_command_line_starts_without_what_is_slow_to_import():
         ("report.html", "from cs330ray.service import ledgers", "does not see cs330ray.service.ledgers"),
         ("service.run", "from cs330ray import studies", "does not see cs330ray.studies"),
         ("service.run", "import cs330ray.studies.maml", "does not see cs330ray.studies.maml"),
-        ("service.run", "from cs330ray.data import store", "does not see cs330ray.data.store"),
+        ("service.run", "from cs330ray.data import packed", "does not see cs330ray.data.packed"),
+        ("service.run", "from cs330ray.training import parallel", "does not see cs330ray.training.parallel"),
+        ("service.workers", "from cs330ray.training import state", "does not see cs330ray.training.state"),
         ("service.run", "from cs330ray.cli import app", "does not see cs330ray.cli.app"),
         ("cli", "from cs330ray.service import run", "cs330ray.service.run must be imported inside a function"),
         ("cli", "from cs330ray import report", "cs330ray.report must be imported inside a function"),
@@ -225,8 +236,8 @@ def test_the_command_line_starts_without_what_is_slow_to_import():
         ("cli", "if TYPE_CHECKING:\n    pass\nelse:\n    import cs330ray.report", "must be imported inside"),
         ("cli", "def f():\n    import mlflow", "mlflow is for service alone"),
         ("__main__", "import cs330ray.service", "must be imported inside a function"),
-        ("data.store", "from . import glyphs", "a relative import hides what is seen"),
-        ("data.store", "from ..spec import Study", "a relative import hides what is seen"),
+        ("data.packed", "from . import glyphs", "a relative import hides what is seen"),
+        ("data.packed", "from ..spec import Study", "a relative import hides what is seen"),
         ("service.run", "import importlib", "modules by name are for service.trainables alone"),
         ("report.html", "from importlib import import_module", "modules by name are for service.trainables alone"),
         ("spec", "__import__('torch')", "modules by name are for service.trainables alone"),
@@ -244,7 +255,10 @@ def test_the_checker_finds(name, source, problem):
     [
         ("errors", "import json"),
         ("growth", "from cs330ray.spec import Study\nfrom cs330ray import errors"),
-        ("data.glyphs", "from cs330ray.data import store\nimport torch"),
+        ("data.glyphs", "from cs330ray.data import packed\nimport torch"),
+        ("pretrained.models", "from cs330ray.data import packed\nfrom cs330ray.pretrained import tiny"),
+        ("studies.maml", "from cs330ray.studies import fewshot\nfrom cs330ray.training import parallel"),
+        ("service.workers", "def f():\n    from cs330ray.training import parallel"),
         ("studies.maml", "import torch\nfrom cs330ray.learners import maml\nfrom cs330ray.spec import Study"),
         ("studies.maml", "if __name__ == '__main__':\n    from cs330ray.cli import study_main\n    study_main('maml')"),
         ("service.run", "import ray, optuna, mlflow, cs330ray\nfrom cs330ray import checkpoint"),
@@ -263,15 +277,15 @@ def test_the_checker_lets_pass(name, source):
 @pytest.mark.parametrize(
     ("one", "other", "found"),
     [
-        ("from cs330ray.data import store", "from cs330ray.data import glyphs", True),
-        ("from cs330ray.data.store import fetch", "import cs330ray.data.glyphs", True),
-        ("def f():\n    from cs330ray.data import store", "def f():\n    from cs330ray.data import glyphs", True),
-        ("if TYPE_CHECKING:\n    from cs330ray.data import store", "from cs330ray.data import glyphs", False),
-        ("from cs330ray.data import store", "import json", False),
+        ("from cs330ray.data import packed", "from cs330ray.data import glyphs", True),
+        ("from cs330ray.data.packed import fetch", "import cs330ray.data.glyphs", True),
+        ("def f():\n    from cs330ray.data import packed", "def f():\n    from cs330ray.data import glyphs", True),
+        ("if TYPE_CHECKING:\n    from cs330ray.data import packed", "from cs330ray.data import glyphs", False),
+        ("from cs330ray.data import packed", "import json", False),
     ],
 )
 def test_the_checker_finds_cycles_within_a_room(one, other, found):
-    assert bool(cycles({"data": "", "data.glyphs": one, "data.store": other})) is found
+    assert bool(cycles({"data": "", "data.glyphs": one, "data.packed": other})) is found
 
 
 def test_the_checker_finds_a_cycle_of_three():
