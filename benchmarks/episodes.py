@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cs330ray.data import image_classes, omniglot, store
+from cs330ray.data import archives, omniglot, unpack
 from cs330ray.data.episodes import draw_episodes
+from cs330ray.data.images import image_classes
 
 TASKS, SHOTS, QUERIES = 16, 1, 15
 
@@ -57,8 +58,8 @@ def image_by_image(members: list[bytes], ways: int) -> Callable[[], object]:
 
 def main(seconds: float) -> None:
     torch.set_num_threads(1)
-    archive = store.ARCHIVES["images_background.zip"]
-    dataset = "omniglot" if all(row.found for row in store.archives() if row.name == "omniglot") else "glyphs"
+    archive = archives.ARCHIVES["images_background.zip"]
+    dataset = "omniglot" if all(row.found for row in archives.archives() if row.name == "omniglot") else "glyphs"
     classes = {"course": image_classes(dataset, "course", 0, "train")}
     if dataset == "omniglot":
         classes["paper"] = image_classes(dataset, "paper", 0, "train")
@@ -71,7 +72,7 @@ def main(seconds: float) -> None:
             rates[split, ways] = TASKS * rate
             print(f"{f'packed, {len(classes_MRHW)} classes':28} {ways:4} {1e3 / rate:11.2f} {TASKS * rate:11.0f}")
     if archive.found:
-        members = list(store.read_zip(archive, archive.found, omniglot.MEMBER_BYTES).values())
+        members = list(unpack.read_zip(archive, archive.found, omniglot.MEMBER_BYTES).values())
         rate = per_second(image_by_image(members, 5), seconds)
         ratio = rates["course", 5] / (TASKS * rate)
         print(f"{'one PNG an image':28} {5:4} {1e3 / rate:11.2f} {TASKS * rate:11.0f}")

@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from cs330ray.data import text, weights
+from cs330ray.data import text
 from cs330ray.errors import Cs330rayError
 from cs330ray.learners.decoding import Decoder
 from cs330ray.learners.incontext import Asking
+from cs330ray.pretrained import models
 
 MODEL, SHOTS, NEW_TOKENS, BATCH, BLOCK = "smollm2-135m", 16, 6, 8, 25
 
@@ -57,7 +58,7 @@ def measure(
     model: Any, tokenizer: Any, prefix: str, questions: Sequence[str], plain: Sequence[int]
 ) -> tuple[float, list[float]]:
     """Seconds of ours for all questions, and of the plain way for each of some; they take turns. Checks the answers."""
-    decoder = Decoder(model, tokenizer, window=weights.window(model), prefix=prefix)
+    decoder = Decoder(model, tokenizer, window=models.window(model), prefix=prefix)
     ours_s, plain_s = 0.0, []
     for first in range(0, len(questions), BLOCK):
         block = questions[first : first + BLOCK]
@@ -77,7 +78,7 @@ def main(plain: int) -> None:
     shots = text.draw(text.examples("babi", "train", 0), SHOTS, 0, classes=False)
     questions = [asking.prompt(example.text) for example in text.examples("babi", "val", 0)]
     prefix = asking.prefix([(shot.text, shot.answer) for shot in shots])
-    model, tokenizer = weights.causal(MODEL, device=torch.device("cpu"))
+    model, tokenizer = models.causal(MODEL, device=torch.device("cpu"))
     some = [at * len(questions) // plain for at in range(plain)]
     plain_answer(model, tokenizer, questions[0])  # warms up
     ours_s, plain_s = measure(model, tokenizer, prefix, questions, some)

@@ -24,10 +24,10 @@ from multiprocessing.connection import Connection
 import torch
 import torch.nn.functional as F
 
-from cs330ray import runtime
-from cs330ray.data import store
+from cs330ray.data import archives
 from cs330ray.learners import lora
 from cs330ray.studies import finetune
+from cs330ray.training.device import device
 
 SIDES = {"lora": "lora-16", "full": "all", "plain": "lora-16"}
 TOLERANCE = 1e-4  # of the first loss, relative, in float32
@@ -39,11 +39,11 @@ class Side:
 
     def __init__(self, name: str, model: str) -> None:
         torch.set_num_threads(1)
-        found = all(archive.found for archive in store.archives() if archive.name == "babi")
+        found = all(archive.found for archive in archives.archives() if archive.name == "babi")
         dataset = "babi" if found else "rooms"
         self.config = finetune.Config(dataset=dataset, model=model, method=SIDES[name], shots=8, micro_batch=4)
         self.step = self.plain if name == "plain" else self.ours
-        self.state = finetune._State.fresh(self.config, 0, runtime.device())
+        self.state = finetune._State.fresh(self.config, 0, device())
         self.drawn = [self.state.encode(example) for example in finetune._draw(self.config, 0)]
 
     def ours(self) -> float:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cs330ray.learners import conv4, maml
-from cs330ray.learners.maml import Batch, Maml
+from cs330ray.learners.maml import Maml
+from cs330ray.learners.tasks import Batch
 
 TASKS, WAYS, SHOTS, QUERIES, FILTERS, SIDE = 16, 5, 1, 15, 32, 28
 INNER_LR = 0.4

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, IterableDataset
 
-from cs330ray.data import image_classes, store
+from cs330ray.data import archives
+from cs330ray.data.images import image_classes
 from cs330ray.learners.mann import Batch
 from cs330ray.studies import mann
 
@@ -221,7 +222,7 @@ def main() -> None:
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)
-    dataset = "omniglot" if all(row.found for row in store.archives() if row.name == "omniglot") else "glyphs"
+    dataset = "omniglot" if all(row.found for row in archives.archives() if row.name == "omniglot") else "glyphs"
     classes_MRHW = image_classes(dataset, "course", 0, "train")
     columns = ["plain_s", "plain_reading_s", "plain_given_s", "ours_s", "our_draw_s", "floor_s"]
     columns += ["ratio", "ratio_reading", "ratio_given", "of_floor"]

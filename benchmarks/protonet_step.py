@@ -31,11 +31,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cs330ray.data import image_classes, store
+from cs330ray.data import archives
 from cs330ray.data.episodes import draw_episodes
+from cs330ray.data.images import image_classes
 from cs330ray.learners import conv4, protonet
-from cs330ray.learners.maml import Batch
 from cs330ray.learners.protonet import ProtoNet
+from cs330ray.learners.tasks import Batch
 
 TASKS, WAYS, QUERIES, FILTERS, SIDE = 16, 5, 15, 64, 28
 CASES = [(1, 9), (5, 5)]  # shots, turns
@@ -73,7 +74,7 @@ class Images:
     @classmethod
     def write(cls, folder: Path, reader: str) -> "Images":
         """Write one PNG a drawing, ink 0 on 255: Omniglot where its archives are at hand, else glyphs."""
-        found = all(archive.found for archive in store.archives() if archive.name == "omniglot")
+        found = all(archive.found for archive in archives.archives() if archive.name == "omniglot")
         classes_MRHW = image_classes("omniglot" if found else "glyphs", "course", 0, "train")
         classes, drawings = classes_MRHW.shape[:2]
         for place, image in enumerate(classes_MRHW.flatten(0, 1).numpy()):

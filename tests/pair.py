@@ -78,7 +78,7 @@ def _serve(rank: int, count: int, port: int, device: str, commands: Connection) 
     os.environ |= {"CS330RAY_DEVICE": device, "CUDA_VISIBLE_DEVICES": str(rank)}  # a GPU each, where there are any
     import torch
 
-    from cs330ray import parallel
+    from cs330ray.training import parallel
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from cs330ray import parallel
 from cs330ray.errors import Diverged
+from cs330ray.training import parallel
 from cs330ray.trial import Item, Metric, Progress, Scores
 
 SPLITS = "numbers"

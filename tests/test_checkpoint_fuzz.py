@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from cs330ray import checkpoint, runtime
+from cs330ray import checkpoint
 from cs330ray.errors import CheckpointError, Diverged
 from cs330ray.service import trainables
+from cs330ray.training import state
 from tests.spoilt_bytes import spoilt
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MULTITASK
 
@@ -49,7 +50,7 @@ class Trial:
             self.optimizer.step()
 
     def save(self, directory: Path) -> None:
-        runtime.save_state(
+        state.save_state(
             directory,
             tensors=self.net.state_dict(),
             optimizer=self.optimizer,
@@ -58,7 +59,7 @@ class Trial:
         )
 
     def load(self, directory: Path) -> dict[str, Any]:
-        return runtime.load_state(
+        return state.load_state(
             directory, tensors=self.net.state_dict(), optimizer=self.optimizer, generator=self.generator
         )
 

@@ -1,7 +1,9 @@
 """One suite for every trainable, and for every way to run one: the contract of `cs330ray.trial`."""
 
+import importlib
 import json
 import math
+import pkgutil
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cs330ray import checkpoint
+from cs330ray import checkpoint, studies
 from cs330ray.service import trainables
 from cs330ray.service.actor import TrialRun
 from cs330ray.service.records import Ending
@@ -77,6 +79,12 @@ each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label or cas
 
 def test_every_trainable_of_the_package_is_in_this_suite() -> None:
     assert set(trainables.names()) <= {case.name for case in CASES}
+
+
+def test_every_module_that_is_a_trainable_is_known_by_name() -> None:
+    modules = [found.name for found in pkgutil.iter_modules(studies.__path__)]
+    systems = [name for name in modules if hasattr(importlib.import_module(f"{studies.__name__}.{name}"), "train")]
+    assert sorted(systems) == trainables.names()
 
 
 @each

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cs330ray import parallel, runtime
 from cs330ray.errors import Diverged, SpecError, WorkerLost
 from cs330ray.learners import lora, maml
 from cs330ray.learners.maml import Maml
+from cs330ray.training import parallel
+from cs330ray.training.device import device
 from tests.learners import test_lora as tiny
 from tests.learners.test_maml import drawn_batch, drawn_lrs, drawn_params, reference_outer_loss
 from tests.pair import PATIENCE_S, Workers, free_port
@@ -37,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 def who() -> tuple[int, int, str, int]:
-    return parallel.rank(), parallel.workers(), str(runtime.device()), torch.get_num_threads()
+    return parallel.rank(), parallel.workers(), str(device()), torch.get_num_threads()
 
 
 def added(values: list[float]) -> float:
@@ -139,7 +140,7 @@ def test_leaving_takes_back_what_joining_told_the_environment(monkeypatch):
 
 
 def test_a_device_on_which_workers_cannot_speak_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(runtime, "device", lambda: torch.device("mps"))
+    monkeypatch.setattr(parallel, "device", lambda: torch.device("mps"))
     with pytest.raises(SpecError, match=r"resources\.workers: several run on cuda or cpu, but got mps; use 1, or "):
         parallel.join(0, 2, "127.0.0.1", 1)
 

@@ -5,8 +5,8 @@ import pytest
 
 WORK = """
 import resource, torch
-from cs330ray import runtime
-runtime.device()
+from cs330ray.training.device import device
+device()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work():

@@ -98,6 +98,20 @@ def test_what_guessing_zero_reaches_is_half_the_mean_squared_amplitude(your_own:
     assert module.chance(module.Config())["val_mse"] == pytest.approx(y.square().mean().item(), rel=0.02)
 
 
+def test_a_module_that_was_written_to_an_older_page_still_runs(your_own: Path, tmp_path: Path) -> None:
+    """It takes its streams of random numbers from where they were, and is told where they are now."""
+    written = (your_own / "mine" / "reptile.py").read_text()
+    new, old = "from cs330ray.training.device import generator", "from cs330ray.runtime import generator"
+    assert new in written
+    (tmp_path / "older.py").write_text(written.replace(new, old))
+    loop = "import older; print([p.metrics for p in older.train(older.Config(eval_every_steps=2), 0, 4)])"
+    ended = done(tmp_path, "-W", "default", "-c", loop)
+    same = done(your_own, "-c", loop.replace("older", "mine.reptile"))
+    assert ended.returncode == same.returncode == 0, ended.stderr + same.stderr
+    assert ended.stdout == same.stdout
+    assert "DeprecationWarning: cs330ray.runtime has moved: import its names from cs330ray.training" in ended.stderr
+
+
 def test_it_learns_to_learn(your_own: Path) -> None:
     module = trainables.load("mine.reptile")
     config = module.Config(eval_every_steps=60, eval_tasks=50)

@@ -423,17 +423,18 @@ def _print_pages(pages: dict[str, str], server: str) -> None:
 @app.command()
 def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = "list") -> None:
     """List, fetch or verify the publishers' archives and the weights of language models."""
-    from cs330ray.data import store, wheels
+    from cs330ray.data import archives
+    from cs330ray.pretrained import known, wheels
 
     if action not in ("list", "fetch", "verify"):
         raise SpecError(f"data: one of list, fetch, verify is needed, but got {action!r}")
     if action == "fetch":
-        for archive in store.archives():
-            typer.echo(f"{archive.file}: {store.fetch(archive)}")
-        from cs330ray.data import weights
+        for archive in archives.archives():
+            typer.echo(f"{archive.file}: {archives.fetch(archive)}")
+        from cs330ray.pretrained import models
 
-        for model in wheels.KNOWN:
-            weights.digest(model)
+        for model in known.KNOWN:
+            models.digest(model)
             typer.echo(f"{model}: {wheels.found(model)}")
     elif action == "verify":
         from cs330ray.data import movielens, omniglot, text
@@ -448,17 +449,17 @@ def data(action: Annotated[str, typer.Argument(help="list, fetch or verify")] = 
         typer.echo("amazon: 10,261 reviews, of each number of stars as many as published")
         text.verify("xsum")
         typer.echo("xsum: each pair has a document, a summary and an id of its own")
-        for model in wheels.KNOWN:
+        for model in known.KNOWN:
             kept = wheels.verify(model)
             typer.echo(f"{model}: {'not fetched' if kept is None else 'as converted from what was published'}")
     else:
         from cs330ray.report.sheet import Sheet
 
         columns = ["name", "file", "licence", "found", "from"]
-        rows = [[row.name, row.file, row.licence, str(row.found or "missing"), row.url] for row in store.archives()]
-        for name, known in wheels.KNOWN.items():
-            files = " ".join(wheel.file for wheel in known.wheels)
-            rows.append([name, files, known.licence, str(wheels.found(name) or "missing"), "the package index"])
+        rows = [[row.name, row.file, row.licence, str(row.found or "missing"), row.url] for row in archives.archives()]
+        for name, carried in known.KNOWN.items():
+            files = " ".join(wheel.file for wheel in carried.wheels)
+            rows.append([name, files, carried.licence, str(wheels.found(name) or "missing"), "the package index"])
         _print_table(Sheet(None, columns, rows))
 
 

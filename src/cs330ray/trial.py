@@ -61,8 +61,8 @@ class Trainable(Protocol):
     """The module that runs trials of one system.
 
     One that has `SPLITS` besides, the word for what its workers share out ("tasks"), may run as several processes: each
-    runs `train`, or `test`, and takes part through `cs330ray.parallel`. All yield at the same steps, hold the same
-    state to the bit and raise Diverged at the same step. Without it a trial takes one worker.
+    runs `train`, or `test`, and takes part through `cs330ray.training.parallel`. All yield at the same steps, hold the
+    same state bit for bit and raise Diverged at the same step. Without it a trial takes one worker.
 
     One that has these two besides gives models that are ready to use:
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cs330ray.data import omniglot, store
+from cs330ray.data import archives, omniglot
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,6 @@ def small_omniglot(given, monkeypatch):
 @pytest.fixture
 def archive(monkeypatch):
     """An archive of no publisher, `thing.zip` of at most 100,000 bytes."""
-    thing = replace(store.ARCHIVES["images_background.zip"], file="thing.zip", max_bytes=100_000)
-    monkeypatch.setitem(store.ARCHIVES, "thing.zip", thing)
+    thing = replace(archives.ARCHIVES["images_background.zip"], file="thing.zip", max_bytes=100_000)
+    monkeypatch.setitem(archives.ARCHIVES, "thing.zip", thing)
     return thing

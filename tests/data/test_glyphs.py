@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cs330ray.data import glyphs, image_classes, images_digest, store
+from cs330ray.data import glyphs, packed
 from cs330ray.data.episodes import draw_episodes
+from cs330ray.data.images import image_classes, images_digest
 
 pytestmark = pytest.mark.usefixtures("warm_cache")
 
@@ -46,9 +47,9 @@ def test_capitals_that_look_alike_across_scripts_are_one_class():
 
 def test_a_letter_is_drawn_the_same_each_time():
     letters = glyphs._letters()
-    packed = dict(zip(glyphs.pack().arrays["names"], glyphs.pack().arrays["images"], strict=True))
+    images = dict(zip(glyphs.pack().arrays["names"], glyphs.pack().arrays["images"], strict=True))
     for letter in "Agß":
-        assert np.array_equal(glyphs._drawings(letter, letters[letter]), packed[unicodedata.name(letter)])
+        assert np.array_equal(glyphs._drawings(letter, letters[letter]), images[unicodedata.name(letter)])
 
 
 def test_parts_are_disjoint_and_cover_all_classes():
@@ -66,7 +67,7 @@ def test_a_split_hangs_on_its_seed_alone():
 
 
 def test_the_digest_is_that_of_the_packed_content():
-    assert images_digest("glyphs") == store._digest(glyphs.pack().arrays)
+    assert images_digest("glyphs") == packed._digest(glyphs.pack().arrays)
 
 
 def test_the_nearest_neighbour_in_pixels_is_as_good_as_the_docstring_says():

@@ -155,7 +155,7 @@ def test_reading_a_part_looks_at_no_other_part_s_stars(small_movielens, monkeypa
     hidden = np.full(40, 99, np.uint8)
     hidden[chosen] = packed.arrays["stars"][chosen]
     monkeypatch.setattr(
-        movielens, "pack", lambda _: movielens.store.Packed(packed.path, {**packed.arrays, "stars": hidden}, "")
+        movielens, "pack", lambda _: movielens.packed.Packed(packed.path, {**packed.arrays, "stars": hidden}, "")
     )
     assert 99 not in movielens.ratings("movielens", "course", 0, "val").stars
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cs330ray.data import text
+from cs330ray.data import archives, rooms, text, text_archives
 from cs330ray.data.text import Example
 from cs330ray.errors import DataError, SpecError
 
@@ -22,7 +22,7 @@ SMALL = 20  # examples to val and to test of the small archives
 
 
 def real(dataset):
-    there = REAL and (Path(REAL) / text.FILES[dataset]).is_file()
+    there = REAL and (Path(REAL) / text_archives.FILES[dataset]).is_file()
     return pytest.mark.skipif(not there, reason=f"CS330RAY_DATA holds no archive of {dataset}")
 
 
@@ -55,7 +55,7 @@ def texts(examples):
 def refused(dataset, match):
     with pytest.raises(DataError, match=match) as caught:
         text.pack(dataset)
-    assert text.FILES[dataset] in str(caught.value)
+    assert text_archives.FILES[dataset] in str(caught.value)
     assert "`rooms`" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -84,10 +84,12 @@ def write_babi(small, monkeypatch):
     def write(train=None, test=None, **files):
         train, test = train or [story(at) for at in range(12)], test or [story(at) for at in range(100, 112)]
         questions = {sum("\t" in line for lines in stories for line in lines) for stories in (train, test)}
-        monkeypatch.setattr(text, "FACTS", text.Facts(questions=max(questions), stories=12, others={}))
+        monkeypatch.setattr(
+            text_archives, "FACTS", text_archives.Facts(questions=max(questions), stories=12, others={})
+        )
         for task, (part, stories) in itertools.product(range(1, 21), {"train": train, "test": test}.items()):
             files.setdefault(f"en/qa{task}_some-name_{part}.txt", numbered(stories).encode())
-        with tarfile.open(small / text.FILES["babi"], "w:gz") as tar:
+        with tarfile.open(small / text_archives.FILES["babi"], "w:gz") as tar:
             for name, content in files.items():
                 if content is not None:
                     info = tarfile.TarInfo(f"tasks_1-20_v1-2/{name}")
@@ -227,7 +229,7 @@ def test_a_file_with_other_content_is_refused_in_one_line(write_babi, spoil, rul
 
 def test_the_published_numbers_of_stories_are_required(write_babi, monkeypatch):
     write_babi()
-    monkeypatch.setattr(text, "FACTS", text.Facts())
+    monkeypatch.setattr(text_archives, "FACTS", text_archives.Facts())
     refused("babi", r"qa1_.*: \(200, 1000\), but got \(12, 60\)")
 
 
@@ -335,8 +337,8 @@ def test_a_file_that_is_no_parquet_is_refused_in_one_line(small):
 
 @pytest.mark.parametrize("write", [write_pairs, write_parquet])
 def test_more_pairs_than_the_bound_are_refused(small, write, monkeypatch):
-    archive = text.store.ARCHIVES["xsum.jsonl"]
-    monkeypatch.setitem(text.store.ARCHIVES, "xsum.jsonl", replace(archive, max_bytes=1000))
+    archive = archives.ARCHIVES["xsum.jsonl"]
+    monkeypatch.setitem(archives.ARCHIVES, "xsum.jsonl", replace(archive, max_bytes=1000))
     write(small, [pair(at) for at in range(50)])
     with pytest.raises(DataError, match="1000 bytes"):
         text.pack("xsum")
@@ -353,8 +355,10 @@ def review(at, stars, review_text=None):
 def write_reviews(small, monkeypatch):
     def write(rows, stars=None):
         counts = Counter(int(row["overall"]) for row in rows)
-        monkeypatch.setattr(text, "FACTS", text.Facts(stars=stars or tuple(counts[at] for at in range(1, 6))))
-        with gzip.open(small / text.FILES["amazon"], "wt") as file:
+        monkeypatch.setattr(
+            text_archives, "FACTS", text_archives.Facts(stars=stars or tuple(counts[at] for at in range(1, 6)))
+        )
+        with gzip.open(small / text_archives.FILES["amazon"], "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     return write
@@ -411,7 +415,7 @@ def test_too_few_reviews_of_a_class_are_refused_with_the_numbers(write_reviews):
 )
 def test_reviews_with_other_content_are_refused_in_one_line(write_reviews, small, monkeypatch, change, rule):
     write_reviews(reviews())
-    with gzip.open(small / text.FILES["amazon"], "wt") as file:
+    with gzip.open(small / text_archives.FILES["amazon"], "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in change(reviews()))
     refused("amazon", rule)
 
@@ -572,7 +576,7 @@ def test_nobody_in_rooms_goes_where_they_are(warm_cache):
 def test_no_room_is_the_answer_much_more_often_than_another(warm_cache):
     """A sixth of 1,375 questions is 229, and one standard deviation 14."""
     counts = Counter(one.answer for one in text.examples("rooms", "train", 0))
-    assert set(counts) == set(text.ROOMS.places)
+    assert set(counts) == set(rooms.ROOMS.places)
     assert all(abs(count - 229) < 4 * 14 for count in counts.values())
 
 
@@ -586,7 +590,7 @@ def test_rooms_of_one_version_are_the_same_everywhere(tmp_path, monkeypatch):
 
 def test_rooms_of_another_version_are_packed_anew(warm_cache, monkeypatch):
     path = text.pack("rooms").path
-    monkeypatch.setattr(text, "ROOMS", replace(text.ROOMS, version=2))
+    monkeypatch.setattr(rooms, "ROOMS", replace(rooms.ROOMS, version=2))
     assert text.pack("rooms").path != path
 
 
@@ -638,6 +642,6 @@ def test_the_published_reviews_divide_as_agreed(published):
 
 @real("amazon")
 def test_a_review_less_among_the_published_is_found(given):
-    rows = gzip.decompress((Path(REAL) / text.FILES["amazon"]).read_bytes()).splitlines(keepends=True)
-    (given / text.FILES["amazon"]).write_bytes(gzip.compress(b"".join(rows[:-1]), 1))
+    rows = gzip.decompress((Path(REAL) / text_archives.FILES["amazon"]).read_bytes()).splitlines(keepends=True)
+    (given / text_archives.FILES["amazon"]).write_bytes(gzip.compress(b"".join(rows[:-1]), 1))
     refused("amazon", r"'4': 2084, '5': 6938\}, but got .*'4': 2083, '5': 6938\}")

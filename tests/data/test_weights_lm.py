@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cs330ray.data import weights, wheels
+from cs330ray.pretrained import known, models, wheels
 
 pytestmark = pytest.mark.lm
 
@@ -40,7 +40,7 @@ FRANCE = "The capital of France is"
     ],
 )  # fmt: skip
 def test_a_tokenizer_cuts_text_as_its_publisher_does(model, text, ids):
-    load = weights.causal if model != "minilm-l6" else lambda *args, **kw: weights.encoder(
+    load = models.causal if model != "minilm-l6" else lambda *args, **kw: models.encoder(
         *args, classes=2, layers=None, seed=0, **kw
     )  # fmt: skip
     _, tokenizer = load(model, device=CPU)
@@ -48,41 +48,41 @@ def test_a_tokenizer_cuts_text_as_its_publisher_does(model, text, ids):
 
 
 def test_smollm2_reads_each_digit_apart_from_what_is_before_it():
-    _, tokenizer = weights.causal("smollm2-135m", device=CPU)
+    _, tokenizer = models.causal("smollm2-135m", device=CPU)
     assert tokenizer.tokenize("  12\n\n3") == ["ĠĠ", "1", "2", "ĊĊ", "3"]
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "gemma3-270m"])
 def test_text_comes_back_from_its_tokens(model):
-    _, tokenizer = weights.causal(model, device=CPU)
+    _, tokenizer = models.causal(model, device=CPU)
     text = "Mary moved to the bathroom. 12345 It's\n\n  x  Café 😊 In the"
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
 @pytest.mark.parametrize(("model", "among"), [("smollm2-135m", 1), ("gemma3-270m", 3)])
 def test_a_causal_model_knows_the_capital_of_france(model, among):
-    loaded, tokenizer = weights.causal(model, device=CPU)
+    loaded, tokenizer = models.causal(model, device=CPU)
     logits_V = loaded(**tokenizer(FRANCE, return_tensors="pt")).logits[0, -1]
     assert " Paris" in [tokenizer.decode([token]) for token in logits_V.topk(among).indices]
 
 
 @pytest.mark.parametrize(("model", "window"), [("smollm2-135m", 8192), ("gemma3-270m", 32768)])
 def test_a_causal_model_has_its_window_and_its_tied_embeddings(model, window):
-    loaded, tokenizer = weights.causal(model, device=CPU)
-    assert weights.window(loaded) == window
+    loaded, tokenizer = models.causal(model, device=CPU)
+    assert models.window(loaded) == window
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert tokenizer.pad_token is not None
 
 
-@pytest.mark.parametrize("model", list(wheels.KNOWN))
+@pytest.mark.parametrize("model", list(known.KNOWN))
 def test_what_was_kept_is_what_was_converted(model):
-    assert wheels.verify(model) == weights.digest(model)
+    assert wheels.verify(model) == models.digest(model)
 
 
 @pytest.mark.parametrize("layers", [None, 3])
 def test_minilm_tells_texts_apart_and_reads_its_whole_window(layers):
-    loaded, tokenizer = weights.encoder("minilm-l6", classes=5, layers=layers, seed=0, device=CPU)
-    assert weights.window(loaded) == 512
+    loaded, tokenizer = models.encoder("minilm-l6", classes=5, layers=layers, seed=0, device=CPU)
+    assert models.window(loaded) == 512
     assert loaded.config.num_hidden_layers == (layers or 6)
     batch = tokenizer(["word " * 510, "a guitar"], padding=True, return_tensors="pt")
     assert batch.input_ids.shape == (2, 512)
@@ -92,7 +92,7 @@ def test_minilm_tells_texts_apart_and_reads_its_whole_window(layers):
 
 
 def test_minilm_finds_what_means_the_same():
-    loaded, tokenizer = weights.encoder("minilm-l6", classes=2, layers=None, seed=0, device=CPU)
+    loaded, tokenizer = models.encoder("minilm-l6", classes=2, layers=None, seed=0, device=CPU)
     texts = ["A man is playing a guitar.", "Someone plays a string instrument.", "The stock market fell sharply today."]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     mask_BL1 = batch.attention_mask[..., None]

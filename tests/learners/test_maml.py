@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cs330ray.learners import conv4, maml
-from cs330ray.learners.maml import Batch, Maml
+from cs330ray.learners.maml import Maml
+from cs330ray.learners.tasks import Batch, accuracy
 from tests.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE = 3, 3, 2, 4, 16
@@ -197,4 +198,4 @@ def test_scores_after_adapting_are_those_of_a_loop_over_tasks_each_of_its_own_im
 
 def test_accuracy_counts_the_images_of_a_class_in_class_order():
     logits_TBN = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])  # two images each of classes 0 and 1
-    assert maml.accuracy(logits_TBN).tolist() == [0.75]
+    assert accuracy(logits_TBN).tolist() == [0.75]

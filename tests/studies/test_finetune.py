@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from cs330ray import spec
-from cs330ray.data import text
+from cs330ray.data import rooms, text
 from cs330ray.data.text import Example
 from cs330ray.errors import CheckpointError, DataError, Diverged, SpecError
 from cs330ray.learners import decoding, lora
@@ -178,7 +178,7 @@ def test_peft_loads_a_trial_s_adapter_onto_the_plain_model_with_the_same_logits(
 
     settings = config(**changes)
     run(settings, 0, 4, tmp_path / "home")
-    trained = finetune._State.load(tmp_path / "home", settings, torch.device("cpu")).model.eval()
+    trained = fresh(settings).restored(tmp_path / "home").model.eval()
     plain = fresh(settings.model_copy(update={"method": "last", "blocks": 1}), 5).model
     ids_BL = torch.tensor([[70, 71, 72, 73], [80, 81, 82, 83]])
     with warnings.catch_warnings():
@@ -252,7 +252,7 @@ def test_an_answer_that_is_likeliest_token_by_token_is_what_decoding_finds(steps
     state = fresh(settings)
     if steps:
         run(settings, 0, steps, tmp_path / "home")
-        state = finetune._State.load(tmp_path / "home", settings, torch.device("cpu"))
+        state = fresh(settings).restored(tmp_path / "home")
     examples = text.examples("rooms", "train", 0)[:8]
     asked: list[int] = []
     greedy = decoding.greedy
@@ -330,21 +330,21 @@ def test_micro_batches_change_no_more_than_the_last_bits(tmp_path):
 
 def test_a_trial_ends_at_the_first_due_row_whose_training_accuracy_suffices(monkeypatch):
     accuracies = iter([0.2, 0.6, 0.4, 0.9])
-    monkeypatch.setattr(finetune.runtime, "mean", lambda _: next(accuracies))
+    monkeypatch.setattr(finetune, "mean", lambda _: next(accuracies))
     found = list(finetune.train(config(early_stop=True, stop_at=0.5), 0, 20))
     assert [step for step, _ in rows(found)] == [2, 4]
 
 
 def test_a_row_that_is_there_for_the_end_of_the_budget_alone_ends_nothing(monkeypatch, tmp_path):
     settings = config(early_stop=True, stop_at=0.5)
-    monkeypatch.setattr(finetune.runtime, "mean", lambda _: 1.0)
+    monkeypatch.setattr(finetune, "mean", lambda _: 1.0)
     assert [step for step, _ in rows(run(settings, 7, 1, tmp_path / "one"))] == [1]
     assert [step for step, _ in rows(run(settings, 7, 9, tmp_path / "on", resume=tmp_path / "one"))] == [2]
     assert list(finetune.train(settings, 7, 9, tmp_path / "on")) == []
 
 
 def test_a_dry_run_estimates_a_study_whose_trials_end_at_their_first_row(monkeypatch):
-    monkeypatch.setattr(finetune.runtime, "mean", lambda _: 1.0)
+    monkeypatch.setattr(finetune, "mean", lambda _: 1.0)
     study = {
         "name": "s", "trainable": "finetune", "objective": ["val_accuracy"], "budget": {"trials": 1, "steps": 9},
         "fixed": {"dataset": "rooms", "model": "tiny", "shots": 1, "eval_examples": 1},
@@ -353,7 +353,7 @@ def test_a_dry_run_estimates_a_study_whose_trials_end_at_their_first_row(monkeyp
 
 
 def test_without_the_rule_a_trial_goes_on(monkeypatch):
-    monkeypatch.setattr(finetune.runtime, "mean", lambda _: 1.0)
+    monkeypatch.setattr(finetune, "mean", lambda _: 1.0)
     assert [step for step, _ in rows(list(finetune.train(config(early_stop=False, stop_at=0.5), 0, 6)))] == [2, 4, 6]
 
 
@@ -619,7 +619,7 @@ def test_rooms_may_be_told_as_classes():
     settings = config(answers="classes", model="tiny-encoder", shots=1)
     state = fresh(settings)
     assert state.model.config.num_labels == 6
-    assert state.encode(Example("u", "Where?", "garage")).label == text.ROOMS.places.index("garage")
+    assert state.encode(Example("u", "Where?", "garage")).label == rooms.ROOMS.places.index("garage")
     ((_, metrics),) = rows(list(finetune.train(settings, 0, 1)))
     assert "val_rouge1" not in metrics
 

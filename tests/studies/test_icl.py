@@ -6,10 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cs330ray.data import text
 from cs330ray.data.text import Example
 from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.learners.decoding import Decoder
 from cs330ray.studies import icl
+from cs330ray.training.device import generator
 from cs330ray.trial import Progress
 
 SMALL = {"dataset": "rooms", "model": "tiny", "shots": 3, "eval_examples": 8, "eval_every_steps": 3, "eval_batch": 2}
@@ -103,7 +105,7 @@ def test_a_trial_ends_with_its_questions(tmp_path):
 
 def test_a_finished_trial_has_nothing_left_to_do_and_loads_no_model(tmp_path, monkeypatch):
     run(config(), 0, 8, tmp_path / "done")
-    monkeypatch.setattr(icl.weights, "causal", None)
+    monkeypatch.setattr(icl.models, "causal", None)
     assert list(icl.train(config(), 0, 9, tmp_path / "done")) == []
 
 
@@ -137,7 +139,7 @@ def test_questions_come_in_one_order_whatever_the_trial(tmp_path, asked):
         run(config(**changes), seed, 8, tmp_path / str(seed))
         orders.append([question for _, question in asked])
     assert orders[0] == orders[1] == orders[2]
-    pool = icl.text.examples("rooms", "val", 0)
+    pool = text.examples("rooms", "val", 0)
     assert orders[0] == [f"{example.text} In the" for example in pool[:8]]
 
 
@@ -147,7 +149,7 @@ def test_a_draw_seed_fixes_the_examples_and_the_trial_s_seed_orders_them(tmp_pat
         asked.clear()
         run(config(draw_seed=5), seed, 3, tmp_path / str(seed))
         prefixes.append(asked[0][0])
-    drawn = icl.text.draw(icl.text.examples("rooms", "train", 0), 3, 5, classes=False)
+    drawn = text.draw(text.examples("rooms", "train", 0), 3, 5, classes=False)
     shots = [f"{example.text} In the {example.answer}. " for example in drawn]
     assert len(set(prefixes)) > 1
     assert all(sorted(prefix) == sorted("".join(shots)) for prefix in prefixes)
@@ -173,7 +175,7 @@ def test_an_ordering_is_taken_among_candidates_and_its_entropy_told(tmp_path):
     (first, *_) = run(config(**ENTROPIES), 0, 3, tmp_path / "home")
     state = answered(tmp_path / "home")
     assert first.metrics["ordering_entropy"] == state["entropy"] > 0
-    candidates = icl.incontext.orders(3, 3, icl.runtime.generator("order", 0))
+    candidates = icl.incontext.orders(3, 3, generator("order", 0))
     assert state["order"] in candidates
     run(config(), 0, 3, tmp_path / "seed")
     assert answered(tmp_path / "seed")["order"] == candidates[0]
@@ -189,7 +191,7 @@ def test_the_number_of_questions_at_once_changes_no_answer(tmp_path):
 
 
 def test_a_prompt_beyond_the_window_is_refused_before_anything_is_asked(monkeypatch, asked):
-    monkeypatch.setattr(icl.weights, "window", lambda _: 500)
+    monkeypatch.setattr(icl.models, "window", lambda _: 500)
     with pytest.raises(SpecError, match=r"at most 500 tokens fit the model's window, but got \d+ of the longest"):
         list(icl.train(config(), 0, 3))
     assert asked == []
@@ -200,7 +202,7 @@ def test_whole_examples_are_dropped_when_asked_for_the_last_drawn_first(tmp_path
     alone = list(asked)
     asked.clear()
     longest = max(len(prefix + question) for prefix, question in alone)
-    monkeypatch.setattr(icl.weights, "window", lambda _: longest + 6)
+    monkeypatch.setattr(icl.models, "window", lambda _: longest + 6)
     history = run(config(overflow="drop"), 0, 8, tmp_path / "dropped")
     assert asked == alone
     assert {progress.metrics["shots_used"] for progress in history} == {1}
@@ -209,7 +211,7 @@ def test_whole_examples_are_dropped_when_asked_for_the_last_drawn_first(tmp_path
 @pytest.mark.parametrize("window", range(700, 1000, 100))
 def test_an_entropy_has_room_for_the_texts_it_asks_for_wherever_examples_are_dropped(monkeypatch, window):
     """Texts of 300 tokens, longer than any question."""
-    monkeypatch.setattr(icl.weights, "window", lambda _: window)
+    monkeypatch.setattr(icl.models, "window", lambda _: window)
     monkeypatch.setattr(icl.incontext, "PROBE_TOKENS", 300)
     monkeypatch.setattr(icl.incontext, "PROBE_ROOM", 600)
     settings = config(shots=8, overflow="drop", ordering="globalE", orderings=2, probes=2)
@@ -219,14 +221,14 @@ def test_an_entropy_has_room_for_the_texts_it_asks_for_wherever_examples_are_dro
 
 
 def test_a_question_that_alone_is_beyond_the_window_is_refused_even_then(monkeypatch):
-    monkeypatch.setattr(icl.weights, "window", lambda _: 20)
+    monkeypatch.setattr(icl.models, "window", lambda _: 20)
     with pytest.raises(SpecError, match="at most 20 tokens fit"):
         list(icl.train(config(overflow="drop"), 0, 3))
 
 
 def test_a_test_drops_what_its_own_questions_leave_no_room_for(tmp_path, monkeypatch):
     run(config(), 0, 8, tmp_path / "home")
-    monkeypatch.setattr(icl.weights, "window", lambda _: 450)
+    monkeypatch.setattr(icl.models, "window", lambda _: 450)
     scores = icl.test(config(overflow="drop"), 0, tmp_path / "home")
     assert 0 < scores.metrics["test_shots_used"] < 3
 
@@ -235,7 +237,7 @@ def test_a_test_drops_what_its_own_questions_leave_no_room_for(tmp_path, monkeyp
 
 
 def test_a_row_holds_the_means_over_the_questions_answered_so_far(tmp_path, monkeypatch):
-    pool = icl.text.examples("rooms", "val", 0)
+    pool = text.examples("rooms", "val", 0)
     given = [pool[0].answer, "nowhere", f"The {pool[2].answer}!", "", f"{pool[4].answer} hall", "", "", ""]
     monkeypatch.setattr(icl._Reader, "answer", lambda _, __, block: [given[pool.index(example)] for example in block])
     history = rows(run(config(), 0, 8, tmp_path / "home"))
@@ -257,7 +259,7 @@ def test_test_asks_the_test_questions_behind_the_same_examples(tmp_path, asked):
     prefix = asked[0][0]
     asked.clear()
     scores = icl.test(config(), 4, tmp_path / "home")
-    pool = icl.text.examples("rooms", "test", 0)[:8]
+    pool = text.examples("rooms", "test", 0)[:8]
     assert asked == [(prefix, f"{example.text} In the") for example in pool]
     assert scores.items.keys() == {"test_accuracy", "test_rouge1"}
     for items in scores.items.values():
@@ -265,10 +267,8 @@ def test_test_asks_the_test_questions_behind_the_same_examples(tmp_path, asked):
 
 
 def test_only_testing_opens_the_test_part(tmp_path, monkeypatch):
-    opened, examples = [], icl.text.examples
-    monkeypatch.setattr(
-        icl.text, "examples", lambda *given, **named: opened.append(given[1]) or examples(*given, **named)
-    )
+    opened, examples = [], text.examples
+    monkeypatch.setattr(text, "examples", lambda *given, **named: opened.append(given[1]) or examples(*given, **named))
     icl.prepare(config())
     icl.chance(config())
     run(config(), 0, 3, tmp_path / "home")
@@ -289,7 +289,7 @@ def reviews(monkeypatch) -> None:
         assert dataset == "amazon"
         return [Example(f"{part}-{at}", f"Review {at} of {part}.", str(at % 5 + 1)) for at in range(20)]
 
-    monkeypatch.setattr(icl.text, "examples", examples)
+    monkeypatch.setattr(text, "examples", examples)
 
 
 def test_reviews_are_shown_and_asked_with_a_template_of_their_own(tmp_path, asked, reviews):
@@ -324,9 +324,9 @@ def test_too_many_shots_are_refused_before_anything_starts():
 
 def test_the_digest_is_that_of_text_and_weights(monkeypatch):
     first = icl.prepare(config())
-    monkeypatch.setattr(icl.weights, "digest", lambda _: "other weights")
+    monkeypatch.setattr(icl.models, "digest", lambda _: "other weights")
     second = icl.prepare(config())
-    monkeypatch.setattr(icl.text, "digest", lambda _: "other text")
+    monkeypatch.setattr(text, "digest", lambda _: "other text")
     assert len({first, second, icl.prepare(config())}) == 3
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cs330ray.errors import Diverged
-from cs330ray.studies import maml
+from cs330ray.studies import fewshot, maml
 from cs330ray.trial import Progress
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
@@ -43,7 +43,7 @@ def parts_read(monkeypatch) -> Iterator[list[str]]:
         noise = torch.rand(8, 20, 28, 28, generator=generator)
         return ((prototypes + noise) > 1.0).to(torch.uint8) * 255
 
-    monkeypatch.setattr(maml, "image_classes", image_classes)
+    monkeypatch.setattr(fewshot, "image_classes", image_classes)
     monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the nets are tiny, and the machine may be busy
@@ -186,8 +186,8 @@ def test_the_score_under_the_support_s_statistics_is_that_of_a_trial_which_is_to
 
 
 def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch):
-    asked, images = [], maml.image_classes
-    monkeypatch.setattr(maml, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
+    asked, images = [], fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
     settings = config(dataset="glyphs", split="lake", data_seed=3)
     run(settings, 7, 2, tmp_path / "home")
     maml.test(settings, 9, tmp_path / "home")
@@ -195,8 +195,8 @@ def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch
 
 
 def test_test_episodes_come_from_the_data_seed_too(tmp_path, monkeypatch):
-    images = maml.image_classes
-    monkeypatch.setattr(maml, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
+    images = fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
     run(config(), 0, 2, tmp_path / "home")
     one, other = (maml.test(config(data_seed=seed), 0, tmp_path / "home").items for seed in (0, 1))
     assert one != other

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import maml
+from cs330ray.studies import fewshot, maml
 
 pytestmark = [
     pytest.mark.gpu,
@@ -13,7 +13,7 @@ pytestmark = [
 def test_twenty_steps_on_cuda_reach_what_they_reach_on_a_cpu(monkeypatch):
     """float32 MAML drifts by ReLU and pool flips (gradients by up to 7e-3), so the losses agree to a few hundredths."""
     classes_MRHW = (torch.rand(30, 20, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8) * 255
-    monkeypatch.setattr(maml, "image_classes", lambda *_: classes_MRHW)
+    monkeypatch.setattr(fewshot, "image_classes", lambda *_: classes_MRHW)
     config = maml.Config(body="pooled", inner_steps=2, tasks=8, eval_every_steps=5, val_tasks=50)
     rows = {}
     for device in ("cpu", "cuda"):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cs330ray.errors import Diverged
-from cs330ray.studies import mann
+from cs330ray.studies import fewshot, mann
 from cs330ray.trial import Progress
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
@@ -33,7 +33,7 @@ def parts_read(monkeypatch) -> Iterator[list[str]]:
         noise = torch.rand(CLASSES, DRAWINGS, 28, 28, generator=generator) < 0.5
         return (lit.repeat_interleave(7, 2).repeat_interleave(7, 3) & noise).to(torch.uint8) * 255
 
-    monkeypatch.setattr(mann, "image_classes", image_classes)
+    monkeypatch.setattr(fewshot, "image_classes", image_classes)
     monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the nets are tiny, and the machine may be busy
@@ -219,8 +219,8 @@ def test_test_scores_the_tasks_one_by_one(tmp_path):
 
 
 def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch):
-    asked, images = [], mann.image_classes
-    monkeypatch.setattr(mann, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
+    asked, images = [], fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
     settings = config(dataset="glyphs", split="lake", data_seed=3)
     run(settings, 7, 2, tmp_path / "home")
     mann.test(settings, 9, tmp_path / "home")
@@ -228,8 +228,8 @@ def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch
 
 
 def test_test_episodes_come_from_the_data_seed_too(tmp_path, monkeypatch):
-    images = mann.image_classes
-    monkeypatch.setattr(mann, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
+    images = fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
     run(config(), 0, 2, tmp_path / "home")
     one, other = (mann.test(config(data_seed=seed), 0, tmp_path / "home").metrics for seed in (0, 1))
     assert one["test_loss"] != other["test_loss"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import mann
+from cs330ray.studies import fewshot, mann
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,7 +15,7 @@ pytestmark = [
 def test_twenty_steps_on_cuda_reach_what_they_reach_on_a_cpu(changes, monkeypatch):
     """The same tasks, and sums of float32 in another order: the losses agree to a thousandth."""
     classes_MRHW = (torch.rand(30, 20, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8) * 255
-    monkeypatch.setattr(mann, "image_classes", lambda *_: classes_MRHW)
+    monkeypatch.setattr(fewshot, "image_classes", lambda *_: classes_MRHW)
     config = mann.Config(tasks=32, eval_every_steps=5, val_tasks=100, **changes)
     rows = {}
     for device in ("cpu", "cuda"):

@@ -8,10 +8,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from cs330ray import runtime
 from cs330ray.data import movielens
 from cs330ray.errors import Diverged
 from cs330ray.studies import multitask
+from cs330ray.training.device import generator
 from cs330ray.trial import Progress, Scores
 
 USERS, ITEMS = 20, 30
@@ -348,5 +348,5 @@ def test_the_planted_floor_is_reached_within_five_percent(planted, tmp_path):
 
 def test_the_stream_of_training_is_that_of_the_trial_s_seed():
     state = multitask._State.fresh(config(), 4, None, torch.device("cpu"))
-    generator = runtime.generator("train", 4)
-    torch.testing.assert_close(state.weights.params["user"], torch.randn(USERS, 4, generator=generator) / 4)
+    stream = generator("train", 4)
+    torch.testing.assert_close(state.weights.params["user"], torch.randn(USERS, 4, generator=stream) / 4)

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cs330ray import parallel
 from cs330ray.errors import Diverged
 from cs330ray.service import trainables
+from cs330ray.training import parallel
 from cs330ray.trial import Scores
 from tests.pair import Workers
 
@@ -90,8 +90,8 @@ def one_thread(monkeypatch) -> Iterator[None]:
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Parameters are drawn, data read and weights loaded in float64."""
-    from cs330ray.data import weights
-    from cs330ray.studies import maml, mann, multitask, protonet
+    from cs330ray.pretrained import models
+    from cs330ray.studies import fewshot, mann, multitask
 
     def doubled(read: Callable[..., Any]) -> Callable[..., Any]:
         def as_doubles(*given: Any, **named: Any) -> Any:
@@ -109,10 +109,10 @@ def in_float64() -> Iterator[None]:
         return as_doubles
 
     with ExitStack() as patches:
-        for module, name in ((maml, "_draw"), (protonet, "_draw"), (mann, "_draw"), (multitask, "_ratings")):
+        for module, name in ((fewshot, "draw"), (mann, "_draw"), (multitask, "_ratings")):
             patches.enter_context(patch.object(module, name, doubled(getattr(module, name))))
         for name in ("causal", "encoder"):
-            patches.enter_context(patch.object(weights, name, doubled_model(getattr(weights, name))))
+            patches.enter_context(patch.object(models, name, doubled_model(getattr(models, name))))
         torch.set_default_dtype(torch.float64)
         patches.callback(torch.set_default_dtype, torch.float32)
         yield

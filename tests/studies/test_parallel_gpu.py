@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cs330ray import parallel, runtime
+from cs330ray.training import parallel
+from cs330ray.training.device import device
 from tests.pair import Workers
 from tests.studies.test_parallel import CASES, Ran, ran_as_it_is
 
@@ -16,7 +17,7 @@ FIRST = [case for case in CASES if not case.label]
 
 
 def who() -> tuple[int, str, str]:
-    return parallel.workers(), runtime.device().type, torch.distributed.get_backend()
+    return parallel.workers(), device().type, torch.distributed.get_backend()
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from torch import Tensor
 from cs330ray import spec
 from cs330ray.errors import CheckpointError, Diverged
 from cs330ray.home import shipped
+from cs330ray.learners.tasks import Batch
 from cs330ray.service import trainables
-from cs330ray.studies import maml, protonet
+from cs330ray.studies import fewshot, maml, protonet
 from cs330ray.trial import Progress
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
@@ -48,8 +49,7 @@ def parts_read(monkeypatch) -> Iterator[list[str]]:
         noise = torch.rand(8, 20, 28, 28, generator=generator)
         return ((prototypes + noise) > 1.0).to(torch.uint8) * 255
 
-    for module in (maml, protonet):
-        monkeypatch.setattr(module, "image_classes", image_classes)
+    monkeypatch.setattr(fewshot, "image_classes", image_classes)
     monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the nets are tiny, and the machine may be busy
@@ -78,18 +78,17 @@ def same_state(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> dict[str, list[tuple[object, Tensor, Tensor]]]:
-    """What each system draws from here on: the generator, and the support and query images."""
-    seen: dict[str, list[tuple[object, Tensor, Tensor]]] = {"maml": [], "protonet": []}
-    draw_episodes = protonet.draw_episodes
-    for module, kept in ((maml, seen["maml"]), (protonet, seen["protonet"])):
+def drawn(monkeypatch) -> list[tuple[object, Tensor, Tensor]]:
+    """What is drawn from here on: the generator, and the support and query images."""
+    seen: list[tuple[object, Tensor, Tensor]] = []
+    draw_episodes = fewshot.draw_episodes
 
-        def spy(*given, kept=kept, **named):
-            episodes = draw_episodes(*given, **named)
-            kept.append((named["generator"], episodes.support_TNKCHW, episodes.query_TNQCHW))
-            return episodes
+    def spy(*given, **named):
+        episodes = draw_episodes(*given, **named)
+        seen.append((named["generator"], episodes.support_TNKCHW, episodes.query_TNQCHW))
+        return episodes
 
-        monkeypatch.setattr(module, "draw_episodes", spy)
+    monkeypatch.setattr(fewshot, "draw_episodes", spy)
     return seen
 
 
@@ -164,10 +163,8 @@ def test_the_train_metrics_of_a_row_are_of_its_step_s_tasks_before_the_update(mo
     settings = config(eval_every_steps=1)
     first = next(protonet.train(settings, 0, 4)).metrics
     start = protonet._State.fresh(settings, 0, torch.device("cpu"))
-    _, support_TNKCHW, query_TNQCHW = drawn["protonet"][1]  # the validation is drawn first
-    scores_T = protonet.protonet.evaluate(
-        settings.algorithm, start.params, protonet.Batch(support_TNKCHW, query_TNQCHW)
-    )
+    _, support_TNKCHW, query_TNQCHW = drawn[1]  # the validation is drawn first
+    scores_T = protonet.protonet.evaluate(settings.algorithm, start.params, Batch(support_TNKCHW, query_TNQCHW))
     for name, values_T in scores_T.items():
         assert first[f"train_{name}"] == pytest.approx(values_T.double().mean().item(), rel=1e-5)
 
@@ -184,8 +181,8 @@ def test_training_never_opens_the_test_part_and_testing_opens_no_other(tmp_path,
 
 
 def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch):
-    asked, images = [], protonet.image_classes
-    monkeypatch.setattr(protonet, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
+    asked, images = [], fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda *arguments: asked.append(arguments) or images(*arguments))
     settings = config(dataset="glyphs", split="lake", data_seed=3)
     run(settings, 7, 2, tmp_path / "home")
     protonet.test(settings, 9, tmp_path / "home")
@@ -194,7 +191,7 @@ def test_every_part_is_split_by_the_data_seed_and_no_other(tmp_path, monkeypatch
 
 def test_training_and_evaluation_have_tasks_of_their_own_kind(drawn):
     next(protonet.train(config(), 0, 2))
-    (_, val_support, val_query), (_, support, query), _ = drawn["protonet"]
+    (_, val_support, val_query), (_, support, query), _ = drawn
     assert (support.shape[:3], query.shape[:3]) == ((3, 4, 2), (3, 4, 2))
     assert (val_support.shape[:3], val_query.shape[:3]) == ((5, 3, 1), (5, 3, 3))
 
@@ -203,14 +200,14 @@ def test_validation_episodes_come_from_the_data_seed_and_no_other(drawn):
     kinds = {"ways": 2, "shots": 1, "queries": 3, "tasks": 2, "lr": 0.1}
     for settings, seed in ((config(), 0), (config(**kinds), 7), (config(data_seed=1), 0)):
         list(protonet.train(settings, seed, 2))
-    (_, first), (_, second), (_, third) = evaluated(drawn["protonet"])
+    (_, first), (_, second), (_, third) = evaluated(drawn)
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
 
 def test_test_episodes_come_from_the_data_seed_too(tmp_path, monkeypatch):
-    images = protonet.image_classes
-    monkeypatch.setattr(protonet, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
+    images = fewshot.image_classes
+    monkeypatch.setattr(fewshot, "image_classes", lambda dataset, split, _, part: images(dataset, split, 0, part))
     run(config(), 0, 2, tmp_path / "home")
     one, other = (protonet.test(config(data_seed=seed), 0, tmp_path / "home").items for seed in (0, 1))
     assert one != other
@@ -227,13 +224,16 @@ def test_validation_and_test_episodes_are_those_of_maml(shots, test_shots, tmp_p
             **SHARED, ways=4, shots=2, queries=1, test_shots=test_shots, eval_ways=3, eval_shots=shots, eval_queries=5
         ),
     }
+    found = {}
     for module, name in ((maml, "maml"), (protonet, "protonet")):
+        drawn.clear()
         for progress in module.train(settings[name], 0, 2):
             last = progress
         (tmp_path / name).mkdir()
         last.save(tmp_path / name)
         module.test(settings[name], 0, tmp_path / name)
-    by_maml, by_protonet = (evaluated(drawn[name]) for name in ("maml", "protonet"))
+        found[name] = evaluated(drawn)
+    by_maml, by_protonet = found["maml"], found["protonet"]
     assert len(by_maml) == len(by_protonet) == 2  # a validation and a test
     for ours, theirs in zip(by_protonet, by_maml, strict=True):
         assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import protonet
+from cs330ray.studies import fewshot, protonet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -14,7 +14,7 @@ pytestmark = [
 def test_twenty_steps_on_cuda_reach_what_they_reach_on_a_cpu(query_norm, monkeypatch):
     """float32 drifts by ReLU and pool flips (gradients by up to 5e-3), so the losses agree to a few hundredths."""
     classes_MRHW = (torch.rand(30, 20, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8) * 255
-    monkeypatch.setattr(protonet, "image_classes", lambda *_: classes_MRHW)
+    monkeypatch.setattr(fewshot, "image_classes", lambda *_: classes_MRHW)
     config = protonet.Config(query_norm=query_norm, tasks=4, lr=1e-4, eval_every_steps=5, val_tasks=50)
     rows = {}
     for device in ("cpu", "cuda"):

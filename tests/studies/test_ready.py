@@ -17,7 +17,7 @@ from cs330ray.learners import mann as mann_learner
 from cs330ray.models import card
 from cs330ray.models.language import one_line
 from cs330ray.service import trainables
-from cs330ray.studies import finetune, icl, maml, mann, multitask, protonet
+from cs330ray.studies import fewshot, finetune, icl, maml, mann, multitask, protonet
 from cs330ray.trial import Weights
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MAML, TINY_MANN, TINY_MULTITASK, TINY_PROTONET
 
@@ -88,7 +88,7 @@ def test_drawings_are_named_as_in_the_test_where_the_support_normalises(
 ):
     one = trained(module.__name__.rpartition(".")[2], values, test_tasks=12)
     scores = module.test(one.config, SEED, one.checkpoint)
-    batch = module._with_shots(module._test_batch(one.config, torch.device("cpu")), shots)
+    batch = fewshot.with_shots(module._test_batch(one.config, torch.device("cpu")), shots)
     found = accuracies(one.model, batch.support_TNKCHW, batch.query_TNQCHW)
     assert found == [item.score for item in scores.items["test_accuracy_support_norm"]]
     assert len({*found}) > 1  # else any model would do
@@ -211,7 +211,7 @@ def test_a_fine_tuned_model_answers_as_in_the_test(trained: Train, method: str):
     pytest.importorskip("peft")
     changes = {"method": method, "blocks": 1, "lora_dropout": 0.5, "eval_examples": 8}
     one = trained("finetune", TINY_FINETUNE, **changes)
-    state = finetune._State.load(one.checkpoint, one.config, torch.device("cpu"))
+    state = finetune._State.fresh(one.config, 0, torch.device("cpu")).restored(one.checkpoint)
     questions = finetune._Questions.of(one.config, "test", state)
     scored = finetune._score(one.config, state, questions.encoded)
     answers = finetune._answers(one.config, state, questions.examples, scored)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
-from cs330ray.data import store
+from cs330ray.data import packed
 from cs330ray.errors import DataError
 
 DRAWINGS = 20
@@ -69,7 +69,7 @@ def classes(data_seed: int, part: str) -> NDArray[np.uint8]:
     return np.asarray(images[parts[("train", "val", "test").index(part)]])
 
 
-def pack() -> store.Packed:
+def pack() -> packed.Packed:
     """Draw all classes unless that is done: `images` (classes, 20, 28, 28) and `names` (classes,), those of Unicode.
 
     The same versions of matplotlib, FreeType, Pillow and Unicode draw the same; others are packed beside.
@@ -81,7 +81,7 @@ def pack() -> store.Packed:
         version("pillow"),
         unicodedata.unidata_version,
     ]
-    return store.pack(f"glyphs-{hashlib.sha256(repr(made_with).encode()).hexdigest()[:12]}", _build)
+    return packed.pack(f"glyphs-{hashlib.sha256(repr(made_with).encode()).hexdigest()[:12]}", _build)
 
 
 def _build() -> dict[str, NDArray[Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cs330ray.data import store
+from cs330ray.data import archives, packed, unpack
 from cs330ray.errors import DataError, SpecError
 
 FILE = "ml-100k.zip"
@@ -82,12 +82,12 @@ def ratings(dataset: str, split: str, data_seed: int, part: str) -> Ratings:
     """
     for field, value, choices in (("dataset", dataset, DATASETS), ("split", split, SPLITS), ("part", part, PARTS)):
         _known(field, value, choices)
-    packed = pack(dataset).arrays
-    chosen = indices(split, data_seed, part, packed["folds"])
+    arrays = pack(dataset).arrays
+    chosen = indices(split, data_seed, part, arrays["folds"])
     return Ratings(
-        packed["users"][chosen].astype(np.int64),
-        packed["items"][chosen].astype(np.int64),
-        packed["stars"][chosen].astype(np.float32),
+        arrays["users"][chosen].astype(np.int64),
+        arrays["items"][chosen].astype(np.int64),
+        arrays["stars"][chosen].astype(np.float32),
     )
 
 
@@ -102,10 +102,10 @@ def titles() -> list[str] | None:
 
     Raises DataError where the archive does not name each film once.
     """
-    archive = store.ARCHIVES[FILE]
+    archive = archives.ARCHIVES[FILE]
     if (path := archive.found) is None:
         return None
-    members = {Path(name).name: text for name, text in store.read_zip(archive, path, MEMBER_BYTES).items()}
+    members = {Path(name).name: text for name, text in unpack.read_zip(archive, path, MEMBER_BYTES).items()}
     rows = [line.split("|") for line in members.get("u.item", b"").decode("latin-1").splitlines()]
     if [row[0] for row in rows] != [str(item) for item in range(1, FACTS.items + 1)] or min(map(len, rows)) < 2:
         raise DataError(
@@ -116,9 +116,9 @@ def titles() -> list[str] | None:
 
 def planted_floor(split: str, data_seed: int, part: str) -> float:
     """The mean squared error of the planted model itself on one part of `planted`; PLANTED_FLOOR but for chance."""
-    packed = pack("planted").arrays
-    chosen = indices(split, data_seed, part, packed["folds"])
-    return float(np.square(packed["stars"][chosen] - packed["exact"][chosen]).mean())
+    arrays = pack("planted").arrays
+    chosen = indices(split, data_seed, part, arrays["folds"])
+    return float(np.square(arrays["stars"][chosen] - arrays["exact"][chosen]).mean())
 
 
 def indices(split: str, data_seed: int, part: str, folds: NDArray[np.uint8]) -> NDArray[np.intp]:
@@ -137,22 +137,22 @@ def indices(split: str, data_seed: int, part: str, folds: NDArray[np.uint8]) -> 
     return {"train": train, "val": val, "test": test}[part]
 
 
-def pack(dataset: str) -> store.Packed:
+def pack(dataset: str) -> packed.Packed:
     """Pack a dataset unless that is done: `users`, `items`, `stars` and `folds` (ratings,).
 
     Raises DataError where the archive is missing or not what was published.
     """
     if dataset == "planted":
-        return store.pack(f"planted-{_hashed(PLANTED)}", _plant)
-    return store.pack(f"movielens-{_hashed(FACTS)}", _read)
+        return packed.pack(f"planted-{_hashed(PLANTED)}", _plant)
+    return packed.pack(f"movielens-{_hashed(FACTS)}", _read)
 
 
 def verify() -> str:
     """Check the archive and what is packed from it, reading all of it; the packed digest. Raises DataError."""
     _read()
-    packed = pack("movielens")
-    packed.verify()
-    return packed.digest
+    kept = pack("movielens")
+    kept.verify()
+    return kept.digest
 
 
 def _known(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -166,9 +166,9 @@ def _hashed(made_with: object) -> str:
 
 def _read() -> dict[str, NDArray[Any]]:
     """Read and verify the archive; its ratings by user and item. Raises DataError."""
-    archive = store.ARCHIVES[FILE]
-    path = store.fetch(archive)
-    members = {Path(name).name: text for name, text in store.read_zip(archive, path, MEMBER_BYTES).items()}
+    archive = archives.ARCHIVES[FILE]
+    path = archives.fetch(archive)
+    members = {Path(name).name: text for name, text in unpack.read_zip(archive, path, MEMBER_BYTES).items()}
     try:
         table = _table(members, "u.data")
         _check("u.data", "as many ratings, users and items", _sizes(table), (FACTS.ratings, FACTS.users, FACTS.items))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cs330ray.data import store
+from cs330ray.data import archives, packed, unpack
 from cs330ray.errors import DataError
 
 SIDE = 28
@@ -53,8 +53,8 @@ def classes(split: str, data_seed: int, part: str) -> NDArray[np.uint8]:
 
     `paper` adds the rotations by 90, 180 and 270 degrees of its characters as classes of their own, behind them.
     """
-    packed = pack().arrays
-    images = packed["images"][indices(split, data_seed, part, packed["alphabets"])]
+    arrays = pack().arrays
+    images = arrays["images"][indices(split, data_seed, part, arrays["alphabets"])]
     if split != "paper":
         return np.asarray(images)
     return np.concatenate([np.rot90(images, quarters, axes=(2, 3)) for quarters in range(4)])
@@ -77,21 +77,21 @@ def indices(split: str, data_seed: int, part: str, alphabets: NDArray[np.str_]) 
     return np.flatnonzero((background & ~val, val, ~background)[at])
 
 
-def pack() -> store.Packed:
+def pack() -> packed.Packed:
     """Pack the archives unless that is done: `images` (1623, 20, 28, 28), `alphabets` and `characters` (1623,).
 
     Raises DataError where an archive is missing or not what was published.
     """
-    return store.pack(f"omniglot-{hashlib.sha256(repr(FACTS).encode()).hexdigest()[:12]}", _build)
+    return packed.pack(f"omniglot-{hashlib.sha256(repr(FACTS).encode()).hexdigest()[:12]}", _build)
 
 
 def verify() -> str:
     """Check both archives and what is packed from them, reading all of it; the packed digest. Raises DataError."""
     for file in FACTS:
         _read(file)
-    packed = pack()
-    packed.verify()
-    return packed.digest
+    kept = pack()
+    kept.verify()
+    return kept.digest
 
 
 def _build() -> dict[str, NDArray[Any]]:
@@ -101,9 +101,9 @@ def _build() -> dict[str, NDArray[Any]]:
 
 def _read(file: str) -> dict[str, NDArray[Any]]:
     """Read and verify one archive; its images and the names of their characters. Raises DataError."""
-    archive = store.ARCHIVES[file]
-    path = store.fetch(archive)
-    members = store.read_zip(archive, path, MEMBER_BYTES)
+    archive = archives.ARCHIVES[file]
+    path = archives.fetch(archive)
+    members = unpack.read_zip(archive, path, MEMBER_BYTES)
     names = _characters(path, list(members), archive.remedy)
     digest = hashlib.sha256()
     images = []

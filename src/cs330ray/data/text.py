@@ -11,38 +11,27 @@ of the same sentences, questions asked word for word after the same sentences, r
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cs330ray.data import store
+from cs330ray.data import packed, rooms, text_archives
+from cs330ray.data.text_archives import STARS, TASKS, Story
 from cs330ray.errors import DataError, SpecError
 
 DATASETS = ("babi", "xsum", "amazon", "rooms")
 PARTS = ("train", "val", "test")
 EVALUATION = 125  # examples of val, and of test, in every dataset
 MAX_WORDS = 350  # of xsum's document and summary, unless told
-TASKS = 20  # of bAbI
-STARS = ("1", "2", "3", "4", "5")
-FILES = {"babi": "tasks_1-20_v1-2.tar.gz", "xsum": "xsum.jsonl", "amazon": "Musical_Instruments_5.json.gz"}
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON can write it, and no encoding can
-LINE_BYTES = 1 << 20  # of xsum and amazon; the published ones have 11,464 bytes at most
-MOST_ROWS = 100_000  # of xsum and amazon
-MEMBER_BYTES = 1 << 22  # of a file of bAbI; the published ones have 529,204 bytes at most
 FORM = 1  # of what is packed; another one is packed anew
 SEED_MAX = 2**32 - 1
-
-Line = list[str]  # of a story: a sentence alone, or a question and its answer
-Story = list[Line]
 
 
 @dataclass(frozen=True)
@@ -52,45 +41,6 @@ class Example:
     unit: str  # what is independent of other units: a story (babi, rooms), a document (xsum), a review (amazon)
     text: str  # one line, single blanks: the story so far and its question, the document, or the review
     answer: str  # the words asked for, the summary, or the stars "1" ... "5"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the archives must hold; of xsum any number of pairs will do."""
-
-    questions: int = 1000  # in each file of bAbI
-    stories: int = 200  # in each file of bAbI, unless its task stands in `others`
-    others: Mapping[int, tuple[int, int]] = field(  # task -> stories to train and to test
-        default_factory=lambda: {
-            4: (1000, 1000),
-            15: (250, 250),
-            16: (1000, 1000),
-            17: (125, 125),
-            18: (198, 199),
-            19: (1000, 1000),
-            20: (94, 93),
-        }
-    )
-    stars: tuple[int, ...] = (217, 250, 772, 2084, 6938)  # reviews of each, 10,261 in all
-
-
-@dataclass(frozen=True)
-class Rooms:
-    """How `rooms` is drawn: before each question two people go somewhere; one who went is asked for."""
-
-    version: int = 1  # of the way of drawing below; a new one is packed anew
-    seed: int = 330
-    train: int = 300  # stories
-    test: int = 100
-    questions: int = 5  # of a story
-    moves: int = 2  # before each question
-    people: tuple[str, ...] = ("Anna", "Boris", "Clara", "Dmitri")
-    verbs: tuple[str, ...] = ("walked to", "ran to", "returned to", "hurried to")
-    places: tuple[str, ...] = ("attic", "cellar", "garage", "library", "pantry", "stable")
-
-
-FACTS = Facts()
-ROOMS = Rooms()
 
 
 def digest(dataset: str) -> str:
@@ -134,30 +84,38 @@ def draw(pool: Sequence[Example], shots: int, draw_seed: int, *, classes: bool) 
     return [example for turn in zip(*spread, strict=True) for example in turn]
 
 
-def pack(dataset: str) -> store.Packed:
+def pack(dataset: str) -> packed.Packed:
     """Pack a dataset unless that is done: JSON as bytes, babi's tasks under `qa1` ... `qa20`, else under its name.
 
     Raises DataError where the archive is missing or not what was published.
     """
     _known("dataset", dataset, DATASETS)
     if dataset == "rooms":
-        return store.pack(f"rooms-{_hashed(ROOMS)}", lambda: _packable({"rooms": _draw_rooms()}))
+        return packed.pack(f"rooms-{_hashed(rooms.ROOMS)}", lambda: _packable({"rooms": rooms.draw()}))
     if dataset == "babi":
-        return store.pack(f"babi-{_hashed(FACTS)}", lambda: _packable(_read_babi()))
+        return packed.pack(f"babi-{_hashed(text_archives.FACTS)}", lambda: _packable(text_archives.read_babi()))
     if dataset == "amazon":
-        return store.pack(f"amazon-{_hashed(FACTS)}", lambda: _packable({"amazon": _read_amazon()}))
-    content = hashlib.sha256(_fetch("xsum").read_bytes()).hexdigest()  # no number tells one archive from another
-    return store.pack(f"xsum-{_hashed(content)}", lambda: _packable({"xsum": _read_xsum()}))
+        return packed.pack(
+            f"amazon-{_hashed(text_archives.FACTS)}", lambda: _packable({"amazon": text_archives.read_amazon()})
+        )
+    content = hashlib.sha256(
+        text_archives.fetch("xsum").read_bytes()
+    ).hexdigest()  # no number tells one archive from another
+    return packed.pack(f"xsum-{_hashed(content)}", lambda: _packable({"xsum": text_archives.read_xsum()}))
 
 
 def verify(dataset: str) -> str:
     """Check an archive and what is packed from it, reading all of it; the packed digest. Raises DataError."""
-    read: Mapping[str, Callable[[], object]] = {"babi": _read_babi, "amazon": _read_amazon, "xsum": _read_xsum}
+    read: Mapping[str, Callable[[], object]] = {
+        "babi": text_archives.read_babi,
+        "amazon": text_archives.read_amazon,
+        "xsum": text_archives.read_xsum,
+    }
     if dataset in read:
         read[dataset]()
-    packed = pack(dataset)
-    packed.verify()
-    return packed.digest
+    kept = pack(dataset)
+    kept.verify()
+    return kept.digest
 
 
 # Splitting
@@ -173,9 +131,9 @@ def _split(
 ) -> Mapping[str, tuple[Example, ...]]:
     """All parts of a dataset, made once a process."""
     key = f"qa{task}" if dataset == "babi" else dataset
-    packed = pack(dataset)
-    packed.verify()  # it is small, and a flipped byte may make it no JSON
-    content = json.loads(packed.arrays[key].tobytes())
+    kept = pack(dataset)
+    kept.verify()  # it is small, and a flipped byte may make it no JSON
+    content = json.loads(kept.arrays[key].tobytes())
     if dataset in ("babi", "rooms"):
         parts = _split_stories(key, content, data_seed)
     else:
@@ -301,131 +259,7 @@ def _random(stream: str, seed: int) -> np.random.RandomState:
     return np.random.RandomState(words.tolist())
 
 
-# Reading
-
-
-def _read_babi() -> dict[str, dict[str, list[Story]]]:
-    """Read and verify the archive; the stories of each task, to train and to test. Raises DataError."""
-    path = _fetch("babi")
-    archive = store.ARCHIVES[FILES["babi"]]
-    members = store.read_tar(archive, path, MEMBER_BYTES, folder="en")
-    files = {PurePosixPath(name).name: text for name, text in members.items()}
-    try:
-        return {
-            f"qa{task}": {part: _stories(files, task, part) for part in ("train", "test")}
-            for task in range(1, TASKS + 1)
-        }
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; {archive.remedy}") from None
-
-
-def _stories(files: Mapping[str, bytes], task: int, part: str) -> list[Story]:
-    """The stories of one file; raises ValueError where it is missing or holds other numbers of them."""
-    named = re.compile(rf"qa{task}_.*_{part}\.txt")
-    name = next((name for name in files if named.fullmatch(name)), None)
-    if name is None:
-        raise ValueError(f"en/qa{task}_*_{part}.txt must be in it, but is not")
-    stories: list[Story] = []
-    for number, line in enumerate(files[name].decode().splitlines(), 1):
-        count, _, content = line.partition(" ")
-        if count == "1":
-            stories.append([])
-        columns = [_one_line(column) for column in content.split("\t")][:2]  # the third names supporting sentences
-        if not stories or count != str(len(stories[-1]) + 1) or not all(columns):
-            raise ValueError(f"{name}: line {number} must count a sentence, or a question and its answer, but does not")
-        stories[-1].append(columns)
-    questions = sum(len(line) == 2 for story in stories for line in story)
-    wanted = FACTS.others.get(task, (FACTS.stories, FACTS.stories))[part == "test"]
-    _check(name, "as many stories and questions", (len(stories), questions), (wanted, FACTS.questions))
-    return stories
-
-
-def _read_amazon() -> list[list[str]]:
-    """Read and verify the archive; number, review and stars of each. Raises DataError."""
-    path = _fetch("amazon")
-    archive = store.ARCHIVES[FILES["amazon"]]
-    try:
-        rows = _json_lines(store.read_gz(archive, path))
-        reviews = [[str(at), *_texts(row, ("reviewText", "overall"))] for at, row in enumerate(rows, 1)]
-        counts = Counter(stars for *_, stars in reviews)
-        wanted = dict(zip(STARS, FACTS.stars, strict=True))
-        _check("it", "as many reviews by their stars", dict(sorted(counts.items())), wanted)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; {archive.remedy}") from None
-    return reviews
-
-
-def _read_xsum() -> list[list[str]]:
-    """Read and verify the archive; id, document and summary of each pair. Raises DataError."""
-    path = _fetch("xsum")
-    archive = store.ARCHIVES[FILES["xsum"]]
-    try:
-        rows = (_parquet if path.suffix == ".parquet" else _json_pairs)(path, archive.max_bytes)
-        pairs = [_texts(row, ("id", "document", "summary")) for row in rows]
-        _check("it", "as many different ids as pairs", len({id_ for id_, *_ in pairs}), len(pairs))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: {error}; {archive.remedy}") from None
-    return pairs
-
-
-def _json_pairs(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any]]:
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it must not have more than {max_bytes} bytes")
-    yield from _json_lines(content)
-
-
-def _json_lines(content: bytes) -> Iterator[Mapping[str, Any]]:
-    """The objects of a file with one in each line; raises ValueError at a line that is none."""
-    lines = io.BytesIO(content)
-    for number, line in enumerate(iter(lambda: lines.readline(LINE_BYTES + 1), b""), 1):
-        if len(line) > LINE_BYTES or number > MOST_ROWS:
-            raise ValueError(f"line {number} is beyond the bound of {LINE_BYTES} bytes a line, {MOST_ROWS} lines")
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} must be a JSON object, but is not")
-        yield row
-
-
-def _parquet(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of a parquet file, whose columns may have `max_bytes` in all."""
-    from pyarrow import parquet  # here, for it is slow to import and seldom needed
-
-    left = max_bytes
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            left -= batch.nbytes
-            if left < 0:
-                raise ValueError(f"it unpacks beyond the bound of {max_bytes} bytes")
-            yield from batch.to_pylist()
-
-
-def _texts(row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
-    """Some fields of a row, each a text or a number, as a line of text; raises ValueError where one is missing."""
-    for name in fields:
-        if not isinstance(row.get(name), str | int | float):
-            raise ValueError(f"{name} must stand in each row as a text or a number, but got {row.get(name)!r:.60}")
-    texts = [_one_line(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) for name in fields]
-    if any(SURROGATE.search(text) for text in texts):
-        raise ValueError(f"{', '.join(fields)} must be text in each row, but got half a character in {texts[0]!r:.60}")
-    return texts
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _check(name: str, what: str, got: object, wanted: object) -> None:
-    if got != wanted:
-        raise ValueError(f"{name} must hold {what}: {wanted}, but got {got}")
-
-
-def _fetch(dataset: str) -> Path:
-    return store.fetch(store.ARCHIVES[FILES[dataset]])
+# Packing
 
 
 def _packable(contents: Mapping[str, object]) -> dict[str, NDArray[Any]]:
@@ -444,34 +278,3 @@ def _known(field: str, value: str, choices: tuple[str, ...]) -> None:
 def _in_range(field: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise SpecError(f"{field}: `{low} <= {field} <= {high}` must hold, but got {value}")
-
-
-# Drawing rooms
-
-
-def _draw_rooms() -> dict[str, list[Story]]:
-    """Draw the stories of `rooms`; no two begin alike, so that no question stands in two of them."""
-    random = np.random.RandomState(ROOMS.seed)
-    stories: dict[str, Story] = {}
-    while len(stories) < ROOMS.train + ROOMS.test:
-        story = _draw_story(random)
-        stories.setdefault(json.dumps(story[: ROOMS.moves]), story)
-    drawn = list(stories.values())
-    return {"train": drawn[: ROOMS.train], "test": drawn[ROOMS.train :]}
-
-
-def _draw_story(random: np.random.RandomState) -> Story:
-    story: Story = []
-    where: dict[str, str] = {}
-    for _ in range(ROOMS.questions):
-        for _ in range(ROOMS.moves):
-            person = _pick(ROOMS.people, random)
-            where[person] = _pick([place for place in ROOMS.places if place != where.get(person)], random)
-            story.append([f"{person} {_pick(ROOMS.verbs, random)} the {where[person]}."])
-        asked = _pick(sorted(where), random)
-        story.append([f"Where is {asked}?", where[asked]])
-    return story
-
-
-def _pick(choices: Sequence[str], random: np.random.RandomState) -> str:
-    return choices[random.randint(len(choices))]

@@ -4,37 +4,20 @@ phi_T <- phi_T - alpha grad L(phi_T, support), `inner_steps` times from phi_T = 
 mean over tasks of L(phi_T, query).
 """
 
-# ruff: noqa: N815 - the fields carry their shapes
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cs330ray.learners import conv4
 from cs330ray.learners.conv4 import Body, Params
+from cs330ray.learners.tasks import Batch, QueryNorm, accuracy, cross_entropy
 
-QueryNorm = Literal["query", "support"]
 LearnInnerLrs = Literal["none", "tensor", "tensor_step"]
 
 IMAGES_AT_ONCE = 128  # on a CPU: enough to feed one call, few enough to stay in its caches
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Labelled tasks: K shots and Q queries of each of N classes, in class order, ink 1."""
-
-    support_TNKCHW: Tensor
-    query_TNQCHW: Tensor
-
-    def __len__(self) -> int:
-        return len(self.support_TNKCHW)
-
-    def __getitem__(self, tasks: slice) -> "Batch":
-        return Batch(self.support_TNKCHW[tasks], self.query_TNQCHW[tasks])
 
 
 @dataclass(frozen=True)
@@ -127,22 +110,6 @@ def query_logits(maml: Maml, phi_T: Params, batch: Batch) -> Tensor:
         return conv4.logits(maml.body, phi_T, query_TBCHW)
     norm_B = support_TBCHW.shape[1]
     return conv4.logits(maml.body, phi_T, torch.cat([support_TBCHW, query_TBCHW], dim=1), norm_B=norm_B)[:, norm_B:]
-
-
-def cross_entropy(logits_TBN: Tensor) -> Tensor:
-    """Mean cross entropy of each task, whose images lie in class order: (T,)."""
-    labels_TB = _labels(logits_TBN)
-    return F.cross_entropy(logits_TBN.mT, labels_TB, reduction="none").mean(dim=1)
-
-
-def accuracy(logits_TBN: Tensor) -> Tensor:
-    """Share of each task's images, in class order, whose highest logit is their class's: (T,)."""
-    return (logits_TBN.argmax(dim=-1) == _labels(logits_TBN)).cpu().double().mean(dim=1)
-
-
-def _labels(logits_TBN: Tensor) -> Tensor:
-    tasks, batch, ways = logits_TBN.shape
-    return torch.arange(ways, device=logits_TBN.device).repeat_interleave(batch // ways).expand(tasks, -1)
 
 
 def _adapted(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, first_order: bool) -> dict[str, Tensor]:

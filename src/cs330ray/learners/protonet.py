@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cs330ray.learners import conv4
 from cs330ray.learners.conv4 import Params
-from cs330ray.learners.maml import Batch, QueryNorm, accuracy, cross_entropy
+from cs330ray.learners.tasks import Batch, QueryNorm, accuracy, cross_entropy
 
 Distance = Literal["squared", "euclidean"]
 

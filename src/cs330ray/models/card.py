@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cs330ray.data import store, wheels
+from cs330ray.data import archives
+from cs330ray.pretrained import known
 
 MADE_HERE = {  # data that cs330ray makes itself
     "glyphs": "letters drawn by cs330ray from the fonts that matplotlib carries (DejaVu, STIX, Computer Modern)",
@@ -37,7 +38,7 @@ def _data(dataset: str) -> str:
     """A dataset with the terms of its publisher."""
     if dataset in MADE_HERE:
         return f"{dataset}: {MADE_HERE[dataset]}; they come from no publisher"
-    held = next(archive for archive in store.archives() if archive.name == dataset)
+    held = next(archive for archive in archives.archives() if archive.name == dataset)
     ask = ": ask them before you pass a model of it on" if held.licence.startswith("research") else ""
     return f"{dataset}, from {held.url.rpartition('/')[0]}: {held.licence}{ask}"
 
@@ -49,6 +50,6 @@ def _base(model: str) -> str:
             f"on top of the model in a folder {Path(model).name} of the machine that exported: under the terms of its "
             "publisher. It is not in here: loading this one looks for it at the path in `config.json`"
         )
-    known = wheels.KNOWN.get(model)
-    terms = f"licence {known.licence}; {known.note}" if known is not None else "under the terms of its publisher"
+    carried = known.KNOWN.get(model)
+    terms = f"licence {carried.licence}; {carried.note}" if carried is not None else "under the terms of its publisher"
     return f"on top of the model {model}: {terms}. It is not in here: loading this one finds or fetches it"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cs330ray.data import weights
 from cs330ray.errors import DataError
+from cs330ray.pretrained import models
 
 Respond = Callable[[str], str]  # a text as the data have them, one line with single blanks -> what the model says to it
 
@@ -65,13 +65,13 @@ def one_line(text: str) -> str:
 
 def base_notes(model: str) -> dict[str, str]:
     """What identifies the pre-trained model that something was learned on top of."""
-    return {"base": model, "base_digest": weights.digest(model)}
+    return {"base": model, "base_digest": models.digest(model)}
 
 
 def check_base(model: str, notes: Mapping[str, Any]) -> None:
     """Find the pre-trained model, fetched if it must be. Raises DataError where it is not the one of the notes."""
     wanted = notes.get("base_digest")
-    if (found := weights.digest(model)) != wanted:
+    if (found := models.digest(model)) != wanted:
         raise DataError(
             f"{model}: the model of digest {str(wanted)[:12]} is needed, on which this was trained, but the one found "
             f"here has {found[:12]}; put that one in its place"

@@ -198,7 +198,7 @@ class Worker:
     @_answered
     def join(self, rank: int, workers: int, address: str, port: int) -> None:
         """Meet the others of the team."""
-        from cs330ray import parallel  # torch is not for the processes that only lead
+        from cs330ray.training import parallel  # torch is not for the processes that only lead
 
         parallel.join(rank, workers, address, port)
 

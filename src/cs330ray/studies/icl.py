@@ -4,29 +4,32 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cs330ray import parallel, runtime
-from cs330ray.data import text, weights
 from cs330ray.data.text import Example
 from cs330ray.errors import CheckpointError, SpecError
-from cs330ray.learners import answers, incontext
+from cs330ray.learners import incontext
 from cs330ray.learners.decoding import Decoder
 from cs330ray.learners.incontext import Asking, Ordering
 from cs330ray.learners.prompts import PromptStyle
-from cs330ray.models import card, language
+from cs330ray.models import card
+from cs330ray.models import language as answerers
 from cs330ray.models.language import LanguageModel
-from cs330ray.trial import Item, Metric, Progress, Scores, Weights
+from cs330ray.pretrained import models
+from cs330ray.studies import language
+from cs330ray.studies.language import SHARE, Texts
+from cs330ray.training import parallel
+from cs330ray.training.device import device, generator
+from cs330ray.training.state import fill, load_notes
+from cs330ray.trial import Metric, Progress, Scores, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NEW_TOKENS = {"babi": 6, "rooms": 6, "xsum": 30, "amazon": 6}
 AMAZON_TEMPLATE = "{text} Stars, from 1 to 5:"
 STARS = re.compile(r"\b[1-5]\b")
 OF_DROPPING = (
@@ -41,16 +44,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: Literal["babi", "xsum", "amazon", "rooms"] = Field("babi", description="text to learn from")
-    task: int = Field(1, ge=1, le=20, description="bAbI's task")
-    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split")
-    max_words: int | None = Field(None, ge=1, description="xsum: words of document and summary together; 350")
-    model: str = Field("smollm2-135m", min_length=1, description="weights by name, Hugging Face id or folder")
+    dataset: language.Dataset = "babi"
+    task: language.Task = 1
+    data_seed: language.DataSeed = 0
+    max_words: language.MaxWords = None
+    model: language.Model = "smollm2-135m"
     prompt: PromptStyle | None = Field(
         None,
         description="what stands between a text and its answer; babi and rooms qa, xsum tldr, amazon its own template",
     )
-    template: str | None = Field(None, description="of prompt = custom, with {text} in it")
+    template: language.Template = None
     shots: int = Field(16, ge=0, le=10_000, description="examples in the prompt; amazon: of each class")
     draw_seed: int | None = Field(
         None, ge=0, lt=2**32, description="seed of their draw; the trial's, which orders them in any case"
@@ -72,8 +75,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _custom_has_a_template(self) -> Self:
-        if self.asking.style == "custom" and "{text}" not in (self.asking.template or ""):
-            raise ValueError(f"template: prompt = custom needs one with {{text}} in it, but got {self.template!r}")
+        language.check_template(self.asking.style, self.asking.template)
         return self
 
     @model_validator(mode="after")
@@ -87,40 +89,43 @@ class Config(BaseModel):
         """How questions are put."""
         if self.dataset == "amazon" and self.prompt in (None, "custom"):
             return Asking("custom", self.template or AMAZON_TEMPLATE)
-        return Asking(self.prompt or ("tldr" if self.dataset == "xsum" else "qa"), self.template)
+        return Asking(language.style(self.dataset, self.prompt), self.template)
+
+    @property
+    def texts(self) -> Texts:
+        """Which texts the trial reads."""
+        return Texts(self.dataset, self.data_seed, self.task, self.max_words)
 
     @property
     def new_tokens(self) -> int:
         """Tokens of an answer at most."""
-        return self.max_new_tokens or NEW_TOKENS[self.dataset]
+        return self.max_new_tokens or language.NEW_TOKENS[self.dataset]
 
 
-_SHARE = Metric("max", 0.0, 1.0)
 METRICS: Mapping[str, Metric] = {
-    "val_accuracy": _SHARE,  # exact match, of the questions answered so far
-    "val_rouge1": _SHARE,  # F; amazon has none
+    "val_accuracy": SHARE,  # exact match, of the questions answered so far
+    "val_rouge1": SHARE,  # F; amazon has none
     "shots_used": Metric("max", 0.0, unit="examples"),
     "prompt_tokens": Metric("min", 0.0, unit="tokens"),  # of the questions answered so far, their examples included
     "ordering_entropy": Metric("max", 0.0, unit="nats"),  # that spoke for the ordering, where one did
-    "test_accuracy": _SHARE,
-    "test_rouge1": _SHARE,
+    "test_accuracy": SHARE,
+    "test_rouge1": SHARE,
     "test_shots_used": Metric("max", 0.0, unit="examples"),
 }
 
 
 def prepare(config: Config) -> str:
     """Find, verify and pack the text and the weights; the digest of both. Raises DataError or SpecError."""
-    runtime.device()
-    digest = text.digest(config.dataset)
-    _draw(config, seed=0)
-    return sha256(f"{digest} {weights.digest(config.model)}".encode()).hexdigest()
+    device()
+    _draw(config, seed=0)  # DataError where there are too few
+    return language.digest(config.dataset, config.model)
 
 
 def chance(config: Config) -> Mapping[str, float]:
     """What guessing reaches: one of the answers that occur in training; of summaries it cannot be said."""
     if config.dataset == "xsum":
         return {}
-    return {"val_accuracy": 1 / len({example.answer for example in _part(config, "train")})}
+    return {"val_accuracy": 1 / len({example.answer for example in config.texts.part("train")})}
 
 
 def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
@@ -129,11 +134,11 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     They are answered in blocks of `eval_every_steps`, whole ones even where `steps` ends within: what is answered
     together hangs on neither `steps` nor where a trial was cut.
     """
-    asked = _part(config, "val")[: config.eval_examples]
+    asked = config.texts.part("val")[: config.eval_examples]
     state = _State.load(resume) if resume else _State()
     if state.step >= min(steps, len(asked)):
         return
-    reader = _Reader.of(config, seed, asked, runtime.device())
+    reader = _Reader.of(config, seed, asked, device())
     if state.order is None:
         state.order, state.entropy = parallel.gather([_ordered(config, seed, reader)])[0]  # alike on other hardware too
     if sorted(map(str, state.order)) != sorted(map(str, range(len(reader.shots)))):
@@ -155,16 +160,12 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     """Ask the test questions behind the examples of the checkpoint, in its order."""
     state = _State.load(checkpoint)
-    asked = _part(config, "test")[: config.eval_examples]
-    reader = _Reader.of(config, seed, asked, runtime.device())
+    asked = config.texts.part("test")[: config.eval_examples]
+    reader = _Reader.of(config, seed, asked, device())
     order = [at for at in state.order or [] if at < len(reader.shots)]
     scores = _scores(config, asked, reader.answer(reader.behind(order), asked))
-    items = {
-        f"test_{name}": [Item(example.unit, score) for example, score in zip(asked, values, strict=True)]
-        for name, values in scores.items()
-    }
-    metrics = {f"test_{name}": sum(values) / len(values) for name, values in scores.items()}
-    return Scores(metrics | {"test_shots_used": float(len(order))}, items)
+    metrics = language.means("test", scores) | {"test_shots_used": float(len(order))}
+    return Scores(metrics, language.items(asked, scores))
 
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:
@@ -177,29 +178,29 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:
         weights=f"None: nothing was trained. {len(shots)} examples stand in the prompt, in the order that was chosen.",
         dataset=config.dataset,
         base=config.model,
-        use=language.USE[config.dataset],
+        use=answerers.USE[config.dataset],
         limits=[
             f"`config.json` holds these examples: pieces of {config.dataset}, under its terms",
             *([OF_DROPPING] if config.overflow == "drop" else []),
-            *language.LIMITS,
+            *answerers.LIMITS,
         ],
     )
-    return Weights({}, language.base_notes(config.model) | {"shots": shots}, said)
+    return Weights({}, answerers.base_notes(config.model) | {"shots": shots}, said)
 
 
 def ready(config: Config, exported: Weights) -> LanguageModel:
     """A model that answers behind its examples, as the test asks. Raises DataError where it is another model."""
-    runtime.fill({}, exported.tensors)
-    shots = language.shots(exported.notes)
-    language.check_base(config.model, exported.notes)
-    model, tokenizer = weights.causal(config.model, device=runtime.device())
-    decoder = Decoder(model, tokenizer, window=weights.window(model), prefix=config.asking.prefix(shots))
+    fill({}, exported.tensors)
+    shots = answerers.shots(exported.notes)
+    answerers.check_base(config.model, exported.notes)
+    model, tokenizer = models.causal(config.model, device=device())
+    decoder = Decoder(model, tokenizer, window=models.window(model), prefix=config.asking.prefix(shots))
 
     def respond(text: str) -> str:
         answer = decoder.greedy([config.asking.prompt(text)], max_new_tokens=config.new_tokens, batch=1)[0]
         return _stars(answer) if config.dataset == "amazon" else answer
 
-    return language.KINDS[config.dataset](respond)
+    return answerers.KINDS[config.dataset](respond)
 
 
 @dataclass
@@ -215,7 +216,7 @@ class _State:
     @classmethod
     def load(cls, checkpoint: Path) -> Self:
         try:
-            state = cls(**runtime.load_notes(checkpoint / "answers.json"))
+            state = cls(**load_notes(checkpoint / "answers.json"))
             if not all(isinstance(part, list) for part in (state.order or [], state.answers, state.tokens)):
                 raise TypeError("lists are needed")
         except (CheckpointError, TypeError):
@@ -230,7 +231,7 @@ class _State:
     def row(self, config: Config, asked: Sequence[Example]) -> dict[str, float]:
         """The metrics over the questions answered so far."""
         scores = _scores(config, asked[: self.step], self.answers[: self.step])
-        row = {f"val_{name}": sum(values) / self.step for name, values in scores.items()}
+        row = language.means("val", scores)
         row |= {"shots_used": float(len(self.order or [])), "prompt_tokens": sum(self.tokens[: self.step]) / self.step}
         return row | ({} if self.entropy is None else {"ordering_entropy": self.entropy})
 
@@ -248,9 +249,9 @@ class _Reader:
     @classmethod
     def of(cls, config: Config, seed: int, asked: Sequence[Example], device: torch.device) -> Self:
         """Load the model and draw the examples; raises SpecError where a prompt does not fit its window."""
-        model, tokenizer = weights.causal(config.model, device=device)
+        model, tokenizer = models.causal(config.model, device=device)
         drawn = [(example.text, example.answer) for example in _draw(config, seed)]
-        reader = cls(config, model, tokenizer, weights.window(model), drawn)
+        reader = cls(config, model, tokenizer, models.window(model), drawn)
         alone = reader.decoder("")
         longest = max((config.asking.prompt(example.text) for example in asked), key=lambda one: alone.tokens([one]))
         while True:
@@ -286,29 +287,25 @@ class _Reader:
 
 def _ordered(config: Config, seed: int, reader: _Reader) -> tuple[list[int], float | None]:
     """The order of the examples, and the entropy that spoke for it where one did."""
-    generator = runtime.generator("order", seed)
+    stream = generator("order", seed)
     if config.ordering == "seed" or len(reader.shots) < 2:
-        return torch.randperm(len(reader.shots), generator=generator).tolist(), None
+        return torch.randperm(len(reader.shots), generator=stream).tolist(), None
     choice = incontext.choose(
         config.ordering,
-        incontext.orders(len(reader.shots), config.orderings, generator),
+        incontext.orders(len(reader.shots), config.orderings, stream),
         reader.shots,
         config.asking,
         reader.decoder,
         probes=config.probes,
         batch=config.eval_batch,
-        generator=runtime.generator("probes", seed),
+        generator=generator("probes", seed),
     )
     return choice.order, choice.entropy
 
 
-def _part(config: Config, part: str) -> list[Example]:
-    return text.examples(config.dataset, part, config.data_seed, task=config.task, max_words=config.max_words)
-
-
 def _draw(config: Config, seed: int) -> list[Example]:
     draw_seed = seed if config.draw_seed is None else config.draw_seed
-    return text.draw(_part(config, "train"), config.shots, draw_seed, classes=config.dataset == "amazon")
+    return config.texts.draw(config.shots, draw_seed, classes=config.dataset == "amazon")
 
 
 def _stars(answer: str) -> str:
@@ -318,9 +315,7 @@ def _stars(answer: str) -> str:
 
 
 def _scores(config: Config, asked: Sequence[Example], given: Sequence[str]) -> dict[str, list[float]]:
-    pairs = list(zip(given, (example.answer for example in asked), strict=True))
-    scores = {"accuracy": [float(answers.exact_match(*pair)) for pair in pairs]}
-    return scores if config.dataset == "amazon" else scores | {"rouge1": [answers.rouge1(*pair) for pair in pairs]}
+    return language.scores(given, [example.answer for example in asked], rouge=config.dataset != "amazon")
 
 
 if __name__ == "__main__":  # pragma: no cover

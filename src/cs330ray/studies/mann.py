@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from cs330ray import parallel, runtime
-from cs330ray.data import image_classes, images_digest
 from cs330ray.learners import mann
 from cs330ray.learners.mann import Batch, Mann
 from cs330ray.models import card
 from cs330ray.models.classifier import Classifier
-from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
+from cs330ray.studies import fewshot
+from cs330ray.studies.fewshot import ACCURACY, LOSS, Drawings
+from cs330ray.training import parallel
+from cs330ray.training.device import device, generator
+from cs330ray.training.state import Trained, ci95, load_tensors
+from cs330ray.trial import Metric, Progress, Scores, Weights, finite
 
-DRAWINGS = 20  # of each character
 SPLITS = "tasks"  # among workers
 OF_LEAKS = (
     "Trained and scored with protocol = leaky: a query may be one of the very drawings that were shown, so its figures "
@@ -25,21 +27,16 @@ OF_LEAKS = (
 )
 
 
-class Config(BaseModel):
+class Config(fewshot.Config):
     """Every hyperparameter of a MANN trial, with its bounds, default and unit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: Literal["omniglot", "glyphs"] = Field("omniglot", description="characters to learn from")
-    split: Literal["course", "paper", "lake"] = Field("course", description="which characters train, validate and test")
-    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split and of the validation and test episodes")
     protocol: Literal["clean", "leaky"] = Field(
         "clean",
         description="queries are never of the support, or drawn regardless of it, as some published solutions do, "
         "in training, validation and test alike",
     )
     ways: int = Field(3, ge=2, le=60, description="classes of a task, and its queries")
-    shots: int = Field(1, ge=1, le=DRAWINGS - 1, description="support drawings of each class of a task")
+    shots: Drawings = Field(1, description="support drawings of each class of a task")
     tasks: int = Field(128, ge=1, le=4096, description="tasks of an outer step")
     cell: mann.Cell = Field("lstm", description="how a layer remembers: LSTM, GRU or plain tanh")
     layers: int = Field(1, ge=1, le=8, description="recurrent layers before the last, which is as wide as the classes")
@@ -47,9 +44,9 @@ class Config(BaseModel):
     encoder: mann.Encoder = Field("none", description="give the memory pixels, or features of a convolutional net")
     filters: int = Field(16, ge=1, le=512, description="channels of each block of the conv encoder")
     lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
-    eval_every_steps: int = Field(500, ge=1, description="outer steps from one validation to the next")
-    val_tasks: int = Field(600, ge=1, le=10_000, description="tasks of the validation")
-    test_tasks: int = Field(600, ge=2, le=100_000, description="tasks of the test")
+    eval_every_steps: fewshot.EvalEverySteps = 500
+    val_tasks: fewshot.ValTasks = 600
+    test_tasks: fewshot.TestTasks = 600
 
     @property
     def net(self) -> Mann:
@@ -57,19 +54,13 @@ class Config(BaseModel):
         return Mann(self.cell, self.layers, self.encoder)
 
 
-_ACCURACY = Metric("max", 0.0, 1.0)
-_LOSS = Metric("min", 0.0, unit="nats")
 METRICS: Mapping[str, Metric] = {
-    **{f"{part}_accuracy": _ACCURACY for part in ("train", "val", "test")},
-    **{f"{part}_loss": _LOSS for part in ("train", "val", "test")},
+    **{f"{part}_accuracy": ACCURACY for part in ("train", "val", "test")},
+    **{f"{part}_loss": LOSS for part in ("train", "val", "test")},
     "test_accuracy_ci95": Metric("min", 0.0),
 }
 
-
-def prepare(config: Config) -> str:
-    """Find, verify and pack the images; their digest. Raises DataError, or SpecError where the device is not here."""
-    runtime.device()
-    return images_digest(config.dataset)
+prepare = fewshot.prepare
 
 
 def chance(config: Config) -> Mapping[str, float]:
@@ -82,28 +73,28 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 
     The `train_` metrics of a row are those of its own step's tasks, before the update.
     """
-    device = runtime.device()
-    state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, device)
-    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, "train").to(device)
-    val = _evaluation_batch(config, "val", config.val_tasks, device)
+    where = device()
+    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
+    classes_MRHW = fewshot.classes(config, "train", where)
+    val = _evaluation_batch(config, "val", config.val_tasks, where)
     while state.step < steps:
         state.step += 1
         batch = _draw(config, classes_MRHW, config.tasks, state.generator)
         mine = batch[parallel.share(len(batch))]
         losses_T, logits_TNN = _learn(config, state, mine, of=len(batch))
         if state.step % config.eval_every_steps == 0 or state.step == steps:
-            row = _row("train", _gathered(losses_T, logits_TNN, mine)) | _row("val", _score(config, state, val))
+            row = fewshot.means("train", _gathered(losses_T, logits_TNN, mine))
+            row |= fewshot.means("val", _score(config, state, val))
             finite(row["val_loss"], state.step)
             yield Progress(state.step, row, state.save)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
     """Score the checkpoint on the test characters, under the protocol that it was trained by."""
-    state = _State.load(checkpoint, config, runtime.device())
+    state = _State.fresh(config, 0, device()).restored(checkpoint)
     scores_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
-    items = [Item(unit=str(task), score=score) for task, score in enumerate(scores_T["accuracy"].tolist())]
-    metrics = _row("test", scores_T) | {"test_accuracy_ci95": runtime.ci95(scores_T["accuracy"])}
-    return Scores(metrics, {"test_accuracy": items})
+    metrics = fewshot.means("test", scores_T) | {"test_accuracy_ci95": ci95(scores_T["accuracy"])}
+    return Scores(metrics, {"test_accuracy": fewshot.items(scores_T["accuracy"])})
 
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
@@ -120,13 +111,12 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
             *card.OF_DRAWINGS,
         ],
     )
-    return Weights(runtime.load_tensors(checkpoint), card=said)
+    return Weights(load_tensors(checkpoint), card=said)
 
 
 def ready(config: Config, exported: Weights) -> Classifier:
     """A classifier that remembers the support. Raises DataError where the tensors are of another net."""
-    state = _State.fresh(config, 0, runtime.device())
-    runtime.fill(state.params, exported.tensors)
+    state = _State.fresh(config, 0, device()).filled(exported.tensors)
 
     @torch.no_grad()
     def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
@@ -135,45 +125,20 @@ def ready(config: Config, exported: Weights) -> Classifier:
     return Classifier(score, config.ways, state.device)
 
 
-@dataclass
-class _State:
-    """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
+@dataclass(kw_only=True)
+class _State(Trained):
+    """A trial at one moment: the net with its memory."""
 
-    step: int
     params: dict[str, Tensor]
-    optimizer: torch.optim.Adam
-    generator: torch.Generator  # of the episodes
 
     @classmethod
-    def fresh(cls, config: Config, seed: int, device: torch.device) -> Self:
-        generator = runtime.generator("train", seed)
-        drawn = mann.init(
-            config.net, hidden=config.hidden, ways=config.ways, filters=config.filters, generator=generator
-        )
-        params = {name: param.to(device).requires_grad_() for name, param in drawn.items()}
-        return cls(0, params, torch.optim.Adam(params.values(), lr=config.lr, fused=True), generator)
-
-    @classmethod
-    def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
-        state = cls.fresh(config, 0, device)
-        notes = runtime.load_state(
-            checkpoint, tensors=state.params, optimizer=state.optimizer, generator=state.generator
-        )
-        state.step = notes["step"]
-        return state
-
-    def save(self, directory: Path) -> None:
-        runtime.save_state(
-            directory,
-            tensors=self.params,
-            optimizer=self.optimizer,
-            generator=self.generator,
-            notes={"step": self.step},
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.params.values())).device
+    def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
+        """Draw the moment before the first step."""
+        stream = generator("train", seed)
+        drawn = mann.init(config.net, hidden=config.hidden, ways=config.ways, filters=config.filters, generator=stream)
+        params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
+        optimizer = torch.optim.Adam(params.values(), lr=config.lr, fused=True)
+        return cls(tensors=params, optimizer=optimizer, generator=stream, params=params)
 
 
 def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Tensor, Tensor]:
@@ -193,15 +158,15 @@ def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Ten
     return losses_T, logits_TNN
 
 
-def _draw(config: Config, classes_MRHW: Tensor, tasks: int, generator: torch.Generator) -> Batch:
+def _draw(config: Config, classes_MRHW: Tensor, tasks: int, stream: torch.Generator) -> Batch:
     """Draw tasks as sequences; leaky ones have a query that is of the support with a chance of shots / drawings."""
     classes, drawings = classes_MRHW.shape[:2]
     ways, shots = config.ways, config.shots
-    classes_TN = _distinct(tasks, classes, ways, generator)
-    drawings_TNS = _distinct(tasks * ways, drawings, shots + 1, generator).view(tasks, ways, shots + 1)
+    classes_TN = _distinct(tasks, classes, ways, stream)
+    drawings_TNS = _distinct(tasks * ways, drawings, shots + 1, stream).view(tasks, ways, shots + 1)
     if config.protocol == "leaky":
-        drawings_TNS[..., -1] = torch.randint(drawings, (tasks, ways), generator=generator)
-    labels_TN = _distinct(tasks, ways, ways, generator)
+        drawings_TNS[..., -1] = torch.randint(drawings, (tasks, ways), generator=stream)
+    labels_TN = _distinct(tasks, ways, ways, stream)
     images_TNS = classes_TN[..., None] * drawings + drawings_TNS
     images_TNS[..., -1] = images_TNS[..., -1].gather(1, labels_TN)
     images_B = images_TNS.permute(2, 1, 0).flatten().to(classes_MRHW.device)
@@ -225,9 +190,8 @@ def _distinct(rows: int, choices: int, picks: int, generator: torch.Generator) -
     return found
 
 
-def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, device: torch.device) -> Batch:
-    classes_MRHW = image_classes(config.dataset, config.split, config.data_seed, part).to(device)
-    return _draw(config, classes_MRHW, tasks, runtime.generator(part, config.data_seed))
+def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, where: torch.device) -> Batch:
+    return _draw(config, fewshot.classes(config, part, where), tasks, generator(part, config.data_seed))
 
 
 @torch.no_grad()
@@ -240,10 +204,6 @@ def _score(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
 def _gathered(losses_T: Tensor, logits_TNN: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The scores of all workers' tasks, one value a task (T,), given what `batch`, this worker's share, has."""
     return parallel.gather_scores({"loss": losses_T, "accuracy": mann.accuracies(logits_TNN, batch.labels_TN)})
-
-
-def _row(part: str, scores_T: Mapping[str, Tensor]) -> dict[str, float]:
-    return {f"{part}_{name}": runtime.mean(values_T) for name, values_T in scores_T.items()}
 
 
 if __name__ == "__main__":  # pragma: no cover

@@ -1,20 +1,22 @@
 """The multi-task recommender on ratings of films, or planted ones: CS330 homework 0. A step is an epoch."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from cs330ray import parallel, runtime
 from cs330ray.data import movielens
 from cs330ray.learners import multitask
 from cs330ray.learners.multitask import Multitask, Ratings
 from cs330ray.models import card
 from cs330ray.models.recommender import Recommender
+from cs330ray.training import parallel
+from cs330ray.training.device import device, generator
+from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
 from cs330ray.trial import Item, Metric, Progress, Scores, Weights, finite
 
 SPLITS = "ratings"  # of a batch, among workers
@@ -111,7 +113,7 @@ METRICS: Mapping[str, Metric] = {
 
 def prepare(config: Config) -> str:
     """Find, verify and pack the ratings; their digest. Raises DataError, or SpecError where the device is not here."""
-    runtime.device()
+    device()
     return movielens.pack(config.dataset).digest
 
 
@@ -128,9 +130,11 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     over its epoch. Only multiples of `eval_every_steps` can be best, so that a longer budget finds the same; before
     the first of them the last moment is.
     """
-    device = runtime.device()
-    ratings, val = (_ratings(config, part, device) for part in ("train", "val"))
-    state = _State.load(resume, config, device) if resume else _State.fresh(config, seed, ratings, device)
+    where = device()
+    ratings, val = (_ratings(config, part, where) for part in ("train", "val"))
+    state = (
+        _State.fresh(config, 0, None, where).restored(resume) if resume else _State.fresh(config, seed, ratings, where)
+    )
     while state.step < steps and not state.exhausted(config):
         losses = _epoch(config, state, ratings)
         due = state.step % config.eval_every_steps == 0
@@ -149,12 +153,11 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     The refit trains anew on train and validation together, with the same configuration and seed, and is scored after
     as many epochs as the best moment had, and as many as the last. All rank without the items known from both.
     """
-    device = runtime.device()
-    state = _State.load(checkpoint, config, device)
-    known = _together(*(_ratings(config, part, device) for part in ("train", "val")))
-    held_out = _ratings(config, "test", device)
+    state = _State.fresh(config, 0, None, device()).restored(checkpoint)
+    known = _together(*(_ratings(config, part, state.device) for part in ("train", "val")))
+    held_out = _ratings(config, "test", state.device)
     found = {"": state.best, "_last": state.weights.params}
-    refit = _State.fresh(config, seed, known, device)
+    refit = _State.fresh(config, seed, known, state.device)
     while refit.step < state.step:
         _epoch(config, refit, known)
         if refit.step == state.best_step:
@@ -176,8 +179,8 @@ OF_RANKS = "Its ranking means nothing: factorization_weight 0 left the head that
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """The best moment's parameters of a checkpoint, and what a card says of them. A refit is in no checkpoint."""
-    notes = runtime.load_notes(checkpoint / "state.json")
-    held = runtime.load_tensors(checkpoint)
+    notes = load_notes(checkpoint / "state.json")
+    held = load_tensors(checkpoint)
     best = {name.removeprefix("best/"): tensor for name, tensor in held.items() if name.startswith("best/")}
     said = card.sections(
         weights=f"Those of the best moment by {config.keep_best_by}, epoch {notes['best_step']}, trained on the "
@@ -199,29 +202,28 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
 
 def ready(config: Config, exported: Weights) -> Recommender:
     """A recommender. Raises DataError where the tensors are of another net."""
-    state = _State.fresh(config, 0, None, runtime.device())
-    runtime.fill(state.best, exported.tensors)
+    state = _State.fresh(config, 0, None, device())
+    fill(state.best, exported.tensors)
     return Recommender(state.best, config.dataset, config.split, config.data_seed)
 
 
-@dataclass
-class _State:
-    """All that a trial is at one moment, and what its checkpoint holds, to the bit."""
+@dataclass(kw_only=True)
+class _State(Trained):
+    """A trial at one moment: the weights, and those of its best moment."""
 
-    step: int
+    NOTES: ClassVar[tuple[str, ...]] = ("step", "best_step", "best_metrics")
+
     weights: multitask.Weights
-    optimizer: torch.optim.Adam
-    generator: torch.Generator  # of shuffles, drawn items and dropout
     best: dict[str, Tensor]
-    best_step: int
-    best_metrics: dict[str, float]
+    best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, config: Config, seed: int, ratings: Ratings | None, device: torch.device) -> Self:
-        """The moment before the first epoch on `ratings`; None where a checkpoint is about to be read into it."""
-        generator = runtime.generator("train", seed)
+    def fresh(cls, config: Config, seed: int, ratings: Ratings | None, where: torch.device) -> Self:
+        """Draw the moment before the first epoch on `ratings`; None where tensors are about to be read into it."""
+        stream = generator("train", seed)  # of shuffles, drawn items and dropout
         users, items = movielens.sizes(config.dataset)
-        mean_stars = runtime.mean(ratings.stars_B) if ratings is not None else 0.0
+        mean_stars = mean(ratings.stars_B) if ratings is not None else 0.0
         drawn = multitask.init(
             users=users,
             items=items,
@@ -230,29 +232,17 @@ class _State:
             sharing=config.sharing,
             std=config.embedding_std or 1 / config.dim,
             mean_stars=mean_stars if config.regression_bias else None,
-            generator=generator,
+            generator=stream,
         )
-        weights = multitask.Weights.of(drawn, device)
-        optimizer = torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        weights = multitask.Weights.of(drawn, where)
         best = {name: param.clone() for name, param in weights.params.items()}
-        return cls(0, weights, optimizer, generator, best, 0, {})
-
-    @classmethod
-    def load(cls, checkpoint: Path, config: Config, device: torch.device) -> Self:
-        state = cls.fresh(config, 0, None, device)
-        notes = runtime.load_state(
-            checkpoint, tensors=state._tensors, optimizer=state.optimizer, generator=state.generator
-        )
-        state.step, state.best_step, state.best_metrics = notes["step"], notes["best_step"], notes["best_metrics"]
-        return state
-
-    def save(self, directory: Path) -> None:
-        runtime.save_state(
-            directory,
-            tensors=self._tensors,
-            optimizer=self.optimizer,
-            generator=self.generator,
-            notes={"step": self.step, "best_step": self.best_step, "best_metrics": self.best_metrics},
+        last = {f"param/{name}": param for name, param in weights.params.items()}
+        return cls(
+            tensors=last | {f"best/{name}": param for name, param in best.items()},
+            optimizer=torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True),
+            generator=stream,
+            weights=weights,
+            best=best,
         )
 
     def keep_if_better(self, config: Config, reached: dict[str, float], *, due: bool) -> None:
@@ -270,15 +260,10 @@ class _State:
         validated = self.step // config.eval_every_steps * config.eval_every_steps
         return config.patience is not None and validated - self.best_step >= config.patience
 
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        last = {f"param/{name}": param for name, param in self.weights.params.items()}
-        return last | {f"best/{name}": param for name, param in self.best.items()}
 
-
-def _ratings(config: Config, part: str, device: torch.device) -> Ratings:
+def _ratings(config: Config, part: str, where: torch.device) -> Ratings:
     read = movielens.ratings(config.dataset, config.split, config.data_seed, part)
-    return Ratings(*(torch.from_numpy(column).to(device) for column in (read.users, read.items, read.stars)))
+    return Ratings(*(torch.from_numpy(column).to(where) for column in (read.users, read.items, read.stars)))
 
 
 def _together(one: Ratings, other: Ratings) -> Ratings:
@@ -320,7 +305,7 @@ def _scores(params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> 
 
 
 def _means(scored: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: runtime.mean(values) for name, values in scored.items()}
+    return {name: mean(values) for name, values in scored.items()}
 
 
 def _items(name: str, values: Tensor, held_out: Ratings) -> list[Item]:

@@ -1,0 +1,1 @@
+"""Pre-trained language models: found, fetched, verified and converted once; loaded from safetensors alone."""
