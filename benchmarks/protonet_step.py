@@ -1,6 +1,6 @@
 """What a ProtoNet training step costs, its data included, against the plain one that the course's solutions write.
 
-    python benchmarks/protonet_step.py [imageio | pil]
+    python benchmarks/protonet_step.py [imageio | pil] [--smallest]
 
 The plain step reads each image of its episodes from a PNG file of 28x28 pixels, embeds one task at a time, its support
 and then its queries, and differentiates the mean loss of all tasks at the end. imageio reads the files, as in the
@@ -39,6 +39,8 @@ from cs330ray.learners.protonet import ProtoNet
 
 TASKS, WAYS, QUERIES, FILTERS, SIDE = 16, 5, 15, 64, 28
 CASES = [(1, 9), (5, 5)]  # shots, turns
+SMALLEST = (1, 1)
+FEW = 20  # characters at the smallest size
 LR = 1e-3
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -71,10 +73,11 @@ class Images:
     reader: str
 
     @classmethod
-    def write(cls, folder: Path, reader: str) -> "Images":
+    def write(cls, folder: Path, reader: str, *, smallest: bool) -> "Images":
         """Write one PNG a drawing, ink 0 on 255: Omniglot where its archives are at hand, else glyphs."""
         found = all(archive.found for archive in store.archives() if archive.name == "omniglot")
-        classes_MRHW = image_classes("omniglot" if found else "glyphs", "course", 0, "train")
+        dataset = "omniglot" if found and not smallest else "glyphs"
+        classes_MRHW = image_classes(dataset, "course", 0, "train")[: FEW if smallest else None]
         classes, drawings = classes_MRHW.shape[:2]
         for place, image in enumerate(classes_MRHW.flatten(0, 1).numpy()):
             Image.fromarray(255 - image).save(folder / f"{place // drawings:04}_{place % drawings:02}.png")
@@ -248,13 +251,13 @@ def shares(images: Images, shots: int, step_s: float) -> dict[str, float]:
     return found | {"the rest": 1 - sum(found.values())}
 
 
-def main(reader: str) -> None:
+def main(reader: str, *, smallest: bool) -> None:
     torch.set_num_threads(1)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        images = Images.write(Path(folder), reader)
+        images = Images.write(Path(folder), reader, smallest=smallest)
         print(f"{'shots':>5} {'part':8}{'plain s':>9}{'ours s':>9}{'ratio':>8}")
-        for shots, turns in CASES:
+        for shots, turns in [SMALLEST] if smallest else CASES:
             apart = check_agreement(images, shots)
             row = found[f"{shots} shots"] = measure(images, shots, turns)
             for part in ("step", "network", "data"):
@@ -278,4 +281,6 @@ def main(reader: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("reader", nargs="?", choices=["imageio", "pil"], default="imageio")
-    main(parser.parse_args().reader)
+    parser.add_argument("--smallest", action="store_true", help="few glyphs, one turn: shows only that it runs")
+    given = parser.parse_args()
+    main(given.reader, smallest=given.smallest)
