@@ -39,7 +39,7 @@ from cs330ray.studies import mann
 CASES = [(3, 1, 128), (2, 1, 128), (4, 1, 128), (3, 1, 256), (3, 1, 8)]  # ways, shots, hidden
 TURNS, WARM = 31, 3  # the first turns warm up
 STEPS = 20  # of the comparison, and of a profile
-FEW = 20  # characters at the smallest size
+FEW, FEWEST_TASKS = 20, 8  # characters, and tasks a step, at the smallest size
 SIDE = 1024  # of the large matrices
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}  # of the weights after so many steps, relative
 SHOWN = 12  # operations of a profile
@@ -232,6 +232,7 @@ def main(*, smallest: bool) -> None:
     dataset = "omniglot" if archives and not smallest else "glyphs"
     classes_MRHW = image_classes(dataset, "course", 0, "train")[: FEW if smallest else None]
     cases, turns = (CASES[:1], 1) if smallest else (CASES, TURNS)
+    given = {"dataset": dataset} | ({"tasks": FEWEST_TASKS} if smallest else {})
     columns = ["plain_s", "plain_reading_s", "plain_given_s", "ours_s", "our_draw_s", "floor_s"]
     columns += ["ratio", "ratio_reading", "ratio_given", "of_floor"]
     print(f"{dataset}\n{'ways shots hidden':18}" + "".join(f"{name:>16}" for name in columns) + "   weights differ by")
@@ -239,14 +240,14 @@ def main(*, smallest: bool) -> None:
     with tempfile.TemporaryDirectory() as home:
         folders = write_files(classes_MRHW, Path(home))
         for ways, shots, hidden in cases:
-            config = mann.Config(dataset=dataset, ways=ways, shots=shots, hidden=hidden)
+            config = mann.Config(**given, ways=ways, shots=shots, hidden=hidden)
             apart = check_agreement(config, classes_MRHW)
             row = {name: round(value, 5) for name, value in measure(config, classes_MRHW, folders, turns).items()}
             found[f"{ways}/{shots}/{hidden}"] = row
             figures = "".join(f"{row[name]:>16.4f}" for name in columns)
             differ = f"{apart[torch.float64]:.0e} (64), {apart[torch.float32]:.0e} (32)"
             print(f"{ways:4}{shots:6}{hidden:7} {figures}   {differ}")
-    print_profile(mann.Config(dataset=dataset), classes_MRHW)
+    print_profile(mann.Config(**given), classes_MRHW)
     first = next(iter(found.values()))
     shown = {name: round(first[name], 2) for name in ("ratio", "of_floor", "ratio_reading", "ratio_given")}
     print(json.dumps({**shown, "threads": 1, "cases": found}))

@@ -37,9 +37,9 @@ from cs330ray.learners import conv4, protonet
 from cs330ray.learners.maml import Batch
 from cs330ray.learners.protonet import ProtoNet
 
-TASKS, WAYS, QUERIES, FILTERS, SIDE = 16, 5, 15, 64, 28
-CASES = [(1, 9), (5, 5)]  # shots, turns
-SMALLEST = (1, 1)
+WAYS, QUERIES, FILTERS, SIDE = 5, 15, 64, 28
+TASKS, CASES = 16, [(1, 9), (5, 5)]  # shots, turns
+FEWEST_TASKS, SMALLEST = 1, (1, 1)
 FEW = 20  # characters at the smallest size
 LR = 1e-3
 TOLERANCE = {
@@ -71,6 +71,7 @@ class Images:
     places_MRHW: Tensor  # (M, R, 1, 3) of bytes: where a drawing stands, so that an episode says what it drew
     folder: Path
     reader: str
+    tasks: int  # of a step
 
     @classmethod
     def write(cls, folder: Path, reader: str, *, smallest: bool) -> "Images":
@@ -82,7 +83,8 @@ class Images:
         for place, image in enumerate(classes_MRHW.flatten(0, 1).numpy()):
             Image.fromarray(255 - image).save(folder / f"{place // drawings:04}_{place % drawings:02}.png")
         at = [[[[m // 256, m % 256, r]] for r in range(drawings)] for m in range(classes)]
-        return cls(classes_MRHW, torch.tensor(at, dtype=torch.uint8), folder, reader)
+        tasks = FEWEST_TASKS if smallest else TASKS
+        return cls(classes_MRHW, torch.tensor(at, dtype=torch.uint8), folder, reader, tasks)
 
     def draw(self, shots: int, seed: int) -> Batch:
         """Our way: one gather from packed bytes."""
@@ -97,7 +99,7 @@ class Images:
         ]
 
     def _draw(self, classes_MRHW: Tensor, shots: int, seed: int) -> Batch:
-        sizes = {"tasks": TASKS, "ways": WAYS, "shots": shots, "queries": QUERIES}
+        sizes = {"tasks": self.tasks, "ways": WAYS, "shots": shots, "queries": QUERIES}
         episodes = draw_episodes(classes_MRHW, **sizes, generator=torch.Generator().manual_seed(seed))
         return Batch(episodes.support_TNKCHW, episodes.query_TNQCHW)
 
@@ -173,11 +175,11 @@ def check_agreement(images: Images, shots: int) -> dict[torch.dtype, float]:
     return found
 
 
-def multiplications(shots: int) -> float:
+def multiplications(tasks: int, shots: int) -> float:
     """Floating-point operations of a step's convolutions: forward 1, backward 2 (the first has no image gradient)."""
     sides = [SIDE // 2**block for block in range(4)]
     forward = [2 * 9 * (1 if block == 0 else FILTERS) * FILTERS * side**2 for block, side in enumerate(sides)]
-    return float(TASKS * WAYS * (shots + QUERIES) * (2 * forward[0] + 3 * sum(forward[1:])))
+    return float(tasks * WAYS * (shots + QUERIES) * (2 * forward[0] + 3 * sum(forward[1:])))
 
 
 def convolution_speed() -> float:
@@ -216,7 +218,7 @@ def measure(images: Images, shots: int, turns: int) -> dict[str, float]:
     for turn in range(turns + 1):
         rows = {side: timed_step(side, images, shots, turn) for side in ("plain", "ours")}
         found = {f"{part}_{side}_s": took for side, row in rows.items() for part, took in row.items()}
-        found["floor_s"] = multiplications(shots) / convolution_speed()
+        found["floor_s"] = multiplications(images.tasks, shots) / convolution_speed()
         if turn:  # the first turn warms up
             for name, took in found.items():
                 times.setdefault(name, []).append(took)
