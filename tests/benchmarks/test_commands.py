@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_TIMED = {"auditor"}  # checks a home that somebody names: tests/benchmarks/test_auditor.py starts it
-SLOW = {"faults", "scale", "scaling", "service_cost", "workers"}  # each starts a service
+SLOW = {"faults", "lora_step", "scale", "scaling", "service_cost", "workers"}  # each starts several processes
 PAGES = [
     ROOT / "README.md",
     ROOT / "LOG.md",
