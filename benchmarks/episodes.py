@@ -1,11 +1,14 @@
 """How many episodes a second: one gather from packed bytes, against opening one PNG an image.
 
-python benchmarks/episodes.py [SECONDS]     one thread; Omniglot where its archives are at hand, else glyphs
+    python benchmarks/episodes.py [SECONDS] [--smallest]
+
+One thread; Omniglot where its archives are at hand, else glyphs. The last line is one JSON object: `per_s` is the rate
+of 5-way episodes, split `course`.
 """
 
+import argparse
 import io
 import json
-import sys
 import time
 from collections.abc import Callable
 
@@ -24,10 +27,10 @@ def per_second(draw: Callable[[], object], seconds: float) -> float:
     """Batches a second, after one to warm up."""
     draw()
     batches, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
+    while batches == 0 or time.perf_counter() - start < seconds:
         draw()
         batches += 1
-    return batches / elapsed
+    return batches / (time.perf_counter() - start)
 
 
 def packed(classes: torch.Tensor, ways: int) -> Callable[[], object]:
@@ -56,10 +59,11 @@ def image_by_image(members: list[bytes], ways: int) -> Callable[[], object]:
     return draw
 
 
-def main(seconds: float) -> None:
+def main(seconds: float, *, smallest: bool) -> None:
     torch.set_num_threads(1)
     archive = archives.ARCHIVES["images_background.zip"]
-    dataset = "omniglot" if all(row.found for row in archives.archives() if row.name == "omniglot") else "glyphs"
+    found = all(row.found for row in archives.archives() if row.name == "omniglot")
+    dataset = "omniglot" if found and not smallest else "glyphs"
     classes = {"course": image_classes(dataset, "course", 0, "train")}
     if dataset == "omniglot":
         classes["paper"] = image_classes(dataset, "paper", 0, "train")
@@ -68,10 +72,10 @@ def main(seconds: float) -> None:
     rates = {}
     for split, classes_MRHW in classes.items():
         for ways in (5, 20):
-            rate = per_second(packed(classes_MRHW, ways), seconds)
+            rate = per_second(packed(classes_MRHW, ways), 0.0 if smallest else seconds)
             rates[split, ways] = TASKS * rate
             print(f"{f'packed, {len(classes_MRHW)} classes':28} {ways:4} {1e3 / rate:11.2f} {TASKS * rate:11.0f}")
-    if archive.found:
+    if archive.found and not smallest:
         members = list(unpack.read_zip(archive, archive.found, omniglot.MEMBER_BYTES).values())
         rate = per_second(image_by_image(members, 5), seconds)
         ratio = rates["course", 5] / (TASKS * rate)
@@ -81,4 +85,8 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seconds", nargs="?", type=float, default=2.0, help="of each way of drawing")
+    parser.add_argument("--smallest", action="store_true", help="glyphs, one batch each: shows only that it runs")
+    given = parser.parse_args()
+    main(given.seconds, smallest=given.smallest)

@@ -1,6 +1,6 @@
 """The fault campaign: a study of small real trials runs while a seeded adversary strikes, and an auditor counts.
 
-    python benchmarks/faults.py --rounds 100 [--seed 0] [--kinds driver,worker] [--keep-homes]
+    python benchmarks/faults.py [--rounds 8] [--seed 0] [--kinds driver,worker] [--keep-homes] [--smallest]
 
 First the study runs undisturbed: the reference. Then it runs in one home after another, each as a command in a process
 of its own, and is struck at random moments; a command that ended is started again, until it has ended well; then the
@@ -73,6 +73,12 @@ keep = 1
 top = 1
 seeds = 2
 """
+SMALLEST = (
+    STUDY.replace("steps = 200", "steps = 100")
+    .replace("trials = 4", "trials = 2")
+    .replace("shots = [1, 2]", "shots = [1]")
+    .replace("seeds = 2", "seeds = 1")
+)
 STUCK_S = 120.0  # a command that neither ends nor records anything for so long is stuck
 SYNC_S = 60.0  # so long may MLflow take to come back
 POLL_S = 0.03
@@ -544,8 +550,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(STRIKES), help="of strikes, with commas between")
     parser.add_argument("--keep-homes", action="store_true", help="those where nothing was wrong, too")
+    parser.add_argument("--smallest", action="store_true", help="one kill of a small study: shows only that it runs")
     given = parser.parse_args(arguments)
-    kinds = given.kinds.split(",")
+    study, rounds, kinds = STUDY, given.rounds, given.kinds.split(",")
+    if given.smallest:
+        study, rounds, kinds = SMALLEST, 1, ["driver"]
     if unknown := [kind for kind in kinds if kind not in STRIKES]:
         parser.error(f"--kinds: some of {','.join(STRIKES)} are needed, but got {unknown}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -555,7 +564,7 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     with workplace() as work:
         kinds = [kind for kind in kinds if kind not in skipped]
-        campaign = Campaign(work, study=STUDY, rounds=given.rounds, seed=given.seed, kinds=kinds)
+        campaign = Campaign(work, study=study, rounds=rounds, seed=given.seed, kinds=kinds)
         tally = campaign.run(keep_homes=given.keep_homes)
     for line in tally.table():
         say(line)

@@ -1,6 +1,6 @@
 """What 125 questions behind 16 examples cost, against the straightforward way: bAbI's first task, smollm2-135m.
 
-    python benchmarks/incontext.py [--plain 15]
+    python benchmarks/incontext.py [--plain 15] [--smallest]
 
 The plain way reads examples and question together, one prompt at a time, with a cache of keys and values within each
 answer, and ends it at the first period as we do: faster than `generate`, which goes on to the last token. It takes
@@ -9,7 +9,8 @@ the same; its time for all is that of the mean. Ours is timed on all, the readin
 text into tokens within their time; loading the model is in neither. They take turns, a block of 25 questions and some
 plain ones, so that a busy machine slows both; the figures are seconds for which the processor worked, on one thread.
 
-Needs the weights and bAbI's archive, and says so where they are missing. The last line is one JSON object: `ratio` is
+Needs the weights and bAbI's archive, and says so where they are missing; at the smallest size the random model `tiny`
+answers a few questions of `rooms`, which need neither. The last line is one JSON object: `ratio` is
 plain over ours, `of_prefix` ours over the bare reading of the examples, once.
 """
 
@@ -18,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +30,20 @@ from cs330ray.learners.decoding import Decoder
 from cs330ray.learners.incontext import Asking
 from cs330ray.pretrained import models
 
-MODEL, SHOTS, NEW_TOKENS, BATCH, BLOCK = "smollm2-135m", 16, 6, 8, 25
+NEW_TOKENS, BATCH, BLOCK = 6, 8, 25
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked of which model."""
+
+    model: str = "smollm2-135m"
+    dataset: str = "babi"
+    shots: int = 16
+    questions: int = 125
+
+
+SMALLEST = Size("tiny", "rooms", shots=2, questions=4)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -72,13 +87,14 @@ def measure(
     return ours_s, plain_s
 
 
-def main(plain: int) -> None:
+def main(size: Size, plain: int) -> None:
     torch.set_num_threads(1)
     asking = Asking("qa")
-    shots = text.draw(text.examples("babi", "train", 0), SHOTS, 0, classes=False)
-    questions = [asking.prompt(example.text) for example in text.examples("babi", "val", 0)]
+    shots = text.draw(text.examples(size.dataset, "train", 0), size.shots, 0, classes=False)
+    asked = text.examples(size.dataset, "val", 0)[: size.questions]
+    questions = [asking.prompt(example.text) for example in asked]
     prefix = asking.prefix([(shot.text, shot.answer) for shot in shots])
-    model, tokenizer = models.causal(MODEL, device=torch.device("cpu"))
+    model, tokenizer = models.causal(size.model, device=torch.device("cpu"))
     some = [at * len(questions) // plain for at in range(plain)]
     plain_answer(model, tokenizer, questions[0])  # warms up
     ours_s, plain_s = measure(model, tokenizer, prefix, questions, some)
@@ -87,7 +103,9 @@ def main(plain: int) -> None:
         prefix_s, _ = seconds(lambda: model(input_ids=ids_1L, logits_to_keep=1))
     tokens = [len(tokenizer(question)["input_ids"]) for question in questions]
     mean_s = sum(plain_s) / len(plain_s)
-    print(f"{MODEL}, {SHOTS} examples of {ids_1L.shape[1]} tokens, {len(questions)} questions of {sum(tokens)}")
+    print(
+        f"{size.model}, {size.shots} examples of {ids_1L.shape[1]} tokens, {len(questions)} questions of {sum(tokens)}"
+    )
     print(f"plain  {mean_s * len(questions):8.1f} s   ({mean_s:.2f} s a question, timed on {len(plain_s)})")
     print(f"ours   {ours_s:8.1f} s   ({ours_s / len(questions):.3f} s a question, all {len(questions)})")
     print(f"       the bare reading of the examples, once: {prefix_s:.1f} s; the same answers on {len(plain_s)}")
@@ -105,7 +123,9 @@ def main(plain: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--plain", type=int, default=15, choices=range(1, 126), metavar="1..125")
+    parser.add_argument("--smallest", action="store_true", help="a tiny model, few questions: shows only that it runs")
+    given = parser.parse_args()
     try:
-        main(parser.parse_args().plain)
+        main(SMALLEST, SMALLEST.questions) if given.smallest else main(Size(), given.plain)
     except Cs330rayError as error:
         sys.exit(f"benchmarks/incontext.py: {error}")

@@ -1,6 +1,6 @@
 """What a step of LoRA costs, in time and memory, against one of full fine-tuning of the same model.
 
-    python benchmarks/lora_step.py [--model smollm2-135m] [--turns 5]
+    python benchmarks/lora_step.py [--model smollm2-135m] [--turns 5] [--smallest]
 
 Both are this project's own step on the same 8 examples of bAbI's first task (without its archive, of `rooms`), in
 micro-batches of 4: LoRA of rank 16 on all matrices of every block, or all weights. A third, plain, is LoRA as it is
@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from multiprocessing.connection import Connection
 
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from cs330ray.data import archives
+from cs330ray.errors import Cs330rayError
 from cs330ray.learners import lora
 from cs330ray.studies import finetune
 from cs330ray.training.device import device
@@ -70,8 +72,13 @@ class Side:
 
 
 def work(name: str, model: str, pipe: Connection) -> None:
-    """Take a step for each message, and answer with its loss, its seconds and the most memory so far."""
-    side = Side(name, model)
+    """Send the count of trained numbers, or why there is no model; then, for each message, take a step and send its
+    loss, its seconds and the most memory so far."""
+    try:
+        side = Side(name, model)
+    except Cs330rayError as error:
+        pipe.send(error)
+        return
     pipe.send(side.state.size)
     while pipe.recv():
         start = time.process_time()
@@ -87,7 +94,11 @@ def measure(model: str, turns: int) -> dict[str, dict[str, float]]:
     for name in SIDES:
         pipes[name], theirs = context.Pipe()
         context.Process(target=work, args=(name, model, theirs), daemon=True).start()
-        found[name] = {"trained_parameters": float(pipes[name].recv())}
+        theirs.close()  # so that the end of the process ends the wait for it
+        trained = pipes[name].recv()
+        if isinstance(trained, Cs330rayError):
+            raise trained
+        found[name] = {"trained_parameters": float(trained)}
         times[name] = []
     for turn in range(turns + 1):
         for name, pipe in pipes.items():
@@ -129,5 +140,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--smallest", action="store_true", help="a tiny model, one turn: shows only that it runs")
     given = parser.parse_args()
-    main(given.model, given.turns)
+    model, turns = ("tiny", 1) if given.smallest else (given.model, given.turns)
+    try:
+        main(model, turns)
+    except Cs330rayError as error:
+        sys.exit(f"benchmarks/lora_step.py: {error}")

@@ -1,12 +1,13 @@
 """What an outer MAML step costs against the plain loop over tasks that the course's solutions write.
 
-    python benchmarks/maml_step.py
+    python benchmarks/maml_step.py [--smallest]
 
 Same net, batch, precision and results, one thread, 16 tasks 5-way 1-shot with 15 queries. The two take turns, so that
 a busy machine slows both; a figure is a median of its turns. The floor is the step's multiplications at the speed at
 which this machine multiplies matrices just then. The last line is one JSON object: `ratio` is that of the first case.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -20,9 +21,10 @@ from cs330ray.learners import conv4, maml
 from cs330ray.learners.maml import Maml
 from cs330ray.learners.tasks import Batch
 
-TASKS, WAYS, SHOTS, QUERIES, FILTERS, SIDE = 16, 5, 1, 15, 32, 28
+WAYS, SHOTS, QUERIES, FILTERS, SIDE = 5, 1, 15, 32, 28
 INNER_LR = 0.4
-CASES = [("pooled", 1, 9), ("pooled", 5, 5), ("course", 1, 5)]  # body, inner steps, turns
+TASKS, CASES = 16, [("pooled", 1, 9), ("pooled", 5, 5), ("course", 1, 5)]  # body, inner steps, turns
+FEWEST_TASKS, SMALLEST = 1, ("pooled", 1, 1)
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 2e-2,
@@ -59,32 +61,32 @@ def our_step(body: str, inner_steps: int, params: dict[str, Tensor], batch: Batc
     maml.outer_backward(Maml(body, inner_steps), params, inner_lrs, batch)
 
 
-def drawn(body: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Batch]:
+def drawn(tasks: int, body: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], Batch]:
     """Strokes are about a tenth of a character's pixels."""
     generator = torch.Generator().manual_seed(0)
     params = conv4.init(body, filters=FILTERS, ways=WAYS, generator=generator)
-    images = (torch.rand(TASKS, WAYS, SHOTS + QUERIES, 1, SIDE, SIDE, generator=generator) < 0.1).to(dtype)
+    images = (torch.rand(tasks, WAYS, SHOTS + QUERIES, 1, SIDE, SIDE, generator=generator) < 0.1).to(dtype)
     batch = Batch(images[:, :, :SHOTS], images[:, :, SHOTS:])
     return {name: param.to(dtype).requires_grad_() for name, param in params.items()}, batch
 
 
-def outer_gradient(step: Callable[..., None], body: str, inner_steps: int, dtype: torch.dtype) -> Tensor:
-    params, batch = drawn(body, dtype)
+def outer_gradient(step: Callable[..., None], tasks: int, body: str, inner_steps: int, dtype: torch.dtype) -> Tensor:
+    params, batch = drawn(tasks, body, dtype)
     step(body, inner_steps, params, batch)
     return torch.cat([param.grad.flatten() for param in params.values() if param.grad is not None])
 
 
-def check_agreement(body: str, inner_steps: int) -> dict[torch.dtype, float]:
+def check_agreement(tasks: int, body: str, inner_steps: int) -> dict[torch.dtype, float]:
     """Compare the outer gradients of both; the relative difference by precision."""
     found = {}
     for dtype, tolerance in TOLERANCE.items():
-        plain, ours = (outer_gradient(step, body, inner_steps, dtype) for step in (plain_step, our_step))
+        plain, ours = (outer_gradient(step, tasks, body, inner_steps, dtype) for step in (plain_step, our_step))
         found[dtype] = ((plain - ours).norm() / plain.norm()).item()
         assert found[dtype] <= tolerance, f"{body}, {inner_steps} inner steps, {dtype}: {found[dtype]:.1e} apart"
     return found
 
 
-def multiplications(body: str, inner_steps: int) -> float:
+def multiplications(tasks: int, body: str, inner_steps: int) -> float:
     """Floating-point operations of a step's convolutions: forward 1, backward 2 (the first has no image gradient).
 
     A query image costs one forward and one backward pass, a support image and inner step those and twice as much again.
@@ -92,7 +94,7 @@ def multiplications(body: str, inner_steps: int) -> float:
     sides = [SIDE // 2**block if body == "pooled" else SIDE for block in range(4)]
     forward = [2 * 9 * (1 if block == 0 else FILTERS) * FILTERS * side**2 for block, side in enumerate(sides)]
     once = 2 * forward[0] + 3 * sum(forward[1:])
-    return float(TASKS * WAYS * (QUERIES * once + SHOTS * inner_steps * 3 * once))
+    return float(tasks * WAYS * (QUERIES * once + SHOTS * inner_steps * 3 * once))
 
 
 def multiply_speed() -> float:
@@ -107,8 +109,8 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(body: str, inner_steps: int, turns: int) -> dict[str, float]:
-    params, batch = drawn(body, torch.float32)
+def measure(tasks: int, body: str, inner_steps: int, turns: int) -> dict[str, float]:
+    params, batch = drawn(tasks, body, torch.float32)
     steps = {"plain": plain_step, "ours": our_step}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(turns + 1):
@@ -118,19 +120,20 @@ def measure(body: str, inner_steps: int, turns: int) -> dict[str, float]:
             if turn:  # the first turn warms up
                 times[name].append(took)
     plain_s, ours_s = (statistics.median(times[name]) for name in steps)
-    floor_s = multiplications(body, inner_steps) / multiply_speed()
+    floor_s = multiplications(tasks, body, inner_steps) / multiply_speed()
     return {"plain_s": plain_s, "ours_s": ours_s, "floor_s": floor_s, "ratio": plain_s / ours_s}
 
 
-def main() -> None:
+def main(*, smallest: bool) -> None:
     torch.set_num_threads(1)
     print(
         f"{'body':8}{'inner steps':>12}{'plain s':>10}{'ours s':>10}{'floor s':>10}{'ratio':>8}   gradients differ by"
     )
     found = {}
-    for body, inner_steps, turns in CASES:
-        apart = check_agreement(body, inner_steps)
-        row = measure(body, inner_steps, turns)
+    tasks, cases = (FEWEST_TASKS, [SMALLEST]) if smallest else (TASKS, CASES)
+    for body, inner_steps, turns in cases:
+        apart = check_agreement(tasks, body, inner_steps)
+        row = measure(tasks, body, inner_steps, turns)
         found[f"{body}/{inner_steps}"] = {name: round(value, 4) for name, value in row.items()}
         figures = f"{row['plain_s']:>10.3f}{row['ours_s']:>10.3f}{row['floor_s']:>10.3f}{row['ratio']:>8.2f}"
         print(f"{body:8}{inner_steps:>12}{figures}   {apart[torch.float64]:.0e} (64), {apart[torch.float32]:.0e} (32)")
@@ -138,4 +141,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smallest", action="store_true", help="one case, one turn: shows only that it runs")
+    main(smallest=parser.parse_args().smallest)

@@ -1,6 +1,6 @@
 """What a training step of MANN costs, data and all, against the code that the course's solutions write.
 
-    python benchmarks/mann_step.py
+    python benchmarks/mann_step.py [--smallest]
 
 The plain code: a generator that draws one task at a time from folders of PNG files, each decoded once and then kept
 (the course's default) or decoded whenever it is drawn; torch's DataLoader in the same process; one-hot labels beside
@@ -14,6 +14,7 @@ of torch's two libraries. The last line is one JSON object, of the first case: `
 given to it for nothing.
 """
 
+import argparse
 import json
 import random
 import statistics
@@ -37,8 +38,9 @@ from cs330ray.learners.mann import Batch
 from cs330ray.studies import mann
 
 CASES = [(3, 1, 128), (2, 1, 128), (4, 1, 128), (3, 1, 256), (3, 1, 8)]  # ways, shots, hidden
-TURNS = 31
-STEPS = 20  # of the comparison
+TURNS, WARM = 31, 3  # the first turns warm up
+STEPS = 20  # of the comparison, and of a profile
+FEW, FEWEST_TASKS = 20, 8  # characters, and tasks a step, at the smallest size
 SIDE = 1024  # of the large matrices
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}  # of the weights after so many steps, relative
 SHOWN = 12  # operations of a profile
@@ -132,7 +134,7 @@ def check_agreement(config: mann.Config, classes_MRHW: Tensor) -> dict[torch.dty
         for _ in range(STEPS):
             batch = mann._draw(config, classes_MRHW, config.tasks, state.generator)
             batch = replace(batch, images_LTCHW=batch.images_LTCHW.to(dtype))
-            mann._learn(config, state, batch)
+            learn(config, state, batch)
             plain_step(net, optimizer, *plain_form(batch, config.ways))
         plain, ours = (
             torch.cat([param.detach().flatten() for param in one.parameters()])
@@ -159,10 +161,15 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def our_step(config: mann.Config, state: mann._State, classes_MRHW: Tensor) -> None:
-    mann._learn(config, state, mann._draw(config, classes_MRHW, config.tasks, state.generator))
+    learn(config, state, mann._draw(config, classes_MRHW, config.tasks, state.generator))
 
 
-def measure(config: mann.Config, classes_MRHW: Tensor, folders: list[Path]) -> dict[str, float]:
+def learn(config: mann.Config, state: mann._State, batch: Batch) -> None:
+    """Update the weights once; a lone worker has all tasks of the step."""
+    mann._learn(config, state, batch, of=len(batch))
+
+
+def measure(config: mann.Config, classes_MRHW: Tensor, folders: list[Path], turns: int) -> dict[str, float]:
     """Seconds of a step: plain with files kept, plain with files read, plain on one given batch, and ours."""
     state = mann._State.fresh(config, 0, torch.device("cpu"))
     net = plain_net(state, config.ways, config.hidden)
@@ -182,10 +189,10 @@ def measure(config: mann.Config, classes_MRHW: Tensor, folders: list[Path]) -> d
     a = torch.rand(SIDE, SIDE)
     steps |= {"product_s": lambda: a @ a.T, "onednn_s": lambda: mann.mann._times(a, a)}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(TURNS + 3):
+    for turn in range(turns + WARM):
         for name, step in steps.items():
             took = seconds(step)
-            if turn >= 3:  # the first turns warm up
+            if turn >= WARM:
                 times[name].append(took)
     row = {name: statistics.median(taken) for name, taken in times.items()}
     row["floor_s"] = multiplications(config) / (2 * SIDE**3) * min(row.pop("product_s"), row.pop("onednn_s"))
@@ -218,31 +225,36 @@ def write_files(classes_MRHW: Tensor, home: Path) -> list[Path]:
     return folders
 
 
-def main() -> None:
+def main(*, smallest: bool) -> None:
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)
-    dataset = "omniglot" if all(row.found for row in archives.archives() if row.name == "omniglot") else "glyphs"
-    classes_MRHW = image_classes(dataset, "course", 0, "train")
+    found = all(row.found for row in archives.archives() if row.name == "omniglot")
+    dataset = "omniglot" if found and not smallest else "glyphs"
+    classes_MRHW = image_classes(dataset, "course", 0, "train")[: FEW if smallest else None]
+    cases, turns = (CASES[:1], 1) if smallest else (CASES, TURNS)
+    given = {"dataset": dataset} | ({"tasks": FEWEST_TASKS} if smallest else {})
     columns = ["plain_s", "plain_reading_s", "plain_given_s", "ours_s", "our_draw_s", "floor_s"]
     columns += ["ratio", "ratio_reading", "ratio_given", "of_floor"]
     print(f"{dataset}\n{'ways shots hidden':18}" + "".join(f"{name:>16}" for name in columns) + "   weights differ by")
     found = {}
     with tempfile.TemporaryDirectory() as home:
         folders = write_files(classes_MRHW, Path(home))
-        for ways, shots, hidden in CASES:
-            config = mann.Config(dataset=dataset, ways=ways, shots=shots, hidden=hidden)
+        for ways, shots, hidden in cases:
+            config = mann.Config(**given, ways=ways, shots=shots, hidden=hidden)
             apart = check_agreement(config, classes_MRHW)
-            row = {name: round(value, 5) for name, value in measure(config, classes_MRHW, folders).items()}
+            row = {name: round(value, 5) for name, value in measure(config, classes_MRHW, folders, turns).items()}
             found[f"{ways}/{shots}/{hidden}"] = row
             figures = "".join(f"{row[name]:>16.4f}" for name in columns)
             differ = f"{apart[torch.float64]:.0e} (64), {apart[torch.float32]:.0e} (32)"
             print(f"{ways:4}{shots:6}{hidden:7} {figures}   {differ}")
-    print_profile(mann.Config(dataset=dataset), classes_MRHW)
+    print_profile(mann.Config(**given), classes_MRHW)
     first = next(iter(found.values()))
     shown = {name: round(first[name], 2) for name in ("ratio", "of_floor", "ratio_reading", "ratio_given")}
     print(json.dumps({**shown, "threads": 1, "cases": found}))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smallest", action="store_true", help="few glyphs, one turn: shows only that it runs")
+    main(smallest=parser.parse_args().smallest)

@@ -1,6 +1,6 @@
 """What an epoch of the recommender with its evaluation costs against the plain code that the course's solutions write.
 
-    python benchmarks/multitask_epoch.py
+    python benchmarks/multitask_epoch.py [--smallest]
 
 The plain code: a module of nn.Embedding tables and an MLP, run on rated items and again on drawn ones, autograd, Adam
 as it comes, and an evaluation user by user, for which the module scores all items and scipy ranks them. Both train on
@@ -11,11 +11,13 @@ multiplies them just then. The last line is one JSON object: `ratio` is that of 
 tables; `evaluation_ratio` that of the evaluation alone.
 """
 
+import argparse
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -27,12 +29,23 @@ from torch.profiler import ProfilerActivity, profile
 from cs330ray.learners import multitask
 from cs330ray.learners.multitask import Multitask, Params, Ratings, Weights
 
-USERS, ITEMS, TRAIN, VAL = 943, 1682, 90_000, 5_000
+USERS, ITEMS = 943, 1682
 DIM, WIDTH, BATCH, LR = 32, 64, 256, 1e-3
 MULTITASK = Multitask("sigmoid", 0.99, 0.01)
-TURNS = 7
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the weights after an epoch, relative
 SHOWN = 12  # operations of a profile
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many ratings there are, and how often each side is timed."""
+
+    train: int = 90_000
+    val: int = 5_000
+    turns: int = 7
+
+
+SMALLEST = Size(train=2_000, val=100, turns=1)
 
 
 class PlainNet(nn.Module):
@@ -110,9 +123,9 @@ def our_evaluate(params: Params, held_out: Ratings, known: Ratings) -> dict[str,
 class Pair:
     """Both implementations, from the same parameters, with the same ratings."""
 
-    def __init__(self, sharing: str, dtype: torch.dtype) -> None:
+    def __init__(self, size: Size, sharing: str, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.train, self.val = drawn_ratings(dtype, generator)
+        self.train, self.val = drawn_ratings(size, dtype, generator)
         params = multitask.init(
             users=USERS, items=ITEMS, dim=DIM, layers=[WIDTH], sharing=sharing, std=1 / DIM, mean_stars=None,
             generator=generator,
@@ -139,22 +152,22 @@ class Pair:
         return our_evaluate(self.weights.params, self.val, self.train)
 
 
-def drawn_ratings(dtype: torch.dtype, generator: torch.Generator) -> tuple[Ratings, Ratings]:
+def drawn_ratings(size: Size, dtype: torch.dtype, generator: torch.Generator) -> tuple[Ratings, Ratings]:
     """Distinct pairs of user and item, and random stars."""
-    pairs = torch.randperm(USERS * ITEMS, generator=generator)[: TRAIN + VAL]
-    stars_B = torch.randint(1, 6, (TRAIN + VAL,), generator=generator).to(dtype)
+    pairs = torch.randperm(USERS * ITEMS, generator=generator)[: size.train + size.val]
+    stars_B = torch.randint(1, 6, (size.train + size.val,), generator=generator).to(dtype)
     ratings = Ratings(pairs // ITEMS, pairs % ITEMS, stars_B)
-    return ratings[slice(TRAIN)], ratings[slice(TRAIN, None)]
+    return ratings[slice(size.train)], ratings[slice(size.train, None)]
 
 
-def check_agreement(sharing: str) -> dict[torch.dtype, float]:
+def check_agreement(size: Size, sharing: str) -> dict[torch.dtype, float]:
     """Train both for an epoch of the same batches; how far apart their weights are, relative, by precision.
 
     Both evaluate the same weights to the same figures.
     """
     found = {}
     for dtype, tolerance in TOLERANCE.items():
-        pair = Pair(sharing, dtype)
+        pair = Pair(size, sharing, dtype)
         pair.our_epoch()
         generator = torch.Generator().manual_seed(0)
         drawn = multitask.batches(pair.train, items=ITEMS, batch=BATCH, generator=generator)
@@ -170,14 +183,14 @@ def check_agreement(sharing: str) -> dict[torch.dtype, float]:
     return found
 
 
-def epoch_multiplications() -> float:
+def epoch_multiplications(size: Size) -> float:
     """Floating-point operations of the regression head's matrix products, forward 1 and backward 2."""
-    return 3.0 * 2 * TRAIN * (3 * DIM * WIDTH + WIDTH)
+    return 3.0 * 2 * size.train * (3 * DIM * WIDTH + WIDTH)
 
 
-def evaluation_multiplications() -> float:
+def evaluation_multiplications(size: Size) -> float:
     """Those of all scores, and of the stars of the held-out pairs."""
-    return 2.0 * USERS * ITEMS * DIM + 2.0 * VAL * (3 * DIM * WIDTH + WIDTH)
+    return 2.0 * USERS * ITEMS * DIM + 2.0 * size.val * (3 * DIM * WIDTH + WIDTH)
 
 
 def multiply_speed() -> float:
@@ -192,18 +205,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(sharing: str) -> dict[str, float]:
-    pair = Pair(sharing, torch.float32)
+def measure(size: Size, sharing: str) -> dict[str, float]:
+    pair = Pair(size, sharing, torch.float32)
     works = [pair.plain_epoch, pair.our_epoch, pair.plain_evaluation, pair.our_evaluation]
     times: list[list[float]] = [[] for _ in works]
-    for turn in range(TURNS + 1):
+    for turn in range(size.turns + 1):
         for work, taken in zip(works, times, strict=True):
             took = seconds(work)
             if turn:  # the first turn warms up
                 taken.append(took)
     plain_s, ours_s, plain_evaluation_s, our_evaluation_s = (statistics.median(taken) for taken in times)
     speed = multiply_speed()
-    floor_s, evaluation_floor_s = epoch_multiplications() / speed, evaluation_multiplications() / speed
+    floor_s, evaluation_floor_s = epoch_multiplications(size) / speed, evaluation_multiplications(size) / speed
     return {
         "plain_s": plain_s + plain_evaluation_s,
         "ours_s": ours_s + our_evaluation_s,
@@ -217,9 +230,9 @@ def measure(sharing: str) -> dict[str, float]:
     }
 
 
-def print_profile() -> None:
+def print_profile(size: Size) -> None:
     """What an epoch with its evaluation goes into, by operation and the time that is its own."""
-    pair = Pair("shared", torch.float32)
+    pair = Pair(size, "shared", torch.float32)
     pair.our_epoch()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         pair.our_epoch()
@@ -231,21 +244,23 @@ def print_profile() -> None:
         print(f"  {row.key:32}{row.self_cpu_time_total / whole:>7.1%}{row.count:>8} calls")
 
 
-def main() -> None:
+def main(size: Size) -> None:
     torch.set_num_threads(1)
     columns = ["plain_s", "ours_s", "ratio", "of_floor", "training_ratio", "plain_evaluation_s", "our_evaluation_s"]
     columns += ["evaluation_ratio", "evaluation_of_floor"]
     print(f"{'':10}" + "".join(f"{name:>20}" for name in columns) + "   weights differ by")
     found = {}
     for sharing in ("shared", "separate"):
-        apart = check_agreement(sharing)
-        found[sharing] = {name: round(value, 4) for name, value in measure(sharing).items()}
+        apart = check_agreement(size, sharing)
+        found[sharing] = {name: round(value, 4) for name, value in measure(size, sharing).items()}
         figures = "".join(f"{found[sharing][name]:>20.3f}" for name in columns)
         print(f"{sharing:10}{figures}   {apart[torch.float64]:.0e} (64), {apart[torch.float32]:.0e} (32)")
-    print_profile()
+    print_profile(size)
     shown = {name: found["shared"][name] for name in ("ratio", "of_floor", "evaluation_ratio", "evaluation_of_floor")}
     print(json.dumps({**shown, "threads": 1, "cases": found}))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smallest", action="store_true", help="2,000 ratings, one turn: shows only that it runs")
+    main(SMALLEST if parser.parse_args().smallest else Size())

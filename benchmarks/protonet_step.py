@@ -1,6 +1,6 @@
 """What a ProtoNet training step costs, its data included, against the plain one that the course's solutions write.
 
-    python benchmarks/protonet_step.py [imageio | pil]
+    python benchmarks/protonet_step.py [imageio | pil] [--smallest]
 
 The plain step reads each image of its episodes from a PNG file of 28x28 pixels, embeds one task at a time, its support
 and then its queries, and differentiates the mean loss of all tasks at the end. imageio reads the files, as in the
@@ -38,8 +38,10 @@ from cs330ray.learners import conv4, protonet
 from cs330ray.learners.protonet import ProtoNet
 from cs330ray.learners.tasks import Batch
 
-TASKS, WAYS, QUERIES, FILTERS, SIDE = 16, 5, 15, 64, 28
-CASES = [(1, 9), (5, 5)]  # shots, turns
+WAYS, QUERIES, FILTERS, SIDE = 5, 15, 64, 28
+TASKS, CASES = 16, [(1, 9), (5, 5)]  # shots, turns
+FEWEST_TASKS, SMALLEST = 1, (1, 1)
+FEW = 20  # characters at the smallest size
 LR = 1e-3
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -70,17 +72,20 @@ class Images:
     places_MRHW: Tensor  # (M, R, 1, 3) of bytes: where a drawing stands, so that an episode says what it drew
     folder: Path
     reader: str
+    tasks: int  # of a step
 
     @classmethod
-    def write(cls, folder: Path, reader: str) -> "Images":
+    def write(cls, folder: Path, reader: str, *, smallest: bool) -> "Images":
         """Write one PNG a drawing, ink 0 on 255: Omniglot where its archives are at hand, else glyphs."""
         found = all(archive.found for archive in archives.archives() if archive.name == "omniglot")
-        classes_MRHW = image_classes("omniglot" if found else "glyphs", "course", 0, "train")
+        dataset = "omniglot" if found and not smallest else "glyphs"
+        classes_MRHW = image_classes(dataset, "course", 0, "train")[: FEW if smallest else None]
         classes, drawings = classes_MRHW.shape[:2]
         for place, image in enumerate(classes_MRHW.flatten(0, 1).numpy()):
             Image.fromarray(255 - image).save(folder / f"{place // drawings:04}_{place % drawings:02}.png")
         at = [[[[m // 256, m % 256, r]] for r in range(drawings)] for m in range(classes)]
-        return cls(classes_MRHW, torch.tensor(at, dtype=torch.uint8), folder, reader)
+        tasks = FEWEST_TASKS if smallest else TASKS
+        return cls(classes_MRHW, torch.tensor(at, dtype=torch.uint8), folder, reader, tasks)
 
     def draw(self, shots: int, seed: int) -> Batch:
         """Our way: one gather from packed bytes."""
@@ -95,7 +100,7 @@ class Images:
         ]
 
     def _draw(self, classes_MRHW: Tensor, shots: int, seed: int) -> Batch:
-        sizes = {"tasks": TASKS, "ways": WAYS, "shots": shots, "queries": QUERIES}
+        sizes = {"tasks": self.tasks, "ways": WAYS, "shots": shots, "queries": QUERIES}
         episodes = draw_episodes(classes_MRHW, **sizes, generator=torch.Generator().manual_seed(seed))
         return Batch(episodes.support_TNKCHW, episodes.query_TNQCHW)
 
@@ -171,11 +176,11 @@ def check_agreement(images: Images, shots: int) -> dict[torch.dtype, float]:
     return found
 
 
-def multiplications(shots: int) -> float:
+def multiplications(tasks: int, shots: int) -> float:
     """Floating-point operations of a step's convolutions: forward 1, backward 2 (the first has no image gradient)."""
     sides = [SIDE // 2**block for block in range(4)]
     forward = [2 * 9 * (1 if block == 0 else FILTERS) * FILTERS * side**2 for block, side in enumerate(sides)]
-    return float(TASKS * WAYS * (shots + QUERIES) * (2 * forward[0] + 3 * sum(forward[1:])))
+    return float(tasks * WAYS * (shots + QUERIES) * (2 * forward[0] + 3 * sum(forward[1:])))
 
 
 def convolution_speed() -> float:
@@ -214,7 +219,7 @@ def measure(images: Images, shots: int, turns: int) -> dict[str, float]:
     for turn in range(turns + 1):
         rows = {side: timed_step(side, images, shots, turn) for side in ("plain", "ours")}
         found = {f"{part}_{side}_s": took for side, row in rows.items() for part, took in row.items()}
-        found["floor_s"] = multiplications(shots) / convolution_speed()
+        found["floor_s"] = multiplications(images.tasks, shots) / convolution_speed()
         if turn:  # the first turn warms up
             for name, took in found.items():
                 times.setdefault(name, []).append(took)
@@ -249,13 +254,13 @@ def shares(images: Images, shots: int, step_s: float) -> dict[str, float]:
     return found | {"the rest": 1 - sum(found.values())}
 
 
-def main(reader: str) -> None:
+def main(reader: str, *, smallest: bool) -> None:
     torch.set_num_threads(1)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        images = Images.write(Path(folder), reader)
+        images = Images.write(Path(folder), reader, smallest=smallest)
         print(f"{'shots':>5} {'part':8}{'plain s':>9}{'ours s':>9}{'ratio':>8}")
-        for shots, turns in CASES:
+        for shots, turns in [SMALLEST] if smallest else CASES:
             apart = check_agreement(images, shots)
             row = found[f"{shots} shots"] = measure(images, shots, turns)
             for part in ("step", "network", "data"):
@@ -279,4 +284,6 @@ def main(reader: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("reader", nargs="?", choices=["imageio", "pil"], default="imageio")
-    main(parser.parse_args().reader)
+    parser.add_argument("--smallest", action="store_true", help="few glyphs, one turn: shows only that it runs")
+    given = parser.parse_args()
+    main(given.reader, smallest=given.smallest)

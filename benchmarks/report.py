@@ -1,6 +1,6 @@
 """What the report of a study of many trials costs: seconds of the whole command, and megabytes of its page.
 
-    python benchmarks/report.py [--trials 2000]
+    python benchmarks/report.py [--trials 2000] [--smallest]
 
 The history is made, with 20 rows a trial, four parameters, pruned and failed trials and a confirmation; making it takes
 some minutes and is not counted.
@@ -15,6 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made import fill
 from cs330ray.spec import parse
@@ -38,7 +41,9 @@ STUDY = {
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--trials", type=int, default=2000)
-    trials = given.parse_args().trials
+    given.add_argument("--smallest", action="store_true", help="8 trials, one report: shows only that it runs")
+    arguments = given.parse_args()
+    trials, runs = (8, 1) if arguments.smallest else (arguments.trials, RUNS)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         began = time.perf_counter()
@@ -46,7 +51,7 @@ def main() -> None:
         print(f"{trials} trials made in {time.perf_counter() - began:.0f} s")
         command = [sys.executable, "-m", "cs330ray", "report", "many"]
         times = []
-        for _ in range(RUNS):
+        for _ in range(runs):
             began = time.perf_counter()
             subprocess.run(command, env=os.environ | {"CS330RAY_HOME": folder}, check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - began)

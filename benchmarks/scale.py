@@ -1,6 +1,6 @@
 """What a study of many trials costs as it grows: trials of almost no work on two slots, with the mirror on.
 
-    python benchmarks/scale.py [--trials 2000] [--sampler random]
+    python benchmarks/scale.py [--trials 2000] [--sampler random] [--smallest]
 
 Time per trial is told of the first and of the last 200, by their ends; the driver's memory from its 100th trial to its
 very end; `list` and `show` of the finished study with their start of Python; the mirror by how many trials it is behind
@@ -63,8 +63,10 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--trials", type=int, default=2000)
     given.add_argument("--sampler", choices=["random", "tpe"], default="random")
+    given.add_argument("--smallest", action="store_true", help="8 trials: shows only that it runs")
     arguments = given.parse_args()
-    figures = asking(arguments.trials) if arguments.sampler == "tpe" else running(arguments.trials)
+    trials = 8 if arguments.smallest else arguments.trials
+    figures = asking(trials) if arguments.sampler == "tpe" else running(trials)
     for name, value in figures.items():
         print(f"{name:<24} {value:>10}")
     print(json.dumps(figures))

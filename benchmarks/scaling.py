@@ -1,6 +1,6 @@
 """How well slots are used as they grow in number: trials of 30 s that sleep, on Ray clusters of one machine.
 
-    python benchmarks/scaling.py [--slots 2 8 32 64] [--seconds 30] [--rounds 4]
+    python benchmarks/scaling.py [--slots 2 8 32 64] [--seconds 30] [--rounds 4] [--smallest]
 
 Efficiency is the share of slot seconds that trials slept, in the steady state: from when every slot has had a trial
 until the first slot begins its last. Beside it stands what is lost: between two trials of a slot, and within a trial
@@ -48,7 +48,10 @@ def main() -> None:
     given.add_argument("--seconds", type=float, default=30.0)
     given.add_argument("--rounds", type=int, default=4, help="trials a slot")
     given.add_argument("--verbose", action="store_true")
+    given.add_argument("--smallest", action="store_true", help="2 slots, trials of a second: shows only that it runs")
     arguments = given.parse_args()
+    if arguments.smallest:
+        arguments.slots, arguments.seconds, arguments.rounds = [2], 1.0, 4
     efficiencies = {}
     print(
         f"{'slots':>5} {'efficiency':>10} {'all busy, s':>11} {'between, s':>10} {'over, s':>8} {'driver CPU, ms':>14}"

@@ -1,10 +1,11 @@
 """What the service costs: 60 trials that sleep two seconds on two slots, with the mirror on, against the ideal minute.
 
-    python benchmarks/service_cost.py [TRIALS]
+    python benchmarks/service_cost.py [TRIALS] [--smallest]
 
 The wall time runs from the beginning of the first trial to the end of the last; the start is told apart.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -70,4 +71,8 @@ def report(home: Path, trials: int, launched: float, whole_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("trials", nargs="?", type=int, default=60)
+    parser.add_argument("--smallest", action="store_true", help="two trials: shows only that it runs")
+    given = parser.parse_args()
+    main(2 if given.smallest else given.trials)

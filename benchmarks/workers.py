@@ -1,6 +1,6 @@
 """What several workers cost a trial beyond its training: starting a team of two, and passing it on to the next trial.
 
-    python benchmarks/workers.py [--trials 8] [--workers 2]
+    python benchmarks/workers.py [--trials 8] [--workers 2] [--smallest]
 
 A ProtoNet on embedded letters, one step a trial. The first trial of a study starts Python, torch and a process group in
 each worker; the next ones find them. `alone` is the same study with one worker a trial and one slot.
@@ -43,8 +43,10 @@ def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--trials", type=int, default=8)
     given.add_argument("--workers", type=int, default=2)
+    given.add_argument("--smallest", action="store_true", help="two trials: shows only that it runs")
     arguments = given.parse_args()
-    team, alone = (measure(arguments.trials, workers) for workers in (arguments.workers, 1))
+    trials = 2 if arguments.smallest else arguments.trials
+    team, alone = (measure(trials, workers) for workers in (arguments.workers, 1))
     print(f"{'':<28} {'team':>8} {'alone':>8}")
     for name in team:
         print(f"{name:<28} {team[name]:>8} {alone[name]:>8}")

@@ -4,19 +4,12 @@ import pytest
 
 from benchmarks import auditor, faults
 
-SMALL = (
-    faults.STUDY.replace("steps = 200", "steps = 100")
-    .replace("trials = 4", "trials = 2")
-    .replace("shots = [1, 2]", "shots = [1]")
-    .replace("seeds = 2", "seeds = 1")
-)
-
 
 @pytest.mark.slow
 def test_a_struck_study_ends_as_the_undisturbed_one_with_nothing_lost_doubled_or_left_behind(ray_here: str) -> None:
     kinds = ("driver", "worker", "ctrl-c", "locked")
     with faults.workplace() as work:
-        tally = faults.Campaign(work, study=SMALL, rounds=2, seed=0, kinds=kinds, ray=ray_here).run()
+        tally = faults.Campaign(work, study=faults.SMALLEST, rounds=2, seed=0, kinds=kinds, ray=ray_here).run()
     figures = tally.figures()
     assert figures["rounds"] == 2
     assert figures["wrong"] == tally.tracebacks == 0
