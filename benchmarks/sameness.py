@@ -16,11 +16,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,16 +77,16 @@ class Plan:
 
 
 def plans(folder: Path) -> list[Plan]:
-    """Every shipped study, shrunk, the quickest first; then one that grows and one whose trials diverge."""
+    """Every shipped study, shrunk, the quickest first; then one that grows and one of whose trials some fail."""
     found = sorted(folder.glob("*.toml"), key=lambda file: (file.stem != SHORTEST, file.stem))
-    shipped = [Plan(file.stem, file, overrides(tomllib.loads(file.read_text()))) for file in found]
-    first = shipped[0]
-    grown = [*first.overrides, "budget.trials=3", f"budget.steps={2 * STEPS}"]
-    diverging = [*first.overrides, "budget.trials=4", "search.outer_lr=[0.01, 1e30]", 'sampler.kind="random"']
+    shipped = {file.stem: Plan(file.stem, file, overrides(tomllib.loads(file.read_text()))) for file in found}
+    first, asked = shipped[SHORTEST], shipped["icl"]
+    more = [*first.overrides, "budget.trials=3", f"budget.steps={2 * STEPS}"]
+    too_long = [*asked.overrides, "search.shots=[1, 100]", 'sampler.kind="random"', "budget.trials=4"]
     return [
-        *shipped,
-        Plan("grown", first.file, first.overrides, grown),
-        Plan("diverging", first.file, diverging),
+        *shipped.values(),
+        Plan("grown", first.file, first.overrides, more),
+        Plan("failing", asked.file, too_long),
     ]
 
 
@@ -143,7 +145,8 @@ class Home:
             if not name.startswith(("RAY_", "MLFLOW_", "CS330RAY_", "COLUMNS", "PYTHONPATH"))
         }
         self._environment = kept | {
-            "CS330RAY_HOME": str(self.runs), "CS330RAY_DATA": str(work / "data"), "RAY_TMPDIR": str(work / "r"),
+            "CS330RAY_HOME": str(self.runs), "CS330RAY_DATA": str(work / "data"),
+            "CS330RAY_CACHE": str(work / "cache"), "RAY_TMPDIR": str(work / "r"),
             "TMPDIR": str(work / "t"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONHASHSEED": "0",
         }  # fmt: skip
 
@@ -189,6 +192,9 @@ def _train(home: Home, plan: Plan) -> dict[str, str]:
     said = {"run": home.says(*plan.command(*plan.overrides))}
     if plan.grown:
         said["run-grown"] = home.says(*plan.command(*plan.grown))
+    if plan.name == SHORTEST:
+        said["run-again"] = home.says(*plan.command(*plan.overrides))
+        said["reproduce"] = home.says("reproduce", plan.name, "0")
     said = {command: BEHIND.sub("", text) for command, text in said.items()}
     said["sync"] = home.says("sync", plan.name).partition("; ")[2]  # before it, how much the mirror had left to do
     print(f"{plan.name}: run in {time.monotonic() - began:.0f} s", flush=True)
@@ -248,16 +254,25 @@ def _write(path: Path, text: str) -> None:
 
 
 def compare(one: Path, other: Path) -> dict[str, int]:
-    """Print where two dumps differ; how many files there are, and how many differ."""
+    """Print where two dumps differ, and for each kind of file how many do; how many files there are and differ."""
     names = sorted({str(path.relative_to(root)) for root in (one, other) for path in root.rglob("*") if path.is_file()})
-    different = 0
+    different = Counter[str]()
+    kinds = Counter(kind(name) for name in names)
     for name in names:
         if lines := list(islice(difference(one / name, other / name), DIFF_LINES + 1)):
-            different += 1
+            different[kind(name)] += 1
             print("\n".join(lines[:DIFF_LINES]))
             if len(lines) > DIFF_LINES:
                 print(f"... {name} differs further")
-    return {"files": len(names), "different": different}
+    for each, files in sorted(kinds.items()):
+        print(f"{each}: {different[each]} of {files} differ")
+    return {"files": len(names), "different": different.total()}
+
+
+def kind(name: str) -> str:
+    """What a file of a dump holds, the same for each study: `ledger`, `mlflow`, or the file's own name."""
+    folder, _, file = name.rpartition("/")
+    return folder if folder in ("ledger", "mlflow") else file
 
 
 def difference(one: Path, other: Path) -> Iterator[str]:
@@ -319,4 +334,5 @@ def found_command(command: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left of what was under way
     sys.exit(main(sys.argv[1:]))

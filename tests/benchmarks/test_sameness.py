@@ -107,7 +107,7 @@ def test_homes_that_differ_in_times_machines_and_identities_alone_are_dumped_the
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = sameness.compare(*two(tmp_path))
-    assert capsys.readouterr().out == ""
+    assert all(": 0 of " in line for line in capsys.readouterr().out.splitlines())
     assert figures == {"files": 14, "different": 0}  # 7 tables, 1 experiment, 1 command, 5 kinds of files
 
 
