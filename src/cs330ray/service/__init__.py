@@ -2,7 +2,8 @@
 
 Reading order: trainables, records, ledger, lease, confirm, grow, messages, search, prune, memory, places, objects,
 copies, process, workers, actor, thin, machine, preflight, ground, record, backup, beside, run, captions, answer,
-mlflow_runs, mirror; estimate and reproduce aside. A model as a directory: exported, export. For a cluster: wheel, jobserver, jobs.
+mlflow_runs, mirror; estimate and reproduce aside. A model as a directory: exported, export. For a cluster: wheel,
+jobserver, jobs.
 """
 
 import os
