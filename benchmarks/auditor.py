@@ -27,6 +27,8 @@ import psutil
 
 KINDS = ("lost", "doubled", "zombies", "mirror_wrong", "metrics_wrong")
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+CAUSES = {"COMPLETE": {None}, "PRUNED": {"pruned"}, "FAIL": {"raised", "diverged", "memory", "lost", "unscored"}}
+WORDS = {"raised": "raised: ", "diverged": "diverged: ", "memory": "out of memory", "lost": "worker lost"}  # of reasons
 LEAVE_S = 10.0  # so long may a process outlive the command
 AGENTS_LEAVE_S = 75.0  # and so long an agent of Ray, which waits a minute for a GCS that was killed with its driver
 MLFLOW_INFINITY = 1.7976931348623157e308  # what MLflow writes for an infinite value
@@ -302,9 +304,19 @@ def _audit_trial(held: Held, place: Place, every: int | None, seed: int | None, 
     pruned_at = re.search(r" at step (\d+)", end["reason"]) if end["state"] == "PRUNED" else None
     if pruned_at and last != int(pruned_at[1]):
         findings.add("lost", f"{name}: row {pruned_at[1]}", f"it was pruned there, but its last row is {last}")
+    _audit_cause(name, end, findings)
     worth = [[row[name] for name in held.spec["objective"]] for row in _with_objective(held, place)][-1:]
     if not _same(json.loads(end["worth"]), worth[0] if worth else None):
         findings.add("metrics_wrong", f"{name}: worth", f"{end['worth']}, but its last row has {worth}")
+
+
+def _audit_cause(name: str, end: Mapping[str, Any], findings: Findings) -> None:
+    """The cause goes with the state and with the words of the reason; a ledger of before has none."""
+    cause = end.get("cause")
+    if "cause" not in end or (cause is None and end["state"] != "COMPLETE"):
+        return
+    if cause not in CAUSES[end["state"]] or not end["reason"].startswith(WORDS.get(cause, "")):
+        findings.add("metrics_wrong", f"{name}: cause", f"{cause}, but it is {end['state']} [{end['reason']}]")
 
 
 def _with_objective(held: Held, place: Place) -> list[dict[str, float]]:
@@ -687,7 +699,8 @@ def _compare_ends(
     elif before is None:
         findings.add("metrics_wrong", f"{_say(place)}: end", "the undisturbed study has none")
     else:
-        for what in ("state", "reason", "worth"):
+        causes = ["cause"] if before.get("cause") and after.get("cause") else []  # a ledger of before has none
+        for what in ("state", "reason", "worth", *causes):
             if before[what] != after[what]:
                 findings.add("metrics_wrong", f"{_say(place)}: {what}", f"{after[what]}, undisturbed {before[what]}")
 

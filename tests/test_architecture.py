@@ -22,7 +22,8 @@ COMMAND_LINE = ("cli", "console", "lone", "remote", "__main__", "__init__")
 SEES: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "clock": frozenset(),
-    "checkpoint": frozenset({"errors"}),
+    "files": frozenset(),
+    "checkpoint": frozenset({"errors", "files"}),
     "spec": frozenset({"errors"}),
     "growth": frozenset({"errors", "spec"}),
     "trial": frozenset({"errors", "checkpoint"}),
@@ -37,8 +38,10 @@ SEES: Mapping[str, frozenset[str]] = {
     ),
     "runtime": frozenset({"training"}),  # the old addresses of what moved to training
     "parallel": frozenset({"training"}),
-    "service": frozenset({"errors", "clock", "checkpoint", "spec", "growth", "trial"}),
-    "report": frozenset({"errors", "spec", "growth", "trial", "service.ledger", "service.confirm"}),
+    "service": frozenset({"errors", "clock", "files", "checkpoint", "spec", "growth", "trial"}),
+    "report": frozenset(
+        {"errors", "files", "spec", "growth", "trial", "service.ledger", "service.records", "service.confirm"}
+    ),
     **dict.fromkeys(COMMAND_LINE, ALL),
 }
 SEES_TOO = {
@@ -49,7 +52,7 @@ STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study mod
 
 SERVICE_ALONE = {"ray", "optuna", "mlflow"}
 TORCH = {"torch", "accelerate", "transformers", "peft"}
-WITHOUT_TORCH = {"errors", "clock", "checkpoint", "spec", "growth", "trial", *COMMAND_LINE}
+WITHOUT_TORCH = {"errors", "clock", "files", "checkpoint", "spec", "growth", "trial", *COMMAND_LINE}
 BY_NAME = {"importlib", "importlib.import_module", "importlib.util"}  # for service.trainables alone
 SLOW = {"cs330ray.service", "cs330ray.report", "cs330ray.studies"}  # what the command line imports inside functions
 

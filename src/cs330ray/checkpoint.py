@@ -6,13 +6,12 @@ HOME/step-00000120/MANIFEST.json    {"step": 120, "files": {"state.safetensors":
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cs330ray import files
 from cs330ray.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
@@ -36,22 +35,17 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
     final = home / name_of(step)
     if (whole := _whole(final)) is not None:
         return whole
-    partial = home / f".partial-{step:08d}-{uuid.uuid4().hex[:8]}"
-    partial.mkdir(parents=True)
-    try:
+
+    def fill(partial: Path) -> None:
         save(partial)
-        files = {
+        digests = {
             path.relative_to(partial).as_posix(): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
         }
-        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": files}, sort_keys=True))
-        for path in [*partial.rglob("*"), partial]:
-            fsync(path)
+        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": digests}, sort_keys=True))
         if final.exists():  # a torn one: _whole said so
             shutil.rmtree(final)
-        partial.rename(final)
-        fsync(home)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    files.make_directory(final, fill)
     for old in [path for path in _directories(home) if path <= final][:-keep]:  # later ones are torn: nothing led here
         shutil.rmtree(old, ignore_errors=True)
     return read(final)
@@ -59,7 +53,7 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
 
 def sweep(home: Path) -> None:
     """Remove what a killed process left half-written under `home`; only for who alone writes there."""
-    for partial in home.glob(".partial-*"):
+    for partial in home.glob(files.PARTIAL):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -97,14 +91,14 @@ def read(path: Path) -> Checkpoint:
             raise ValueError("it is no file, or too large")
         text = (path / MANIFEST).read_bytes()
         manifest = json.loads(text)
-        step, files = manifest["step"], manifest["files"]
-        if type(step) is not int or step < 0 or not isinstance(files, dict):
+        step, digests = manifest["step"], manifest["files"]
+        if type(step) is not int or step < 0 or not isinstance(digests, dict):
             raise ValueError("`step` must be a number and `files` a table")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: a checkpoint holds a {MANIFEST}, but this one cannot be read ({error}); use another"
         ) from None
-    for name, digest in files.items():
+    for name, digest in digests.items():
         if not _matches(path, name, digest):
             raise CheckpointError(
                 f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint"
@@ -139,12 +133,3 @@ def _directories(home: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a directory, before anything that comes after."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

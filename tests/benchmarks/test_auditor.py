@@ -358,6 +358,23 @@ def test_a_home_without_its_mlflow_is_a_wrong_mirror(copy: Path) -> None:
 # Metrics -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("cell", "cause"), [(WELL, "raised"), ('{"ends":"raises"}', "diverged")])
+def test_a_cause_that_does_not_go_with_its_end_is_wrong_without_a_reference(copy: Path, cell: str, cause: str) -> None:
+    change(copy, f"update cs330ray_ends set cause = '{cause}' where cell = '{cell}' and cause is not 'pruned'")
+    lines = counted(audited(copy), "metrics_wrong")
+    assert lines
+    assert all("cause" in line for line in lines)
+
+
+def test_a_ledger_of_before_has_no_causes_and_nothing_wrong(good: Path, copy: Path) -> None:
+    connection = sqlite3.connect(copy / "ledger.db")
+    connection.execute("alter table cs330ray_ends drop column cause")
+    connection.execute("alter table cs330ray_losses drop column nodes")
+    connection.commit()
+    connection.close()
+    assert audited(copy, reference=good).lines == audited(good, reference=copy).lines == {}
+
+
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
@@ -367,6 +384,7 @@ def test_a_home_without_its_mlflow_is_a_wrong_mirror(copy: Path) -> None:
             "row 10",
         ),
         ("update cs330ray_ends set reason = 'other' where cell = '{cell}' and trial = {pruned}", "reason"),
+        ("update cs330ray_ends set cause = 'lost' where cell = '{cell}' and trial = {pruned}", "cause"),
         ("update cs330ray_ends set worth = '[0.5]' where cell = '{cell}' and trial = {trial}", "worth"),
         ("update cs330ray_scores set metrics = '{{\"test_loss\": 0.5}}' where cell = '{cell} fresh 0'", "scores"),
         ("update trial_params set param_value = 0.5 where param_name = 'lr' and trial_id = {id}", "parameters"),

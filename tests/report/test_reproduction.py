@@ -20,7 +20,8 @@ NEXT = math.nextafter(TENTH, 1.0)
 
 
 def trial(state: str = "COMPLETE", reason: str = "") -> Trial:
-    return Trial(STUDY.cells[0], 3, state, {}, 0, None, reason, "", 0.0, 1.0, steps=20)
+    cause = None if state == "COMPLETE" else "raised"
+    return Trial(STUDY.cells[0], 3, state, {}, 0, None, reason, cause, "", 0.0, 1.0, steps=20)
 
 
 def rows(*values: float, start: int = 5) -> list[Row]:

@@ -49,7 +49,8 @@ def test_a_memory_error_of_a_trial_is_out_of_memory(tmp_path: Path, monkeypatch:
         yield
 
     monkeypatch.setattr(toy_trainable, "train", hungry)
-    assert TrialRun(assignment(tmp_path)).next_batch().end.reason == "out of memory: MemoryError: 9 GiB"
+    end = TrialRun(assignment(tmp_path)).next_batch().end
+    assert (end.cause, end.reason) == ("memory", "out of memory: MemoryError: 9 GiB")
 
 
 def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_path: Path) -> None:
@@ -68,7 +69,8 @@ def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_pat
 
 def test_a_mark_of_a_trial_that_the_record_does_not_know_is_no_concern_of_this_one(tmp_path: Path) -> None:
     (tmp_path / memory.MARK).write_text("9 GiB")
-    assert TrialRun(assignment(tmp_path, begun=True)).next_batch().end.reason == "out of memory: 9 GiB"
+    end = TrialRun(assignment(tmp_path, begun=True)).next_batch().end
+    assert (end.cause, end.reason) == ("memory", "out of memory: 9 GiB")
     assert TrialRun(assignment(tmp_path, begun=False)).next_batch().end is None
 
 
@@ -83,7 +85,7 @@ def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path
     again = TrialRun(noisy(tmp_path))
     batch = again.next_batch()
     batch = batch if batch.end is not None else again.next_batch()
-    assert (batch.end, batch.untested.reason) == ({"state": "COMPLETE"}, "out of memory: 9 GiB")
+    assert (batch.end, batch.untested.reason) == (Ending("COMPLETE"), "out of memory: 9 GiB")
 
 
 def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_has_failed(home: Path) -> None:

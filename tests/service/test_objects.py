@@ -20,7 +20,7 @@ import pytest
 import ray
 from pyarrow import fs
 
-from cs330ray import checkpoint, cli
+from cs330ray import checkpoint, cli, files
 from cs330ray.errors import CheckpointError, SpecError, StudyError
 from cs330ray.report import summary
 from cs330ray.service import actor, backup, confirm, copies, objects, record
@@ -591,7 +591,7 @@ def test_a_disk_that_is_full_when_a_copy_is_fetched_keeps_the_trial_waiting(
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "fsync", refuse)
+        patch.setattr(files, "fsync", refuse)
         waiting = run_at(folder, tmp_path / "second").next_batch()
     assert (waiting.waits, waiting.unsaved) == ("begin", f"{tmp_path / 'second'}: No space left on device")
 

@@ -6,9 +6,10 @@ import pytest
 
 from cs330ray.errors import NodeUnfit
 from cs330ray.service import preflight
-from cs330ray.service.messages import Facts
+from cs330ray.service.messages import Facts, NodeTerms
 from cs330ray.service.preflight import difference
 from cs330ray.spec import parse
+from tests.assignments import assignment
 from tests.studies_of_tests import toy
 
 GIB = 1024**3
@@ -81,10 +82,10 @@ def test_a_trial_asks_for_itself_whether_its_node_will_do(monkeypatch, tmp_path)
     monkeypatch.setattr(preflight.ray, "get_runtime_context", _Context)
     monkeypatch.setattr(preflight, "LEAST_FREE_BYTES", 1)
     here = preflight.facts(preflight.preparations(study), str(tmp_path), has_gpu=False)
-    told = {"trainable": "tests.toy", "home": str(tmp_path), "prepares": {cell.key: {}}, "node": here, "gpus": 0}
-    preflight.gate(told)
-    preflight.gate({"trainable": "tests.toy", "home": str(tmp_path)})  # no cluster, no question
+    preflight.gate(assignment(tmp_path, node=NodeTerms(here, {cell.key: {}})))
+    preflight.gate(assignment(tmp_path, node=None))  # no cluster, no question
+    other = NodeTerms(replace(here, data={cell.key: "another"}), {cell.key: {}})
     with pytest.raises(NodeUnfit) as unfit:
-        preflight.gate({**told, "node": replace(here, data={cell.key: "another"})})
+        preflight.gate(assignment(tmp_path, node=other))
     assert unfit.value.node == "node-7"
     assert "its data must be those of the head (another), but toy" in unfit.value.why

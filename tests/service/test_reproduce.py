@@ -512,13 +512,13 @@ def test_a_trial_that_failed_by_a_configuration_that_is_refused_is_refused_again
 
 def test_a_lost_trial_without_a_row_is_nothing_to_compare(copied: Path, reproduce: Reproduce) -> None:
     doctor(copied, "delete from cs330ray_rows where cell like '%raises%'")
-    doctor(copied, "update cs330ray_ends set reason = 'worker lost 4 times' where cell like '%raises%'")
+    doctor(copied, "update cs330ray_ends set reason = 'worker lost 4 times', cause = 'lost' where cell like '%raises%'")
     code, _, err = reproduce(0, "--cell", RAISES)
     assert (code, err) == (2, "toy: trial 0 must have rows to compare, but it ended without: worker lost 4 times\n")
 
 
 def test_a_lost_trial_is_run_up_to_its_last_row(copied: Path, reproduce: Reproduce) -> None:
-    doctor(copied, "update cs330ray_ends set reason = 'worker lost 4 times' where cell like '%raises%'")
+    doctor(copied, "update cs330ray_ends set reason = 'worker lost 4 times', cause = 'lost' where cell like '%raises%'")
     code, out, _ = reproduce(0, "--cell", RAISES)
     assert (code, last_line(out).split(":")[0]) == (0, "equal")
     assert "10 steps; it was FAIL [worker lost 4 times]; what ended it lay outside" in out

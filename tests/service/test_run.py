@@ -74,6 +74,19 @@ def test_each_trial_ends_in_its_state_with_its_reason(every_end: Path) -> None:
     assert ends['{"ends":"well"}', "PRUNED"].startswith("median at step")
 
 
+def test_each_end_has_its_cause_in_the_ledgers_own_table(every_end: Path) -> None:
+    connection = sqlite3.connect(every_end / "ledger.db")
+    found = set(connection.execute("select cell, state, cause from cs330ray_ends"))
+    connection.close()
+    assert found == {
+        ('{"ends":"well"}', "COMPLETE", None),
+        ('{"ends":"well"}', "PRUNED", "pruned"),
+        ('{"ends":"raises"}', "FAIL", "raised"),
+        ('{"ends":"diverges"}', "FAIL", "diverged"),
+        ('{"ends":"nan"}', "FAIL", "unscored"),
+    }
+
+
 def test_cells_take_turns_and_share_their_seeds(every_end: Path) -> None:
     trials = whole(every_end)
     assert len(trials) == 12

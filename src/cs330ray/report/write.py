@@ -1,8 +1,8 @@
 """A report as files: one HTML page, a Markdown summary, and its figures."""
 
-import os
 from pathlib import Path
 
+from cs330ray import files
 from cs330ray.errors import SpecError
 from cs330ray.report import html, markdown
 from cs330ray.report.page import Page
@@ -23,15 +23,8 @@ def write(page: Page, folder: Path, *, with_page: bool = True) -> list[Path]:
         for former in (folder / FIGURES).glob("*.svg"):
             if f"{FIGURES}/{former.name}" not in texts:
                 former.unlink()
-        return [_put(folder / name, text) for name, text in texts.items()]
+        return [files.write_text(folder / name, text) for name, text in texts.items()]
     except OSError as error:
         raise SpecError(
             f"{folder}: a folder for the report is needed, but {error.strerror}; name another with --to"
         ) from None
-
-
-def _put(file: Path, text: str) -> Path:
-    whole = file.with_name(f".{file.name}.{os.getpid()}")
-    whole.write_text(text, encoding="utf-8")
-    whole.replace(file)
-    return file

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from cs330ray import files
 from cs330ray.errors import LedgerError, SpecError
 
 LEDGER = "ledger.db"
@@ -46,8 +47,8 @@ def keep(home: Path) -> Path | None:
     _sweep(home / FOLDER)
     held = backups(home)
     number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
-    partial = home / FOLDER / f".partial-{uuid.uuid4().hex[:8]}"
-    try:
+    final = home / FOLDER / f"ledger-{number:06d}.db"
+    with files.new_file(final) as partial:
         try:
             with _opened(source) as ledger, _opened(partial) as copy:
                 ledger.backup(copy)
@@ -58,11 +59,6 @@ def keep(home: Path) -> Path | None:
             raise LedgerError(damaged(source, str(error))) from None
         if (problem := damage(partial)) is not None:
             raise LedgerError(damaged(source, problem))
-        _fsync(partial)
-        final = partial.rename(home / FOLDER / f"ledger-{number:06d}.db")
-        _fsync(home / FOLDER)
-    finally:
-        partial.unlink(missing_ok=True)
     for old in held[: max(len(held) + 1 - KEPT, 0)]:
         old.unlink(missing_ok=True)
     return final
@@ -70,7 +66,7 @@ def keep(home: Path) -> Path | None:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left half-made; another driver of this home may be making one just now."""
-    for partial in folder.glob(".partial-*"):
+    for partial in folder.glob(files.PARTIAL):
         if time.time() - partial.stat().st_mtime > LEFT_S:
             partial.unlink(missing_ok=True)
 
@@ -136,13 +132,13 @@ def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None]:
         )
     for pid in _users(ledger):
         raise SpecError(f"{ledger}: nobody may have the ledger open, but process {pid} does; stop that one first")
-    partial = home / f".partial-{uuid.uuid4().hex[:8]}"
-    shutil.copyfile(chosen, partial)
-    _make_others(partial)
-    _fsync(partial)
-    aside = _set_aside(ledger, home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}") if ledger.exists() else None
-    partial.replace(ledger)  # at no moment is there no ledger: a study would begin anew
-    _fsync(home)
+    aside = None
+    with files.new_file(ledger) as partial:  # at no moment is there no ledger: a study would begin anew
+        shutil.copyfile(chosen, partial)
+        _make_others(partial)
+        files.fsync(partial)
+        if ledger.exists():
+            aside = _set_aside(ledger, home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}")
     return chosen, aside
 
 
@@ -152,7 +148,7 @@ def _set_aside(ledger: Path, folder: Path) -> Path:
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             shutil.copy2(f"{ledger}{suffix}", folder / f"{LEDGER}{suffix}")
-            _fsync(folder / f"{LEDGER}{suffix}")
+            files.fsync(folder / f"{LEDGER}{suffix}")
     for suffix in ("-wal", "-shm"):
         Path(f"{ledger}{suffix}").unlink(missing_ok=True)
     return folder
@@ -203,11 +199,3 @@ def _age(file: Path) -> str:
 
 def _prefix(home: Path) -> str:
     return "" if home.resolve() == Path("runs").resolve() else f"CS330RAY_HOME={shlex.quote(str(home))} "
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

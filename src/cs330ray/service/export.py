@@ -1,8 +1,6 @@
 """Taking a model out of a study: a trial's last checkpoint, wherever it lies, as a directory for `cs330ray.load`."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cs330ray
-from cs330ray import checkpoint
-from cs330ray.checkpoint import Checkpoint, fsync
+from cs330ray import checkpoint, files
+from cs330ray.checkpoint import Checkpoint
 from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.service import copies, objects, trainables
 from cs330ray.service.exported import CARD, CONFIG, MANIFEST, METRICS, PROVENANCE, TENSORS, Described, sha256
@@ -93,12 +91,8 @@ def write(directory: Path, model: Model, metrics: Mapping[str, Any], card: str) 
     from safetensors import SafetensorError
 
     final = vacant(directory)
-    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
     try:
-        partial.mkdir(parents=True)
-        _fill(partial, model, metrics, card)
-        partial.rename(final)
-        fsync(final.parent)
+        files.make_directory(final, lambda partial: _fill(partial, model, metrics, card))
     except (OSError, SafetensorError) as error:  # the latter too where a disk is full
         why = getattr(error, "strerror", None) or first_line(error)
         raise SpecError(
@@ -109,8 +103,6 @@ def write(directory: Path, model: Model, metrics: Mapping[str, Any], card: str) 
             f"{model.described.trainable}: `export` must answer tensors by name, and notes as JSON has them, but "
             f"{first_line(error)}; cs330ray.trial.Trainable says how"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill(partial: Path, model: Model, metrics: Mapping[str, Any], card: str) -> None:
@@ -127,8 +119,6 @@ def _fill(partial: Path, model: Model, metrics: Mapping[str, Any], card: str) ->
     digests = {path.name: sha256(path) for path in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps({"files": digests}, indent=1) + "\n")
     (partial / CARD).write_text(card, encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        fsync(path)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow
 from pyarrow import fs
 
-from cs330ray import checkpoint
+from cs330ray import files
 from cs330ray.errors import SpecError
 from cs330ray.words import first_line, redacted, short
 
@@ -117,10 +117,10 @@ class Store:
             moves()
         stream.close()  # not where a write failed: that would make a file of what there is
         if self._files.type_name == "local":
-            checkpoint.fsync(Path(path))
+            files.fsync(Path(path))
             for folder in Path(path).parents:
                 with contextlib.suppress(OSError):  # a call that some shared disks do not have
-                    checkpoint.fsync(folder)
+                    files.fsync(folder)
                 if folder == Path(self._root):
                     break
 
