@@ -7,21 +7,17 @@ import pytest
 from cs330ray.report import frames
 from cs330ray.report.opened import Opened
 from cs330ray.report.searched import Search
-from cs330ray.service import captions, confirm
+from cs330ray.service import captions
 from cs330ray.service.answer import NOTE_LIMIT, Answer
-from cs330ray.service.captions import Standing
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import standings
 from cs330ray.spec import Study
 from tests import filled
 
 
 def answer_of(ledger: Ledger, study: Study) -> Answer:
-    goals, found = ledger.goals(study), confirm.confirmed(ledger, study)
-    return Answer(
-        study,
-        [Standing.of(study, goals, cell, ledger.trials(study, cell), found.get(cell.key, [])) for cell in study.cells],
-    )
+    return Answer(study, standings(ledger, study))
 
 
 def link(trial: Trial) -> str:
@@ -42,16 +38,16 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def test_names_say_number_outcome_and_parameters_with_a_star_for_the_best(whole: Answer) -> None:
     one, other = whole.cells
-    assert [one.name(trial) for trial in one.trials] == [
+    assert [captions.trial_name(one, trial) for trial in one.trials] == [
         "trial 0 · 0.6 val_accuracy · quality=0.3",
         "trial 1 · 0.72 ±0.05 val_accuracy confirmed · quality=0.45",
         "★ trial 2 · 0.83 ±0.05 val_accuracy confirmed · quality=0.4",
         "trial 3 · pruned at 0.5 val_accuracy · quality=0.25",
     ]
-    assert other.name(other.trials[2]) == "trial 2 · failed · quality=0"
-    assert one.title(star=True) == "★ cost=1.0 · 0.83 ±0.05 val_accuracy confirmed by trial 2"
-    assert other.title(star=False) == "cost=2.0 · 0.74 ±0 val_accuracy confirmed by trial 1"
-    assert captions.fresh_name(whole.study, one.found[0].runs[2]) == (
+    assert captions.trial_name(other, other.trials[2]) == "trial 2 · failed · quality=0"
+    assert captions.cell_name(one, star=True) == "★ cost=1.0 · 0.83 ±0.05 val_accuracy confirmed by trial 2"
+    assert captions.cell_name(other, star=False) == "cost=2.0 · 0.74 ±0 val_accuracy confirmed by trial 1"
+    assert captions.fresh_name(whole.study, one.candidates[0].runs[2]) == (
         "fresh seed 2 of trial 1 · 0.74 val_accuracy, 0.73 test_accuracy"
     )
     assert whole.title == (
@@ -65,19 +61,19 @@ def test_the_best_ten_of_a_cell_say_their_rank_and_one_is_marked(ledger: Ledger)
     for place in range(12):
         filled.search(ledger, study, cell, 0.4 + place / 100)
     (standing, _) = answer_of(ledger, study).cells
-    ranks = [standing.marks(trial)["rank"] for trial in standing.trials]
+    ranks = [captions.marks(standing, trial)["rank"] for trial in standing.trials]
     assert ranks == ["none", "none", "10", "9", "8", "7", "6", "5", "4", "3", "2", "1"]
-    assert [standing.marks(trial)["best"] for trial in standing.trials] == ["none"] * 11 + ["search"]
+    assert [captions.marks(standing, trial)["best"] for trial in standing.trials] == ["none"] * 11 + ["search"]
 
 
 def test_the_confirmed_choice_is_marked_and_not_the_lucky_one(whole: Answer) -> None:
     one = whole.cells[0]
-    marks = [(marks["rank"], marks["best"]) for marks in map(one.marks, one.trials)]
+    marks = [(marks["rank"], marks["best"]) for marks in (captions.marks(one, trial) for trial in one.trials)]
     assert marks == [("3", "none"), ("1", "none"), ("2", "confirmed"), ("none", "none")]
 
 
 def test_figures_are_the_best_of_the_search_and_the_means_of_the_choice(whole: Answer) -> None:
-    one, other = (cell.figures() for cell in whole.cells)
+    one, other = (captions.figures(cell) for cell in whole.cells)
     known = {"best_val_accuracy": 0.9, "confirmed_val_accuracy": 0.83, "confirmed_test_accuracy": 0.82}
     assert one == pytest.approx(known)
     assert other["best_val_accuracy"] == 0.75
@@ -123,7 +119,7 @@ def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Ledg
     answer = answer_of(ledger, grown)
     assert answer.title.startswith("So far: trial 0, 0.7 val_accuracy · cost=2.0")
     assert answer.figures()["best_val_accuracy"] == 0.7
-    best = frames.best(ledger, grown)
+    best = frames.best(ledger, standings(ledger, grown))
     assert best is not None
     assert best.cell.title == "cost=2.0"
     assert next(iter(Search(Opened(ledger, grown)).best)) == "cost=2.0"
@@ -150,7 +146,7 @@ def test_a_study_that_is_not_over_says_so_and_one_without_a_trial_that_there_is_
     answer = answer_of(ledger, study)
     assert answer.title == "So far: trial 0, 0.7 val_accuracy · cost=2.0 · letters"
     assert "The search is not over: 1 of 8 trials have ended." in answer.note(link)
-    assert answer.cells[1].name(answer.cells[1].trials[running]) == "trial 1 · quality=0.1"
+    assert captions.trial_name(answer.cells[1], answer.cells[1].trials[running]) == "trial 1 · quality=0.1"
 
 
 def test_a_long_description_loses_rows_and_a_long_name_its_end(whole: Answer) -> None:

@@ -25,6 +25,7 @@ from cs330ray.service.mirror import Mirror
 from cs330ray.service.records import Trial
 from cs330ray.service.run import run
 from cs330ray.service.search import fresh_seed, trial_seed
+from cs330ray.service.standing import choices, standings
 from cs330ray.spec import Budget, Study, parse
 from tests import noisy as noisy_trainable
 from tests.noisy import luck
@@ -305,7 +306,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     ledger = Ledger.at(home)
     found = confirm.confirmed(ledger, many)["{}"]
     assert [one.current for one in found] == [True, False]
-    assert confirmation.choices(ledger, many)["{}"] == found[0]
+    assert choices(standings(ledger, many))["{}"] == found[0]
     table = confirmation.table(ledger, many)
     assert table is not None
     assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
@@ -326,7 +327,7 @@ def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
     run(grown, home, mirror=False)
     Mirror(ledger, "noisy", home).sync()
     (cell,) = client.search_runs(["1"], "tags.`cs330ray.kind` = 'cell'")
-    chosen = confirmation.choices(ledger, grown)["{}"]
+    chosen = choices(standings(ledger, grown))["{}"]
     assert (cell.info.status, cell.data.tags["cs330ray.confirmed_trial"]) == ("FINISHED", str(chosen.searched.number))
     assert Mirror(ledger, "noisy", home).sync() == 0
 
@@ -450,7 +451,7 @@ def test_test_chooses_nothing(home: Path) -> None:
     )  # fmt: skip
     run(study, home, mirror=False)
     ledger = Ledger.at(home)
-    chosen = confirmation.choices(ledger, study)["{}"]
+    chosen = choices(standings(ledger, study))["{}"]
     assert chosen.searched.values == max(one.values for one in ledger.trials(study, study.cells[0]) if one.values)
     assert chosen.runs[0].test["test_accuracy"] == min(one[7]["test_accuracy"] for one in confirmations(home))
 
@@ -459,7 +460,7 @@ def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Pat
     run(noisy(fixed={"diverges_on": fresh_seed(0, 1)}), home, mirror=False)
     assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "FAIL", "COMPLETE"]
     ledger = Ledger.at(home)
-    assert confirmation.choices(ledger, ledger.study("noisy")) == {}
+    assert choices(standings(ledger, ledger.study("noisy"))) == {}
 
 
 def test_confirmation_may_be_added_and_grown_later_and_runs_what_is_missing_alone(home: Path) -> None:
@@ -580,5 +581,5 @@ def test_two_objectives_end_to_end(home: Path) -> None:
     cheapest = min(trials, key=lambda one: one.values[1])
     assert f"trial {cheapest.number}," in summary.best_toml(ledger, study, "val_cost")
     kept = [one for one in trials if one.number in front and one.values[1] <= 1.5]
-    assert confirmation.choices(ledger, study)["{}"].searched.number == max(kept, key=lambda one: one.values[0]).number
+    assert choices(standings(ledger, study))["{}"].searched.number == max(kept, key=lambda one: one.values[0]).number
     assert confirm.pending(ledger, study) == []

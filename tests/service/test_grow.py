@@ -15,7 +15,8 @@ from cs330ray.service.lines import enter, finished, rankable, standing, waiting
 from cs330ray.service.mirror import Mirror
 from cs330ray.service.records import Trial
 from cs330ray.service.run import checkpoints_of, run
-from cs330ray.spec import Study
+from cs330ray.service.standing import Standing, best_by
+from cs330ray.spec import Cell, Study
 from tests.service.test_run import Ear, runs_of
 from tests.studies_of_tests import toy, whole
 
@@ -29,6 +30,10 @@ def short(**changes: Any) -> Study:
 def long(**changes: Any) -> Study:
     budget = {"trials": 4, "steps": 40, **changes.pop("budget", {})}
     return toy(resources=ONE_SLOT, budget=budget, **changes)
+
+
+def standing_of(ledger: Ledger, study: Study, cell: Cell) -> Standing:
+    return Standing(study, ledger.goals(study), cell, ledger.trials(study, cell))
 
 
 def lines(home: Path) -> list[Trial]:
@@ -124,7 +129,7 @@ def test_a_study_cut_between_growing_and_continuing_goes_on(home_of_four: Path, 
     (cell,) = study.cells
     assert [trial.number for trial in waiting(ledger, study)] == [0, 1, 2, 3]
     assert finished(study, ledger.trials(study, cell)) == []
-    best = summary.best_trial(ledger, study, cell)
+    best = standing_of(ledger, study, cell).best_of_search
     assert best is not None
     enter(ledger, study)
     assert waiting(ledger, study) == []
@@ -230,7 +235,7 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     held = ledger.checkpoint(study, cell, 1)
     assert held is not None
     assert checkpoint.read(Path(held)).step == 10
-    assert summary.best_trial(ledger, study, cell, "val_speed") is not None
+    assert best_by(ledger, standing_of(ledger, study, cell), "val_speed") is not None
     assert {row[1]: row[4] for row in summary.trials(ledger, study).rows} == {"0": "10", "1": "10"}
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from cs330ray.report.comparison import Alternative, Comparison, compare
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import OTHER_ITEMS, Interval, over_items, over_seeds, paired
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run
+from cs330ray.service.confirm import Confirmed, Run, on_test
 from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
+from cs330ray.service.standing import choices, standings
 from cs330ray.spec import Study
 from cs330ray.words import number
 
@@ -17,23 +19,14 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def choices(ledger: Ledger, study: Study) -> dict[str, Confirmed]:
-    """The confirmed choice of each cell that has one, by cell key."""
-    goals = ledger.goals(study)
-    chosen = {key: confirm.choice(study, goals, found) for key, found in confirm.confirmed(ledger, study).items()}
-    return {key: one for key, one in chosen.items() if one is not None}
-
-
 def table(ledger: Ledger, study: Study) -> Sheet | None:
     """Every candidate, a row an objective; None where nothing is confirmed yet."""
     goals, rows = ledger.goals(study), []
-    confirmed = confirm.confirmed(ledger, study)
-    for cell in study.cells:
-        found = confirmed.get(cell.key, [])
-        chosen = confirm.choice(study, goals, found)
-        for one in (one for one in found if one.runs):
-            state = "chosen" if one is chosen else _state(study, goals, one)
-            rows += [[cell.title, str(one.searched.number), *row, state] for row in _rows(ledger, study, goals, one)]
+    for cell in standings(ledger, study):
+        for one in (one for one in cell.candidates if one.runs):
+            state = "chosen" if one is cell.chosen else _state(study, goals, one)
+            of = [cell.cell.title, str(one.searched.number)]
+            rows += [[*of, *row, state] for row in _rows(ledger, study, goals, one)]
     by = study.objective[0]
     title = f"{study.name}: confirmation on fresh seeds; chosen by the mean {by} over them"
     return Sheet(title, COLUMNS, rows) if rows else None
@@ -74,11 +67,6 @@ def _on_items(ledger: Ledger, study: Study, tested: Sequence[Run], metric: str) 
     return str(over or (OTHER_ITEMS if all(runs) else ""))
 
 
-def on_test(name: str) -> str:
-    """The test metric beside a validation metric: `test_mse` for `val_mse`."""
-    return f"test_{name.removeprefix('val_')}"
-
-
 def said(interval: Interval) -> str:
     """A mean with its interval: `0.974 ±0.0035 (n 5)`."""
     return f"{number(interval.mean)} {interval}"
@@ -100,16 +88,15 @@ def _state(study: Study, goals: Sequence[str], one: Confirmed) -> str:
 def lines(ledger: Ledger, study: Study) -> list[str]:
     """The choice of each cell, or why there is none, and the answer between cells, in words."""
     goals, words = ledger.goals(study), []
-    confirmed = confirm.confirmed(ledger, study)
-    chosen = {key: confirm.choice(study, goals, found) for key, found in confirmed.items()}
-    for cell in study.cells if confirmed else ():
-        title = f"{cell.title}: " if cell.values else ""
-        one = chosen[cell.key]
+    cells = standings(ledger, study) if study.confirm is not None else []
+    for cell in cells:
+        title = f"{cell.cell.title}: " if cell.cell.values else ""
+        one = cell.chosen
         if one is None:
-            words.append(f"{title}not confirmed: {why_none(study, goals, confirmed[cell.key])}")
+            words.append(f"{title}not confirmed: {why_none(study, goals, cell.candidates)}")
         else:
             words.append(f"{title}confirmed: trial {one.searched.number}, {'; '.join(_words(study, goals, one))}")
-    return words + _between(study, goals, {key: one for key, one in chosen.items() if one is not None})
+    return words + _between(study, goals, choices(cells))
 
 
 def why_none(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> str:
@@ -150,3 +137,43 @@ def _between(study: Study, goals: Sequence[str], chosen: dict[str, Confirmed]) -
         apart = paired(first, [value[0] for value in chosen[key].values])
         words.append(f"  {apart.mean:+.3g} {apart} to {titles[key]}, paired by seed")
     return words
+
+
+# What an answer compares: the cells' choices or, of one cell, its candidates ------------------------------------------
+
+
+def compared(ledger: Ledger, study: Study, objective: int = 0) -> Comparison | None:
+    """The alternatives compared by one objective; None where fewer than two are confirmed."""
+    found = alternatives(ledger, study, objective)
+    return compare(found, ledger.goals(study)[objective]) if len(found) > 1 else None  # type: ignore[arg-type]
+
+
+def alternatives(ledger: Ledger, study: Study, objective: int = 0) -> list[Alternative]:
+    """The choice of each cell that has one, by the cell's title; of one cell its whole candidates within the bounds."""
+    if len(study.cells) > 1:
+        chosen = choices(standings(ledger, study))
+        titles = {cell.key: cell.title for cell in study.cells}
+        named = {titles[key]: one for key, one in chosen.items()}
+    else:
+        found = confirm.confirmed(ledger, study).get(study.cells[0].key, [])
+        kept = [one for one in found if one.current and one.whole and not _breaks_bounds(ledger, study, one)]
+        named = {f"trial {one.searched.number}": one for one in kept if not confirm.runs_to_come(found)}
+    return [_alternative(ledger, study, name, one, objective) for name, one in named.items()]
+
+
+def _breaks_bounds(ledger: Ledger, study: Study, one: Confirmed) -> bool:
+    return bool(confirm.broken_bounds(study, ledger.goals(study), one.means))
+
+
+def _alternative(ledger: Ledger, study: Study, name: str, one: Confirmed, objective: int) -> Alternative:
+    metric = on_test(study.objective[objective])
+    runs = {run.trial.cell.fresh or 0: run for run in one.complete if run.trial.values}
+    return Alternative(
+        name,
+        {fresh: (run.trial.values or ())[objective] for fresh, run in runs.items()},
+        {fresh: run.test[metric] for fresh, run in runs.items() if metric in run.test},
+        {
+            fresh: ledger.test_items(study, run.trial.cell, run.trial.number).get(metric, [])
+            for fresh, run in runs.items()
+        },
+    )

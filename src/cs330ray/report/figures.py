@@ -1,14 +1,11 @@
 """The figures of a report, in its order: each is one view that fills a narrow or a wide page, with its numbers."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cs330ray.report import figures_answer, figures_course, figures_trials
 from cs330ray.report.drawing import Figure, records
 from cs330ray.report.searched import Search
-
-if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
+from cs330ray.report.study import Snapshot
 
 __all__ = ["Figure", "figures", "records"]
 
@@ -24,7 +21,7 @@ DRAWN = (
 )
 
 
-def figures(study: "Opened") -> Iterator[Figure]:
+def figures(study: Snapshot) -> Iterator[Figure]:
     """Those figures that a study has data for, each when it is drawn."""
     search = Search(study)
     for draw in DRAWN:

@@ -8,11 +8,11 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from cs330ray.report import confirmation, drawing, frames
+from cs330ray.report import drawing, frames
 from cs330ray.report.drawing import GREY, PALETTE, TICKS, Figure
 from cs330ray.report.searched import Search
 from cs330ray.report.statistics import over_seeds
-from cs330ray.service.fronts import pareto_front
+from cs330ray.service.confirm import on_test
 from cs330ray.spec import Cell
 from cs330ray.words import plural
 
@@ -66,7 +66,7 @@ def _alternative(search: Search, objective: str, row: Mapping[str, Any]) -> Iter
     runs = search.opened.runs
     runs = runs[(runs["cell"] == row["cell"]) & (runs["trial"] == row["trial"]) & (runs["state"] == "COMPLETE")]
     single = {"low": math.nan, "high": math.nan, "n": 1}
-    for split, metric in zip(SPLITS, (objective, confirmation.on_test(objective)), strict=True):
+    for split, metric in zip(SPLITS, (objective, on_test(objective)), strict=True):
         values = {
             seed: value for seed, value in zip(runs["fresh"], runs.get(metric, []), strict=False) if value == value
         }
@@ -151,12 +151,12 @@ def front(search: Search) -> Iterator[Figure]:
 
 def _placed(search: Search, title: str) -> Iterator[dict[str, Any]]:
     """The trials of a cell at their objectives."""
-    chosen = search.opened.confirmed
-    chosen = set(chosen[chosen["chosen"].astype(bool) & (chosen["cell"] == title)]["trial"])
-    members = {trial.number for trial in pareto_front(search.ranked[title], search.goals)}
-    for trial in sorted(search.ranked[title], key=lambda trial: trial.number):
+    cell = next(cell for cell in search.opened.standings if cell.cell.title == title)
+    members = {trial.number for trial in cell.front}
+    chosen = cell.chosen.searched.number if cell.chosen is not None else None
+    for trial in sorted(cell.ranked, key=lambda trial: trial.number):
         objectives = dict(zip(search.opened.study.objective, trial.values or (), strict=True))
-        marks = {"front": trial.number in members, "chosen": trial.number in chosen}
+        marks = {"front": trial.number in members, "chosen": trial.number == chosen}
         yield {"cell": title, "trial": trial.number, **objectives, **marks}
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from cs330ray.report import confirmation
 from cs330ray.report.statistics import Interval, over_items, over_seeds
 from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed
-from cs330ray.service.fronts import losses
+from cs330ray.service.confirm import Confirmed, on_test
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.lines import rankable
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import Standing, first_chosen, first_searched
 from cs330ray.spec import Cell, Study
 
 TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")
@@ -87,7 +85,7 @@ def rows(ledger: Ledger, study: Study) -> pd.DataFrame:
     return pd.DataFrame(found, columns=_columns(found, ["cell", "trial", "step", "wall_s", *study.objective]))
 
 
-def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
+def confirmed(ledger: Ledger, cells: Sequence[Standing]) -> pd.DataFrame:
     """A row a candidate and objective, in the order of the cells and of the search's validation.
 
     `cell`, `trial`, `metric`, `chosen`, `whole` (a candidate still, and COMPLETE on every seed), `n` (COMPLETE seeds),
@@ -96,22 +94,21 @@ def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
     `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and `_high` (ci95_tasks). NaN where there is none; an
     interval of one seed has none.
     """
-    goals, found = ledger.goals(study), []
-    chosen, held = confirmation.choices(ledger, study), confirm.confirmed(ledger, study)
-    for cell in study.cells:
-        for one in held.get(cell.key, []):
+    found = []
+    for cell in cells:
+        for one in cell.candidates:
             if not one.values:
                 continue
-            is_chosen = cell.key in chosen and chosen[cell.key].searched.number == one.searched.number
-            for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
+            is_chosen = cell.chosen is not None and cell.chosen.searched.number == one.searched.number
+            for index, (name, goal) in enumerate(zip(cell.study.objective, cell.goals, strict=True)):
                 promised = (one.searched.values or (math.nan,))[index]
                 fresh = over_seeds([values[index] for values in one.values])
                 found.append({
-                    "cell": cell.title, "trial": one.searched.number, "metric": name, "chosen": is_chosen,
+                    "cell": cell.cell.title, "trial": one.searched.number, "metric": name, "chosen": is_chosen,
                     "whole": one.whole and one.current, "n": fresh.n, "searched": promised,
                     **_ends("validation", fresh),
                     "optimism": confirm.optimism(goal, promised, fresh.mean),
-                    **_tested(ledger, study, one, confirmation.on_test(name)),
+                    **_tested(ledger, cell.study, one, on_test(name)),
                 })  # fmt: skip
     columns = [
         "cell", "trial", "metric", "chosen", "whole", "n", "searched", "validation", "validation_low",
@@ -120,22 +117,22 @@ def confirmed(ledger: Ledger, study: Study) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns)
 
 
-def runs(ledger: Ledger, study: Study) -> pd.DataFrame:
+def runs(cells: Sequence[Standing]) -> pd.DataFrame:
     """A row a run of confirmation.
 
     `cell`, `trial`, `fresh` (which of the seeds), `seed`, `state`, `reason`, each objective, and each test metric.
     """
-    found, held = [], confirm.confirmed(ledger, study)
-    for cell in study.cells:
-        for one in held.get(cell.key, []):
+    found, objective = [], list(cells[0].study.objective)
+    for cell in cells:
+        for one in cell.candidates:
             for run in one.runs:
-                values = run.trial.values or (math.nan,) * len(study.objective)
+                values = run.trial.values or (math.nan,) * len(objective)
                 found.append({
-                    "cell": cell.title, "trial": one.searched.number, "fresh": run.trial.cell.fresh,
+                    "cell": cell.cell.title, "trial": one.searched.number, "fresh": run.trial.cell.fresh,
                     "seed": run.trial.seed, "state": run.trial.state, "reason": run.trial.reason or run.untested,
-                    **dict(zip(study.objective, values, strict=True)), **run.test,
+                    **dict(zip(objective, values, strict=True)), **run.test,
                 })  # fmt: skip
-    return pd.DataFrame(found, columns=_columns(found, [*RUN, *study.objective]))
+    return pd.DataFrame(found, columns=_columns(found, [*RUN, *objective]))
 
 
 def starts(ledger: Ledger, study: Study) -> pd.DataFrame:
@@ -156,19 +153,12 @@ def starts(ledger: Ledger, study: Study) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["cell", "trial", "fresh", *STARTED_ON, "versions"])
 
 
-def best(ledger: Ledger, study: Study) -> Best | None:
+def best(ledger: Ledger, cells: Sequence[Standing]) -> Best | None:
     """The choice by mean validation over the fresh seeds, between the cells too; else the best of the search."""
-    goals = ledger.goals(study)
-    chosen = confirmation.choices(ledger, study)
-    if chosen:
-        key = min(chosen, key=lambda key: losses(chosen[key].means, goals)[0])
-        return _best(ledger, study, chosen[key].searched, chosen[key])
-    found = [trial for cell in study.cells for trial in rankable(ledger.trials(study, cell))]
-    if not found:
+    first = first_chosen(cells) or first_searched(cells)  # between searches, only of those after as many steps
+    if first is None or first.best is None:
         return None
-    most = max(trial.steps for trial in found)  # values after other numbers of steps are not ranked between cells
-    held = [trial for trial in found if trial.steps == most]
-    return _best(ledger, study, min(held, key=lambda trial: losses(trial.values or (), goals)[0]), None)
+    return _best(ledger, first.study, first.best, first.chosen)
 
 
 def _best(ledger: Ledger, study: Study, trial: Trial, one: Confirmed | None) -> Best:

@@ -8,13 +8,12 @@ from typing import Any
 
 import cs330ray
 from cs330ray.errors import SpecError
-from cs330ray.report import confirmation, summary
+from cs330ray.report import confirmation
 from cs330ray.report.statistics import Interval, over_items, over_seeds
-from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import Standing, best_by, first_chosen, standings
 from cs330ray.spec import Cell, Study
 from cs330ray.words import number, plural
 
@@ -37,17 +36,17 @@ def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pic
     With `by` the best of the search by that metric. Where the configuration is confirmed, the weights are those of the
     first fresh seed, which nothing chose; else the search's. Raises SpecError where nothing can be picked.
     """
-    goals, choices = ledger.goals(study), confirmation.choices(ledger, study) if by is None else {}
-    among = ""
+    cells, among = standings(ledger, study), ""
     if cell is None:
-        cell = _best_cell(study, goals, choices, by)
+        one = _best_cell(study, cells, by)
         among = f" of the best of {len(study.cells)} cells, all by" if len(study.cells) > 1 else ""
-    choice = choices.get(cell.key)
-    searched = choice.searched if choice else summary.best_trial(ledger, study, cell, by)
+    else:
+        one = next(each for each in cells if each.cell.key == cell.key)
+    choice = one.chosen if by is None else None
+    searched = choice.searched if choice else best_by(ledger, one, by)
     if searched is None:
-        raise SpecError(f"{study.name}: {cell.title}: no trial is COMPLETE yet; see `cs330ray show {study.name}`")
-    found = confirm.confirmed(ledger, study).get(cell.key, [])
-    confirmed = next((one for one in found if one.searched.number == searched.number and one.whole), None)
+        raise SpecError(f"{study.name}: {one.cell.title}: no trial is COMPLETE yet; see `cs330ray show {study.name}`")
+    goals, found, confirmed = one.goals, one.candidates, one.confirmed(searched.number)
     if choice:
         seeds = plural(choice.seeds, "fresh seed")
         chosen = f"the choice{among or ' by'} the mean {study.objective[0]} over {seeds}"
@@ -72,14 +71,15 @@ def _why_not(study: Study, goals: Sequence[str], found: Sequence[Confirmed], ask
     return confirmation.why_none(study, goals, own) if own else "it is none of those that were confirmed"
 
 
-def _best_cell(study: Study, goals: Sequence[str], choices: Mapping[str, Confirmed], by: str | None) -> Cell:
-    if len(study.cells) == 1:
-        return study.cells[0]
-    cells = ", ".join(repr(cell.title) for cell in study.cells)
-    if by is not None or len(choices) < len(study.cells):
+def _best_cell(study: Study, cells: Sequence[Standing], by: str | None) -> Standing:
+    if len(cells) == 1:
+        return cells[0]
+    first = first_chosen(cells) if by is None and all(cell.chosen is not None for cell in cells) else None
+    if first is None:
         why = f"--by {by} ranks within one" if by is not None else "not every one is confirmed"
-        raise SpecError(f"{study.name}: it has several cells, and {why}; add --cell with one of {cells}")
-    return min(study.cells, key=lambda cell: losses(choices[cell.key].means, goals)[0])
+        titles = ", ".join(repr(cell.cell.title) for cell in cells)
+        raise SpecError(f"{study.name}: it has several cells, and {why}; add --cell with one of {titles}")
+    return first
 
 
 def metrics(ledger: Ledger, study: Study, picked: Pick) -> dict[str, Any]:

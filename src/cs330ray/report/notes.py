@@ -3,56 +3,45 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cs330ray.report import confirmation
+from cs330ray.report.study import Snapshot
 from cs330ray.report.words import reason_said
-from cs330ray.service.fronts import losses
-from cs330ray.service.lines import finished, rankable
 from cs330ray.spec import Cell, Range, Study, applies
 from cs330ray.words import plural, shown
-
-if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
 
 EDGE = 0.02  # of a range: as near to its end as that is at the end
 
 
-def notes(study: "Opened") -> list[str]:
+def notes(study: Snapshot) -> list[str]:
     """What weakens the answer: edges of ranges, failures, what is missing, other code or data."""
     return [*_missing(study), *_edges(study), *_failures(study), *startup(study.study), *_circumstances(study)]
 
 
-def _missing(study: "Opened") -> Iterator[str]:
-    spec, ledger = study.study, study.ledger
-    ended = sum(len(finished(spec, ledger.trials(spec, cell))) for cell in spec.cells)
+def _missing(study: Snapshot) -> Iterator[str]:
+    spec = study.study
+    ended = sum(cell.ended for cell in study.standings)
     wanted = spec.budget.trials * len(spec.cells)
     if ended < wanted:
         yield f"The search is not over: {ended} of {wanted} trials have ended."
     if spec.confirm is None:
         yield "Nothing is confirmed, since the study has no [confirm]: the best of many trials is partly the luckiest."
         return
-    goals = ledger.goals(spec)
-    for cell in spec.cells:
-        if cell.key not in study.choices:
-            of = f"{cell.title}: not" if cell.values else "Not"
-            yield f"{of} confirmed: {confirmation.why_none(spec, goals, study.candidates[cell.key])}."
+    for cell in study.standings:
+        if cell.chosen is None:
+            of = f"{cell.cell.title}: not" if cell.cell.values else "Not"
+            yield f"{of} confirmed: {confirmation.why_none(spec, cell.goals, cell.candidates)}."
     if spec.confirm.seeds == 1:
         yield "Each candidate was confirmed on one fresh seed, which gives no interval over seeds."
 
 
-def _edges(study: "Opened") -> Iterator[str]:
+def _edges(study: Snapshot) -> Iterator[str]:
     """The confirmed choice of each cell, or else the best of its search, where it lies at the edge of a range."""
-    spec, ledger = study.study, study.ledger
-    goals = ledger.goals(spec)
-    for cell in spec.cells:
-        if cell.key in study.choices:
-            params = study.choices[cell.key].searched.params
-        else:
-            found = rankable(ledger.trials(spec, cell))
-            if not found:
-                continue
-            params = min(found, key=lambda trial: losses(trial.values or (), goals)).params
+    for standing in study.standings:
+        if standing.best is None:
+            continue
+        cell, params = standing.cell, standing.best.params
         for name, end in edges(cell, params).items():
             domain = cell.space[name]
             assert isinstance(domain, Range)
@@ -87,7 +76,7 @@ def _share(domain: Range, value: float) -> float:
     return float((scale(value) - low) / (high - low))
 
 
-def _failures(study: "Opened") -> Iterator[str]:
+def _failures(study: Snapshot) -> Iterator[str]:
     failed = study.trials[study.trials["state"] == "FAIL"]
     if len(failed):
         reason, times = Counter(failed["reason"]).most_common(1)[0]
@@ -120,7 +109,7 @@ def startup(spec: Study) -> Iterator[str]:
         )
 
 
-def _circumstances(study: "Opened") -> Iterator[str]:
+def _circumstances(study: Snapshot) -> Iterator[str]:
     starts = study.starts
     if starts["code"].nunique() > 1:
         yield (

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cs330ray.report import alternatives, confirmation, frames, notes, words
+from cs330ray.report import confirmation, frames, notes, words
 from cs330ray.report.comparison import Comparison, in_words
-from cs330ray.report.confirmation import on_test, said
+from cs330ray.report.confirmation import said
 from cs330ray.report.figures import Figure, figures
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds
+from cs330ray.service.confirm import on_test
 from cs330ray.spec import Choice, Domain, Study
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
     yield Sheet(None, table.columns, table.rows)
     yield from _of(drawn, "confirmed")
     for index, name in enumerate(study.study.objective):
-        comparison = alternatives.compared(study.ledger, study.study, index)
+        comparison = confirmation.compared(study.ledger, study.study, index)
         if comparison is not None:
             if not index:
                 yield Words(DIFFERENCES)

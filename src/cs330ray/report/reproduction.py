@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cs330ray.report.confirmation import on_test
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import Interval, prediction
 from cs330ray.service import confirm
+from cs330ray.service.confirm import on_test
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.records import Row, Trial
 from cs330ray.spec import Study, canonical

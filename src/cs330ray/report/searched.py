@@ -3,20 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from cs330ray.report import drawing
 from cs330ray.report.drawing import MOST_CELLS, Cells, Window
-from cs330ray.service.fronts import losses
-from cs330ray.service.lines import rankable
+from cs330ray.report.study import Snapshot
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import by_search
 from cs330ray.spec import Cell, Domain
 from cs330ray.trial import Metric
-
-if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
 
 MOST_DRAWN = 12_000  # trials of all figures together
 LEAST_DRAWN = 200  # of each
@@ -28,7 +24,7 @@ LONGEST_REASON = 40
 class Search:
     """A study's search."""
 
-    opened: "Opened"
+    opened: Snapshot
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -60,23 +56,17 @@ class Search:
     @cached_property
     def held(self) -> Mapping[str, Sequence[Trial]]:
         """The trials of each cell, by its title."""
-        return {cell.title: self.opened.ledger.trials(self.opened.study, cell) for cell in self.cells}
+        return {cell.cell.title: cell.trials for cell in self.opened.standings}
 
     @cached_property
     def ranked(self) -> Mapping[str, Sequence[Trial]]:
         """The trials of each cell that may be ranked with one another, the best first."""
-        return {
-            title: sorted(rankable(found), key=lambda trial: losses(trial.values or (), self.goals)[0])
-            for title, found in self.held.items()
-        }
+        return {cell.cell.title: cell.ranked for cell in self.opened.standings}
 
     @cached_property
     def best(self) -> Mapping[str, Trial]:
         """The best trial of each cell that has one, by the cell's title; the best cell of the most steps first."""
-        found = {title: ranked[0] for title, ranked in self.ranked.items() if ranked}
-        worth = {title: losses(trial.values or (), self.goals)[0] for title, trial in found.items()}
-        order = sorted(found, key=lambda title: (-found[title].steps, worth[title]))
-        return {title: found[title] for title in order}
+        return {cell.cell.title: cell.ranked[0] for cell in by_search(self.opened.standings)}
 
     @cached_property
     def ringed(self) -> Mapping[str, Trial]:
@@ -105,9 +95,7 @@ class Search:
     @cached_property
     def of_fewer_steps(self) -> str:
         """How many COMPLETE trials have had fewer steps than others, in words."""
-        trials = self.opened.trials
-        standing = trials[(trials["state"] == "COMPLETE") & ~trials["superseded"].astype(bool)]
-        fewer = len(standing) - sum(trial.continued_as is None for found in self.ranked.values() for trial in found)
+        fewer = sum(cell.of_fewer_steps for cell in self.opened.standings)
         return f" {fewer} of fewer steps {'are' if fewer > 1 else 'is'} left out." if fewer else ""
 
     @cached_property

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from cs330ray.errors import SpecError
 from cs330ray.growth import difference
-from cs330ray.report import alternatives, frames, notes, words
+from cs330ray.report import confirmation, frames, notes, words
 from cs330ray.report.comparison import Alternative, Comparison, compare, over_splits
-from cs330ray.report.confirmation import on_test, said
+from cs330ray.report.confirmation import said
 from cs330ray.report.figures_splits import over_the_splits
 from cs330ray.report.opened import Opened
 from cs330ray.report.page import (
@@ -25,6 +25,7 @@ from cs330ray.report.page import (
 )
 from cs330ray.report.sheet import Sheet
 from cs330ray.report.statistics import over_seeds, with_interval
+from cs330ray.service.confirm import on_test
 
 CHOICE = "the confirmed choice"  # of a study of one cell
 MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
@@ -88,7 +89,7 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
 
 def _alternatives(studies: Sequence[Opened], objective: int) -> list[Alternative]:
     """The cells' choices over the splits; of a study of one cell its choice, which is another on each split."""
-    found = [alternatives.alternatives(study.ledger, study.study, objective) for study in studies]
+    found = [confirmation.alternatives(study.ledger, study.study, objective) for study in studies]
     if len(studies[0].study.cells) == 1:
         chosen = [{f"trial {one.searched.number}" for one in study.choices.values()} for study in studies]
         found = [

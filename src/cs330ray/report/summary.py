@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cs330ray.errors import SpecError
 from cs330ray.report import confirmation
 from cs330ray.report.sheet import Sheet
 from cs330ray.service import confirm
 from cs330ray.service.confirm import Confirmed
-from cs330ray.service.fronts import losses, pareto_front
+from cs330ray.service.fronts import losses
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.lines import rankable, standing
+from cs330ray.service.lines import standing
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import Standing, best_by, choices, standings
 from cs330ray.spec import Cell, Study
 from cs330ray.words import number, params, plural
 
@@ -24,18 +24,18 @@ def studies(ledger: Ledger) -> Sheet:
     rows = []
     for name in ledger.names():
         study = ledger.study(name)
-        found = [trial for cell in study.cells for trial in standing(ledger.trials(study, cell))]
+        cells = standings(ledger, study)
+        found = [trial for cell in cells for trial in standing(cell.trials)]
         counts = {
             state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
         }
-        top = [best for cell in study.cells if (best := best_trial(ledger, study, cell)) is not None]
-        values = [trial.values[0] for trial in top if trial.values]
-        best = _better(ledger.goals(study)[0])(values) if values else None
+        values = [trial.values[0] for cell in cells if (trial := cell.best_of_search) and trial.values]
+        means = [one.means[0] for one in choices(cells).values()]
         wanted = study.budget.trials * len(study.cells)
         rows.append([
             name, ", ".join(study.trainables()), str(len(study.cells)), f"{len(found)}/{wanted}",
-            *(str(count) for count in counts.values()), study.objective[0], "" if best is None else number(best),
-            _confirmed_best(ledger, study),
+            *(str(count) for count in counts.values()), study.objective[0], _best_of(values, cells[0].goals[0]),
+            _best_of(means, cells[0].goals[0]),
         ])  # fmt: skip
     columns = [
         "study", "trainable", "cells", "trials", "complete", "pruned", "failed", "running", "objective",
@@ -44,10 +44,10 @@ def studies(ledger: Ledger) -> Sheet:
     return Sheet(None, columns, rows)
 
 
-def _confirmed_best(ledger: Ledger, study: Study) -> str:
-    """The best mean validation over fresh seeds of all cells' choices."""
-    means = [one.means[0] for one in confirmation.choices(ledger, study).values()]
-    return number(_better(ledger.goals(study)[0])(means)) if means else ""
+def _best_of(values: Sequence[float], goal: str) -> str:
+    if not values:
+        return ""
+    return number(max(values) if goal == "max" else min(values))
 
 
 def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
@@ -58,7 +58,7 @@ def trials(ledger: Ledger, study: Study, *, front: bool = False) -> Sheet:
         for trial in found:  # one that continues another may have found nothing left to do
             if trial.continues is not None:
                 steps[trial.number] = max(steps.get(trial.number, 0), steps.get(trial.continues, 0))
-        chosen = pareto_front(rankable(found), goals) if front else found
+        chosen = Standing(study, goals, cell, found).front if front else found
         for trial in sorted(chosen, key=lambda trial: _rank(trial, goals)):
             values = ["" if trial.values is None else number(value) for value in trial.values or [0.0] * len(goals)]
             spent = "" if trial.ended_s is None else f"{max(trial.ended_s - trial.started_s, 0):.0f}s"  # clocks jump
@@ -132,54 +132,32 @@ def tracebacks(ledger: Ledger, study: Study, found: Trial) -> list[str]:
     return [text for text in texts if text]
 
 
-def best_trial(ledger: Ledger, study: Study, cell: Cell, by: str | None = None) -> Trial | None:
-    """The best COMPLETE trial of a cell by its first objective, or by any metric of its last row.
-
-    Of those with the most steps: values after different numbers of steps are never ranked together.
-    """
-    complete = rankable(ledger.trials(study, cell))
-    if by is None:
-        scores = {trial.number: (trial.values or (0.0,))[0] for trial in complete}
-        goal = ledger.goals(study)[0]
-    else:
-        known = ledger.metrics(study, cell.trainable)
-        if by not in known:
-            raise SpecError(f"--by {by}: one of {', '.join(known)} is needed, but got {by!r}")
-        goal = known[by].goal
-        scores = {trial.number: _last(ledger, study, trial, by) for trial in complete}
-    if not scores:
-        return None
-    number = _better(goal)(scores, key=lambda number: scores[number])
-    return next(trial for trial in complete if trial.number == number)
-
-
 def best_toml(ledger: Ledger, study: Study, by: str | None = None, cell: Cell | None = None) -> str:
     """The best configuration of each cell, or of one, as TOML, its checkpoint in a comment.
 
     It is the confirmed choice where there is one; with `by` the best of the search by that metric.
     """
     blocks = []
-    chosen = confirmation.choices(ledger, study) if by is None else {}
-    cells = study.cells if cell is None else [cell]
-    for cell in cells:
-        confirmed = chosen.get(cell.key)
-        best = confirmed.searched if confirmed else best_trial(ledger, study, cell, by)
+    cells = [one for one in standings(ledger, study) if cell is None or one.cell.key == cell.key]
+    for one in cells:
+        cell, confirmed = one.cell, one.chosen if by is None else None
+        best = confirmed.searched if confirmed else best_by(ledger, one, by)
         if best is None:
             blocks.append(f"# {cell.title}: no trial is COMPLETE yet")
             continue
-        not_confirmed = "" if confirmed or by or study.confirm is None else _not_confirmed(ledger, study, cell)
+        not_confirmed = "" if confirmed or by or study.confirm is None else _not_confirmed(one)
         assert best.values is not None
         shown = ", ".join(
             f"{name} = {number(value, 6)}" for name, value in zip(study.objective, best.values, strict=True)
         )
-        one = len(cells) == 1
+        alone = len(cells) == 1
         blocks.append(
-            ("" if one else "[[best]]\n")
+            ("" if alone else "[[best]]\n")
             + f"# {study.name}, {cell.title}: trial {best.number}, seed {best.seed}, {shown}\n"
             + not_confirmed
             + _confirmed_comment(study, confirmed)
             + f"# checkpoint: {_checkpoint(ledger, study, best)}\n"
-            f'trainable = "{cell.trainable}"\n[{"fixed" if one else "best.fixed"}]\n'
+            f'trainable = "{cell.trainable}"\n[{"fixed" if alone else "best.fixed"}]\n'
             + _toml({**cell.fixed, **best.params})
         )
     return "\n\n".join(blocks)
@@ -195,24 +173,24 @@ def _confirmed_comment(study: Study, confirmed: Confirmed | None) -> str:
     return f"# confirmed on {seeds}: mean {means}; the checkpoint is that of the search, `show` lists the others\n"
 
 
-def _not_confirmed(ledger: Ledger, study: Study, cell: Cell) -> str:
-    found = confirm.confirmed(ledger, study)[cell.key]
-    return f"# the best of the search; not confirmed: {confirmation.why_none(study, ledger.goals(study), found)}\n"
+def _not_confirmed(cell: Standing) -> str:
+    why = confirmation.why_none(cell.study, cell.goals, cell.candidates)
+    return f"# the best of the search; not confirmed: {why}\n"
 
 
 def answer(ledger: Ledger, study: Study, chance: Callable[[Cell, Mapping[str, Any]], Mapping[str, float]]) -> list[str]:
     """The end of a run in lines: the best trial of each cell, its value against chance, and where it lies."""
     lines = []
-    for cell in study.cells:
-        found = standing(ledger.trials(study, cell))
+    for cell in standings(ledger, study):
+        found = standing(cell.trials)
         counts = {state: sum(trial.state == state for trial in found) for state in ("COMPLETE", "PRUNED", "FAIL")}
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial ended"
-        title = f"{cell.title}: " if cell.values else ""
-        best = best_trial(ledger, study, cell)
+        title = f"{cell.cell.title}: " if cell.cell.values else ""
+        best = cell.best_of_search
         if best is None or best.values is None:
             lines.append(f"{title}{said}; no best trial yet")
             continue
-        by_chance = chance(cell, best.params)
+        by_chance = chance(cell.cell, best.params)
         shown = ", ".join(
             f"{name} {number(value)}" + (f" (chance {number(by_chance[name])})" if name in by_chance else "")
             for name, value in zip(study.objective, best.values, strict=True)
@@ -231,20 +209,6 @@ def _checkpoint(ledger: Ledger, study: Study, trial: Trial) -> str:
 def _rank(trial: Trial, goals: Sequence[str]) -> tuple[int, float, int]:
     order = ["COMPLETE", "RUNNING", "PRUNED", "FAIL"].index(trial.state) if trial.continued_as is None else 4
     return order, losses(trial.values, goals)[0] if trial.values else math.inf, trial.number
-
-
-def _last(ledger: Ledger, study: Study, trial: Trial, metric: str) -> float:
-    line = ledger.lineage(study, trial.cell, trial.number)
-    rows = [row for each in line for row in ledger.rows(study, trial.cell, each) if metric in row.metrics]
-    if not rows:
-        raise SpecError(
-            f"--by {metric}: a metric that trials report is needed, but trial {trial.number} has no such row"
-        )
-    return rows[-1].metrics[metric]
-
-
-def _better(goal: str) -> Any:
-    return max if goal == "max" else min
 
 
 def _exactly(study: Study, values: Sequence[float]) -> str:

@@ -1,27 +1,25 @@
 """The answer of a study in two sentences."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cs330ray.report.comparison import Comparison, Difference, in_words
-from cs330ray.report.confirmation import on_test, said
+from cs330ray.report.confirmation import said
 from cs330ray.report.statistics import Interval, with_interval
+from cs330ray.report.study import Snapshot
+from cs330ray.service.confirm import on_test
 from cs330ray.words import first_line_of, number, params, plural
-
-if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
 
 LONGEST_REASON = 160  # characters of what an error said
 
 
-def answer(study: "Opened") -> str:
+def answer(study: Snapshot) -> str:
     """What was found, and how sure that is: two sentences."""
     if study.best is None:
         return "No trial is COMPLETE yet. There is nothing to compare."
     return _confirmed(study) if study.best.confirmed else _searched(study)
 
 
-def _confirmed(study: "Opened") -> str:
+def _confirmed(study: Snapshot) -> str:
     best = study.best
     assert best is not None
     reached = [f"{name} {with_interval(interval)}" for name, interval in best.confirmed.items()]
@@ -36,7 +34,7 @@ def _confirmed(study: "Opened") -> str:
     return f"{first}. {how_sure(study.comparison, study.study.objective[0])}"
 
 
-def _searched(study: "Opened") -> str:
+def _searched(study: Snapshot) -> str:
     best, spec = study.best, study.study
     assert best is not None
     promised = _all([f"{name} {number(value)}" for name, value in best.searched.items()])
@@ -49,7 +47,7 @@ def _searched(study: "Opened") -> str:
     return f"{first}. It is not confirmed{', and stands alone' if one_alone else ', so that may be too good'}."
 
 
-def unconfirmed(study: "Opened") -> list[str]:
+def unconfirmed(study: Snapshot) -> list[str]:
     """The titles of the cells that have no confirmed choice."""
     return [cell.title for cell in study.study.cells if cell.key not in study.choices]
 
@@ -68,7 +66,7 @@ def _few(names: Sequence[str], most: int = 3) -> list[str]:
     return [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
 
 
-def _at(study: "Opened") -> str:
+def _at(study: Snapshot) -> str:
     """The best configuration in words: its cell or its number, and what was searched."""
     best = study.best
     assert best is not None

@@ -10,15 +10,16 @@ from cs330ray.service import confirm
 from cs330ray.service.captions import (
     STAR,
     TOP,
-    Standing,
     caption,
+    figures,
     mean,
-    on_test,
     reached,
     test_values,
 )
+from cs330ray.service.confirm import on_test
 from cs330ray.service.fronts import losses
 from cs330ray.service.records import Trial
+from cs330ray.service.standing import Standing, comparable, first_chosen, first_searched
 from cs330ray.spec import Study
 from cs330ray.words import params, plural, shown
 
@@ -42,29 +43,20 @@ class Answer:
     @property
     def confirmed(self) -> bool:
         """Whether the candidates of all cells have had their runs: a search that a limit of time ended is not over."""
-        return not any(confirm.runs_to_come(cell.found) for cell in self.cells)
+        return not any(confirm.runs_to_come(cell.candidates) for cell in self.cells)
 
     @property
     def first(self) -> Standing | None:
         """The best cell: by the confirmed choices once no candidate waits for its runs, else by the search."""
-        chosen = [cell for cell in self.cells if cell.chosen is not None] if self.confirmed else []
-        if chosen:
-            return min(chosen, key=lambda cell: losses(cell.chosen.means, cell.goals)[0])  # type: ignore[union-attr]
-        return min(self._ranked, key=lambda cell: losses(cell.ranked[0].values or (), cell.goals)[0], default=None)
-
-    @property
-    def _ranked(self) -> Sequence[Standing]:
-        """The cells whose values in the search may be ranked with one another: those after the most steps."""
-        most = max((cell.ranked[0].steps for cell in self.cells if cell.ranked), default=0)
-        return [cell for cell in self.cells if cell.ranked and cell.ranked[0].steps == most]
+        return (first_chosen(self.cells) if self.confirmed else None) or first_searched(self.cells)
 
     def figures(self) -> dict[str, float]:
         """What the study's run can be sorted by: those of its best cell, and the best of each objective in any."""
         if self.first is None:
             return {}
-        said, all_said = self.first.figures(), [cell.figures() for cell in self._ranked]
+        said, all_said = figures(self.first), [figures(cell) for cell in comparable(self.cells)]
         for name, goal in zip(self.study.objective, self.first.goals, strict=True):
-            values = [figures[f"best_{name}"] for figures in all_said if f"best_{name}" in figures]
+            values = [one[f"best_{name}"] for one in all_said if f"best_{name}" in one]
             said[f"best_{name}"] = max(values) if goal == "max" else min(values)
         return said
 
@@ -73,7 +65,7 @@ class Answer:
         """The name of the study's run: the answer first, since MLflow's tables cut names short."""
         if self.first is None:
             return self.study.name
-        best = self.first.best[0]
+        best = self.first.starred[0]
         word = "Answer" if self.confirmed and self.first.chosen else "Best" if self.over else "So far"
         cell = self.first.cell.title if self.first.cell.values else ""
         return caption(f"{word}: trial {best.number}, {self._reached(best)}", cell, self.study.name)
@@ -81,7 +73,11 @@ class Answer:
     @property
     def short(self) -> str:
         """The best in a few words, for the list of experiments."""
-        return "" if self.first is None else f"trial {self.first.best[0].number}, {self._reached(self.first.best[0])}"
+        return (
+            ""
+            if self.first is None
+            else f"trial {self.first.starred[0].number}, {self._reached(self.first.starred[0])}"
+        )
 
     def _reached(self, best: Trial) -> str:
         assert self.first is not None
@@ -104,10 +100,15 @@ class Answer:
 
     def _sentences(self, link: Link) -> list[str]:
         assert self.first is not None
-        best, objective = self.first.best[0], self.study.objective[0]
+        starred, objective = self.first.starred, self.study.objective[0]
+        best = starred[0]
         cell = f" of {self.first.cell.title}" if self.first.cell.values else ""
         at = f" at {params(best.params)}" if best.params else ""
-        by = f", the best by {objective} of {len(self.first.best)} on the front" if len(self.first.best) > 1 else ""
+        by = (
+            f", the best by {objective} of {len(self.first.starred)} on the front"
+            if len(self.first.starred) > 1
+            else ""
+        )
         first = f"{self._reached(best)}: [trial {best.number}]({link(best)}){cell}{at}{by}."
         if self.first.chosen is None and not self.over:
             return [first, self._unfinished]
@@ -115,7 +116,7 @@ class Answer:
             why = f"no trial is the confirmed choice, see `cs330ray show {self.study.name}`"
             why = why if self.study.confirm else "on no fresh seeds, it was in part the luckiest"
             return [first, f"It is the best of the search; {why}."]
-        lucky = self.first.ranked[0] if self.first.ranked else best
+        lucky = self.first.placed[0] if self.first.placed else best
         promised = shown((lucky.values or ())[0])
         seeds = plural(self.first.chosen.seeds, "fresh seed")
         second = f"It is chosen by the mean {objective} over {seeds}; "
@@ -129,7 +130,7 @@ class Answer:
         ended = sum(min(cell.ended, trials) for cell in self.cells)
         if ended < (of := trials * len(self.cells)):
             return f"The search is not over: {ended} of {of} trials have ended."
-        waiting = sum(confirm.runs_to_come(cell.found) for cell in self.cells)
+        waiting = sum(confirm.runs_to_come(cell.candidates) for cell in self.cells)
         return f"The confirmation is not over: {waiting} of its runs have not ended."
 
     @property
@@ -142,8 +143,8 @@ class Answer:
         """The best of each cell, then who is next: those confirmed before those that are not."""
         places = []
         for cell in self.cells:
-            numbers = [trial.number for trial in cell.best]
-            shown = [*cell.best, *(one.searched for one in cell.found), *cell.ranked[:TOP]]
+            numbers = [trial.number for trial in cell.starred]
+            shown = [*cell.starred, *(one.searched for one in cell.candidates), *cell.placed[:TOP]]
             for trial in {trial.number: trial for trial in shown}.values():
                 if trial.state == "COMPLETE" and trial.values:
                     one = cell.confirmed(trial.number)
@@ -154,7 +155,7 @@ class Answer:
         return [self._row(cell, trial, link) for _, cell, trial in places[: max(TOP, len(self.cells))]]
 
     def _row(self, cell: Standing, trial: Trial, link: Link) -> list[str]:
-        star = f"{STAR} " if trial.number in {one.number for one in cell.best} else ""
+        star = f"{STAR} " if trial.number in {one.number for one in cell.starred} else ""
         one = cell.confirmed(trial.number)
         fresh, tested = [], []
         if self.study.confirm:

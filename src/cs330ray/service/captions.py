@@ -5,15 +5,12 @@ Pure functions of what the ledger holds, so that to say it again changes nothing
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cs330ray.report.statistics import over_seeds, with_interval
-from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.fronts import losses, pareto_front
-from cs330ray.service.lines import finished, rankable
+from cs330ray.service.confirm import Confirmed, Run, on_test
 from cs330ray.service.records import Trial
-from cs330ray.spec import Cell, Study
+from cs330ray.service.standing import Standing
+from cs330ray.spec import Study
 from cs330ray.words import params, shown
 
 STAR = "★"
@@ -23,100 +20,62 @@ NAME_LIMIT = 200  # MLflow's tables hold 250
 UNMARKED = "none"  # what a trial says of itself only where it was marked before
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a cell stands: its trials, the best first where they can be ranked, and who is chosen."""
+def figures(cell: Standing) -> dict[str, float]:
+    """What the cell's run can be sorted by: the best of each objective, and what confirmation gave."""
+    said = {}
+    for index, (name, goal) in enumerate(zip(cell.study.objective, cell.goals, strict=True)):
+        values = [(trial.values or ())[index] for trial in cell.placed]
+        if values:
+            said[f"best_{name}"] = max(values) if goal == "max" else min(values)
+        if cell.chosen is not None:
+            said[f"confirmed_{name}"] = cell.chosen.means[index]
+            values = test_values(cell.chosen.complete, name)
+            said |= {f"confirmed_{on_test(name)}": statistics.fmean(values)} if values else {}
+    return said
 
-    study: Study
-    goals: Sequence[str]
-    cell: Cell
-    trials: Sequence[Trial]
-    found: Sequence[Confirmed]
-    ranked: Sequence[Trial]  # the COMPLETE trials by their value; of several objectives the front, by its first
-    chosen: Confirmed | None
 
-    @classmethod
-    def of(
-        cls, study: Study, goals: Sequence[str], cell: Cell, trials: Sequence[Trial], found: Sequence[Confirmed]
-    ) -> "Standing":
-        """The standing of a cell by what the ledger holds of it."""
-        held = rankable(trials)
-        front = held if len(goals) == 1 else pareto_front(held, goals)
-        ranked = sorted(front, key=lambda trial: (losses(trial.values or (), goals)[0], trial.number))
-        return cls(study, goals, cell, trials, found, ranked, confirm.choice(study, goals, found) if found else None)
+def best_tags(cell: Standing) -> dict[str, str]:
+    """What the cell's run says of its best trial, and of the choice: "none" where there is none any more."""
+    said = {}
+    if len(cell.goals) == 1 and cell.placed:
+        best = cell.placed[0]
+        said = {"best_trial": str(best.number), f"best_{cell.study.objective[0]}": repr((best.values or ())[0])}
+    if cell.chosen is not None:
+        said |= {"confirmed_trial": str(cell.chosen.searched.number)} | means(cell.study, cell.chosen)
+    elif cell.candidates:
+        said |= dict.fromkeys(["confirmed_trial", *(f"confirmed_{name}" for name in cell.study.objective)], "none")
+    return said
 
-    @property
-    def ended(self) -> int:
-        """How many trials have ended of those that the budget has."""
-        return len(finished(self.study, self.trials))
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.ended >= self.study.budget.trials and not confirm.runs_to_come(self.found)
+def marks(cell: Standing, trial: Trial) -> dict[str, str]:
+    """A trial's rank among the first of its cell, and whether it is its best; of several objectives, the front."""
+    place = next((place for place, one in enumerate(cell.placed[:TOP], 1) if one.number == trial.number), None)
+    starred = trial.number in {one.number for one in cell.starred}
+    best = ("search" if cell.chosen is None else "confirmed") if starred else UNMARKED
+    front = {}
+    if len(cell.goals) > 1 and trial.state == "COMPLETE":
+        front = {"front": str(trial.number in {one.number for one in cell.placed}).lower()}
+    return {"rank": UNMARKED if place is None else str(place), "best": best, **front}
 
-    @property
-    def best(self) -> Sequence[Trial]:
-        """Whom the star marks: the confirmed choice, else the best of the search, or its front."""
-        if self.chosen is not None:
-            return [self.chosen.searched]
-        return self.ranked if len(self.goals) > 1 else self.ranked[:1]
 
-    def confirmed(self, number: int) -> Confirmed | None:
-        """What is known of a candidate whose fresh seeds are all COMPLETE."""
-        return next((one for one in self.found if one.searched.number == number and one.whole), None)
+def cell_name(cell: Standing, *, star: bool) -> str:
+    """The name of the cell's run: what is compared, and how well it did."""
+    title = cell.cell.title if cell.cell.values else "all trials"
+    return caption(f"{STAR} " * star + title, *_reached(cell))
 
-    def figures(self) -> dict[str, float]:
-        """What the cell's run can be sorted by: the best of each objective, and what confirmation gave."""
-        said = {}
-        for index, (name, goal) in enumerate(zip(self.study.objective, self.goals, strict=True)):
-            values = [(trial.values or ())[index] for trial in self.ranked]
-            if values:
-                said[f"best_{name}"] = max(values) if goal == "max" else min(values)
-            if self.chosen is not None:
-                said[f"confirmed_{name}"] = self.chosen.means[index]
-                values = test_values(self.chosen.complete, name)
-                said |= {f"confirmed_{on_test(name)}": statistics.fmean(values)} if values else {}
-        return said
 
-    def best_tags(self) -> dict[str, str]:
-        """What the cell's run says of its best trial, and of the choice: "none" where there is none any more."""
-        said = {}
-        if len(self.goals) == 1 and self.ranked:
-            best = self.ranked[0]
-            said = {"best_trial": str(best.number), f"best_{self.study.objective[0]}": repr((best.values or ())[0])}
-        if self.chosen is not None:
-            said |= {"confirmed_trial": str(self.chosen.searched.number)} | means(self.study, self.chosen)
-        elif self.found:
-            said |= dict.fromkeys(["confirmed_trial", *(f"confirmed_{name}" for name in self.study.objective)], "none")
-        return said
+def _reached(cell: Standing) -> list[str]:
+    if len(cell.starred) > 1:
+        return [f"{len(cell.starred)} trials on the front"]
+    if not cell.starred:
+        return []
+    return [f"{reached(cell, cell.starred[0])} by trial {cell.starred[0].number}"]
 
-    def marks(self, trial: Trial) -> dict[str, str]:
-        """A trial's rank among the first of its cell, and whether it is its best; of several objectives, the front."""
-        place = next((place for place, one in enumerate(self.ranked[:TOP], 1) if one.number == trial.number), None)
-        starred = trial.number in {one.number for one in self.best}
-        best = ("search" if self.chosen is None else "confirmed") if starred else UNMARKED
-        front = {}
-        if len(self.goals) > 1 and trial.state == "COMPLETE":
-            front = {"front": str(trial.number in {one.number for one in self.ranked}).lower()}
-        return {"rank": UNMARKED if place is None else str(place), "best": best, **front}
 
-    def title(self, *, star: bool) -> str:
-        """The name of the cell's run: what is compared, and how well it did."""
-        title = self.cell.title if self.cell.values else "all trials"
-        return caption(f"{STAR} " * star + title, *self._reached())
-
-    def _reached(self) -> list[str]:
-        if len(self.best) > 1:
-            return [f"{len(self.best)} trials on the front"]
-        if not self.best:
-            return []
-        return [f"{reached(self, self.best[0])} by trial {self.best[0].number}"]
-
-    def name(self, trial: Trial) -> str:
-        """The name of a trial's run: the star of the best, number, what it reached, parameters."""
-        star = f"{STAR} " * (trial.number in {one.number for one in self.best})
-        return caption(f"{star}trial {trial.number}", reached(self, trial), params(trial.params))
+def trial_name(cell: Standing, trial: Trial) -> str:
+    """The name of a trial's run: the star of the best, number, what it reached, parameters."""
+    star = f"{STAR} " * (trial.number in {one.number for one in cell.starred})
+    return caption(f"{star}trial {trial.number}", reached(cell, trial), params(trial.params))
 
 
 def means(study: Study, one: Confirmed) -> dict[str, str]:
@@ -135,12 +94,12 @@ def fresh_name(study: Study, run: Run) -> str:
     )
 
 
-def reached(standing: Standing, trial: Trial) -> str:
+def reached(cell: Standing, trial: Trial) -> str:
     """What a trial came to: its mean over the fresh seeds, else its value in the search, or why it has none."""
-    one = standing.confirmed(trial.number)
+    one = cell.confirmed(trial.number)
     if one is None:
-        return _outcome(standing.study, trial)
-    columns = zip(standing.study.objective, zip(*one.values, strict=True), strict=True)
+        return _outcome(cell.study, trial)
+    columns = zip(cell.study.objective, zip(*one.values, strict=True), strict=True)
     return ", ".join(f"{mean(values)} {name}" for name, values in columns) + " confirmed"
 
 
@@ -150,11 +109,6 @@ def _outcome(study: Study, trial: Trial) -> str:
     going_on = "" if trial.continued_as is None else f" (continued as trial {trial.continued_as})"
     words = {"COMPLETE": values, "PRUNED": f"pruned at {values}" if values else "pruned", "FAIL": "failed"}
     return words.get(trial.state, "") + going_on
-
-
-def on_test(name: str) -> str:
-    """The test metric beside a validation metric: `test_mse` for `val_mse`."""
-    return f"test_{name.removeprefix('val_')}"
 
 
 def test_values(runs: Sequence[Run], name: str) -> list[float]:

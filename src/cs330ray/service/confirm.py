@@ -177,6 +177,11 @@ def broken_bounds(study: Study, goals: Sequence[str], values: Sequence[float]) -
     ]
 
 
+def on_test(name: str) -> str:
+    """Name the test metric beside a validation metric: `test_mse` for `val_mse`."""
+    return f"test_{name.removeprefix('val_')}"
+
+
 def optimism(goal: str, promised: float, reached: float) -> float:
     """By how much a promise was better than what was reached: the winner's curse where it is positive."""
     return promised - reached if goal == "max" else reached - promised

@@ -20,13 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
-from cs330ray.service import captions, confirm
+from cs330ray.service import captions
 from cs330ray.service.answer import Answer
-from cs330ray.service.captions import UNMARKED, Standing
+from cs330ray.service.captions import UNMARKED
 from cs330ray.service.confirm import Confirmed
 from cs330ray.service.ledger import Ledger
 from cs330ray.service.mlflow_runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
 from cs330ray.service.records import Row, Trial
+from cs330ray.service.standing import Standing, standings
 from cs330ray.spec import Cell, Study
 from cs330ray.words import first_line, redacted
 
@@ -118,11 +119,7 @@ class _Picture:
     done: set[Key] = field(default_factory=set)  # nothing more will happen to these
 
     def show(self, study: Study) -> int:
-        goals, confirmed = self.ledger.goals(study), confirm.confirmed(self.ledger, study)
-        cells = [
-            Standing.of(study, goals, cell, self.ledger.trials(study, cell), confirmed.get(cell.key, []))
-            for cell in study.cells
-        ]
+        cells = standings(self.ledger, study)
         answer = Answer(study, cells)
         tags = {"objective": ", ".join(study.objective), "digest": study.digest}
         changes = self.runs.ensure(STUDY, answer.title, None, tags)
@@ -140,19 +137,19 @@ class _Picture:
 
     def _cell(self, cell: Standing, *, star: bool) -> int:
         key = ("cell", cell.cell.key, "")
-        changes = self.runs.ensure(key, cell.title(star=star), STUDY, cell.best_tags())
+        changes = self.runs.ensure(key, captions.cell_name(cell, star=star), STUDY, captions.best_tags(cell))
         for trial in cell.trials:
-            changes += self._trial(cell.study, cell.cell, trial, cell.name(trial), key)
+            changes += self._trial(cell.study, cell.cell, trial, captions.trial_name(cell, trial), key)
             changes += self._marks(cell, trial)
         changes += self._checkpoints(cell.study, cell.cell, cell.trials)
-        changes += sum(self._confirmed(cell.study, cell.cell, one) for one in cell.found)
-        changes += self.runs.measure(key, cell.figures())
+        changes += sum(self._confirmed(cell.study, cell.cell, one) for one in cell.candidates)
+        changes += self.runs.measure(key, captions.figures(cell))
         ended_s = max((trial.ended_s or 0.0 for trial in cell.trials), default=0.0) or wall_s()
         return changes + self.runs.conclude(key, "COMPLETE" if cell.over else "RUNNING", ended_s)
 
     def _marks(self, cell: Standing, trial: Trial) -> int:
         """Say of a trial what rank it has among the best, and take that from one that had it."""
-        key, marks = ("trial", cell.cell.key, str(trial.number)), cell.marks(trial)
+        key, marks = ("trial", cell.cell.key, str(trial.number)), captions.marks(cell, trial)
         said = {tag: text for tag, text in marks.items() if text != UNMARKED or self.runs.tag_of(key, tag) is not None}
         return self.runs.tag(key, said)
 

@@ -10,32 +10,10 @@ from cs330ray import checkpoint
 from cs330ray.errors import StudyError
 from cs330ray.service import confirm, objects
 from cs330ray.service.copies import Copies, must_be_seen
-from cs330ray.service.fronts import by_crowding, losses, pareto_front
 from cs330ray.service.ledger import Ledger
-from cs330ray.service.lines import finished, to_continue
 from cs330ray.service.objects import StoreFault
-from cs330ray.service.records import Trial
+from cs330ray.service.standing import Standing
 from cs330ray.spec import Cell, Study
-
-
-def kept(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -> set[int]:
-    """The trials of a cell whose checkpoints stay: the best that are COMPLETE, and all that have not ended for good."""
-    over = finished(study, trials)
-    complete = [trial for trial in over if trial.state == "COMPLETE" and trial.values]
-    if len(goals) > 1:
-        front = by_crowding(pareto_front(complete, goals), goals)
-        complete = front + [trial for trial in complete if trial not in front]
-    else:
-        complete.sort(key=lambda trial: (losses(trial.values or (), goals), trial.number))
-    ended = {trial.number for trial in trials if trial.state != "RUNNING"}
-    waiting = {trial.number for trial in to_continue(study, trials)}
-    begun_at = {trial.continues for trial in trials if trial.state == "RUNNING"}
-    best = {trial.number for trial in complete[: study.resources.keep]}
-    return {
-        trial.number
-        for trial in trials
-        if trial.number not in ended or trial.number in best | waiting or trial.number in begun_at
-    }
 
 
 def thin(
@@ -54,7 +32,7 @@ def thin(
     """
     held = ledger.checkpoints(study, cell)
     trials = ledger.trials(study, cell, None if ended is None else {*held, *ended})
-    stay = kept(study, ledger.goals(study), trials)
+    stay = Standing(study, ledger.goals(study), cell, trials).to_keep(study.resources.keep)
     removed = []
     for trial in trials:
         if trial.number in stay:
