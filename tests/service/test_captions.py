@@ -68,7 +68,7 @@ def test_the_best_ten_of_a_cell_say_their_rank_and_one_is_marked(ledger: Ledger)
 
 def test_the_confirmed_choice_is_marked_and_not_the_lucky_one(whole: Answer) -> None:
     one = whole.cells[0]
-    marks = [(marks["rank"], marks["best"]) for marks in map(one.marks, one.trials)]
+    marks = [(marks["rank"], marks["best"]) for marks in (captions.marks(one, trial) for trial in one.trials)]
     assert marks == [("3", "none"), ("1", "none"), ("2", "confirmed"), ("none", "none")]
 
 
