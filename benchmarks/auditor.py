@@ -624,7 +624,7 @@ def _audit_run(held: Held, place: Place, shown: Shown, findings: Findings) -> No
     recorded = held.checkpoints.get(place, {})
     if recorded:
         wanted["checkpoint"] = recorded[max(recorded)][0]
-    elif shown.tags.get("cs330ray.checkpoint", "none") != "none":
+    elif shown.tags.get("cs330ray.checkpoints.local", "none") != "none":
         findings.add("mirror_wrong", f"{name}: tag checkpoint", "the ledger names none")
     _compare_tags(name, shown, wanted, findings)
     params = {**held.cells.get(searched, {}), **(trial.params if trial is not None else {})}

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cs330ray.data import archives, omniglot, unpack
-from cs330ray.data.episodes import draw_episodes
-from cs330ray.data.images import image_classes
+from cs330ray.course.data import archives, omniglot, unpack
+from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.images import image_classes
 
 TASKS, SHOTS, QUERIES = 16, 1, 15
 

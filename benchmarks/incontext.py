@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from cs330ray.data import text
+from cs330ray.course.data import text
+from cs330ray.course.learners.decoding import Decoder
+from cs330ray.course.learners.incontext import Asking
+from cs330ray.course.pretrained import models
 from cs330ray.errors import Cs330rayError
-from cs330ray.learners.decoding import Decoder
-from cs330ray.learners.incontext import Asking
-from cs330ray.pretrained import models
 
 NEW_TOKENS, BATCH, BLOCK = 6, 8, 25
 

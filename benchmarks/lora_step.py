@@ -25,10 +25,10 @@ from multiprocessing.connection import Connection
 import torch
 import torch.nn.functional as F
 
-from cs330ray.data import archives
+from cs330ray.course.data import archives
+from cs330ray.course.learners import lora
+from cs330ray.course.systems import finetune
 from cs330ray.errors import Cs330rayError
-from cs330ray.learners import lora
-from cs330ray.studies import finetune
 from cs330ray.training.device import device
 
 SIDES = {"lora": "lora-16", "full": "all", "plain": "lora-16"}

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cs330ray.service import confirm
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ended, Ending, Row
-from cs330ray.service.search import ask
-from cs330ray.service.seeds import fresh_seed, trial_seed
-from cs330ray.spec import Cell, Study
-from cs330ray.trial import Item, Metric, Scores
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ended, Ending, Row
+from cs330ray.service.ask import ask
+from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
+from cs330ray.trial.contract import Item, Metric, Scores
 
 METRICS: Mapping[str, Metric] = {
     "val_accuracy": Metric("max", 0.0, 1.0),

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, IterableDataset
 
-from cs330ray.data import archives
-from cs330ray.data.images import image_classes
-from cs330ray.learners.mann import Batch
-from cs330ray.studies import mann
+from cs330ray.course.data import archives
+from cs330ray.course.data.images import image_classes
+from cs330ray.course.learners.mann import Batch
+from cs330ray.course.systems import mann
 
 CASES = [(3, 1, 128), (2, 1, 128), (4, 1, 128), (3, 1, 256), (3, 1, 8)]  # ways, shots, hidden
 TURNS, WARM = 31, 3  # the first turns warm up

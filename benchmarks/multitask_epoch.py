@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cs330ray.learners import multitask
-from cs330ray.learners.multitask import Multitask, Params, Ratings, Weights
+from cs330ray.course.learners import multitask
+from cs330ray.course.learners.multitask import Multitask, Params, Ratings, Weights
 
 USERS, ITEMS = 943, 1682
 DIM, WIDTH, BATCH, LR = 32, 64, 256, 1e-3

@@ -31,12 +31,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cs330ray.data import archives
-from cs330ray.data.episodes import draw_episodes
-from cs330ray.data.images import image_classes
-from cs330ray.learners import conv4, protonet
-from cs330ray.learners.protonet import ProtoNet
-from cs330ray.learners.tasks import Batch
+from cs330ray.course.data import archives
+from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.images import image_classes
+from cs330ray.course.learners import conv4, protonet
+from cs330ray.course.learners.protonet import ProtoNet
+from cs330ray.course.learners.tasks import Batch
 
 WAYS, QUERIES, FILTERS, SIDE = 5, 15, 64, 28
 TASKS, CASES = 16, [(1, 9), (5, 5)]  # shots, turns

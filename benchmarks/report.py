@@ -20,7 +20,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made import fill
-from cs330ray.spec import parse
+from cs330ray.spec.reading import parse
 
 RUNS = 3
 STUDY = {

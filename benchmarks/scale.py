@@ -110,7 +110,7 @@ def running(trials: int) -> dict[str, float]:
 
 
 def told(home: Path, trials: int, samples: Samples, left_s: float) -> dict[str, float]:
-    from cs330ray.service.ledger import Ledger
+    from cs330ray.ledger.ledger import Ledger
 
     ledger = Ledger.at(home)
     study = ledger.study("scale")
@@ -207,15 +207,15 @@ def ask_ms(past: int) -> float:
     """The median time of an ask after so many trials, whose parameters are drawn at random."""
     import optuna
 
-    from cs330ray.service import search
-    from cs330ray.spec import parse
+    from cs330ray.service import ask
+    from cs330ray.spec.reading import parse
 
     study = parse(WIDE, "wide")
     (cell,) = study.cells
     drawn = study.model_copy(update={"sampler": study.sampler.model_copy(update={"kind": "random"})})
     history: list[optuna.trial.FrozenTrial] = []
     for number in range(past):
-        asked = search.ask(drawn, cell, ["min"], range(number))  # type: ignore[arg-type]
+        asked = ask.ask(drawn, cell, ["min"], range(number))  # type: ignore[arg-type]
         history.append(
             optuna.trial.create_trial(
                 value=asked.params["inner_lr"], params=asked.params, distributions=asked.distributions
@@ -224,7 +224,7 @@ def ask_ms(past: int) -> float:
     times_s: list[float] = []
     for _ in range(ASKS):
         began = time.perf_counter()
-        search.ask(study, cell, ["min"], history)
+        ask.ask(study, cell, ["min"], history)
         times_s.append(time.perf_counter() - began)
     return round(1000 * statistics.median(times_s), 1)
 

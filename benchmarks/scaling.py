@@ -93,7 +93,7 @@ def cpu_of(pid: int) -> float:
 
 
 def told(home: Path, slots: int, seconds: float, trials: int, cpu_s: float) -> dict[str, float]:
-    from cs330ray.service.ledger import Ledger
+    from cs330ray.ledger.ledger import Ledger
 
     ledger = Ledger.at(home)
     study = ledger.study("scaling")

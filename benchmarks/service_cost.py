@@ -47,7 +47,7 @@ def main(trials: int) -> None:
 
 
 def report(home: Path, trials: int, launched: float, whole_s: float) -> None:
-    from cs330ray.service.ledger import Ledger
+    from cs330ray.ledger.ledger import Ledger
 
     ledger = Ledger.at(home)
     study = ledger.study("sleep")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cs330ray.trial import Metric, Progress, Scores
+from cs330ray.trial.contract import Metric, Progress, Scores
 
 METRICS: Mapping[str, Metric] = {"val_loss": Metric("min", 0.0)}
 

@@ -67,7 +67,7 @@ def measure(trials: int, workers: int) -> dict[str, float]:
 
 
 def told(home: Path, launched: float) -> dict[str, float]:
-    from cs330ray.service.ledger import Ledger
+    from cs330ray.ledger.ledger import Ledger
 
     ledger = Ledger.at(home)
     study = ledger.study("team")

@@ -8,10 +8,11 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ended, Ending, Row
-from cs330ray.spec import Cell, Study, parse
-from cs330ray.trial import Scores
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ended, Ending, Row
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Cell, Study
+from cs330ray.trial.contract import Scores
 from tests import noisy
 
 AT_S = 1_700_000_000.0

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cs330ray.home import shipped
+from cs330ray.package import shipped
 from tests.toml_writer import document
 
 SHIPPED = {path.stem: path.read_bytes() for path in sorted(shipped().glob("*.toml"))}

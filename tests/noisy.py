@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cs330ray.errors import Diverged
-from cs330ray.trial import Item, Metric, Progress, Scores
+from cs330ray.trial.contract import Item, Metric, Progress, Scores
 
 METRICS: Mapping[str, Metric] = {
     f"{part}_{name}": Metric(goal) for part in ("val", "test") for name, goal in (("accuracy", "max"), ("cost", "min"))

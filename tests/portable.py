@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cs330ray.errors import DataError
-from cs330ray.trial import Weights
+from cs330ray.trial.contract import Weights
 from tests.noisy import METRICS, Config, luck, prepare, test, train
 
 __all__ = ["METRICS", "Config", "export", "luck", "prepare", "ready", "test", "train"]

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.spec import Study, parse
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
 
 TOY: dict[str, Any] = {
     "name": "toy",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cs330ray.errors import Diverged
 from cs330ray.training import parallel
-from cs330ray.trial import Item, Metric, Progress, Scores
+from cs330ray.trial.contract import Item, Metric, Progress, Scores
 
 SPLITS = "numbers"
 NUMBERS = 7  # of a step; not a multiple of the workers

@@ -48,7 +48,7 @@ SEES_TOO = {
     "service.trainables": frozenset({"studies"}),  # a trainable by name
     "service.workers": frozenset({"training.parallel"}),  # what the workers of a trial share
 }
-STARTS_A_STUDY = "cs330ray.cli.study_main"  # what the last lines of a study module may import
+STARTS_A_STUDY = "cs330ray.cli.app.study_main"  # what the last lines of a study module may import
 
 SERVICE_ALONE = {"ray", "optuna", "mlflow"}
 TORCH = {"torch", "accelerate", "transformers", "peft"}
@@ -190,7 +190,7 @@ def test_every_room_of_the_house_was_read():
 def test_the_command_line_starts_without_what_is_slow_to_import():
     """What Python has loaded says what the table cannot: what is reached through another package."""
     slow = ["torch", "ray", "optuna", "mlflow", "scipy", "matplotlib"]
-    code = f"import cs330ray.cli, sys; print([name for name in {slow} if name in sys.modules])"
+    code = f"import cs330ray.cli.app, sys; print([name for name in {slow} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -202,36 +202,36 @@ def test_the_command_line_starts_without_what_is_slow_to_import():
 @pytest.mark.parametrize(
     ("name", "source", "problem"),
     [
-        ("errors", "import cs330ray.spec", "errors does not see cs330ray.spec"),
-        ("errors", "from cs330ray import spec", "errors does not see cs330ray.spec"),
-        ("checkpoint", "from cs330ray.trial import Progress", "does not see cs330ray.trial.Progress"),
-        ("spec", "def f():\n    from cs330ray import growth", "spec:2: spec does not see cs330ray.growth"),
+        ("errors", "import cs330ray.spec.study", "errors does not see cs330ray.spec.study"),
+        ("errors", "from cs330ray import spec", "errors does not see cs330ray.spec.study"),
+        ("checkpoint", "from cs330ray.trial.contract import Progress", "does not see cs330ray.trial.contract.Progress"),
+        ("spec", "def f():\n    from cs330ray import growth", "spec:2: spec does not see cs330ray.spec.growth"),
         ("spec", "import torch.nn", "torch brings torch into spec"),
         ("trial", "def f():\n    import torch", "torch brings torch into trial"),
         ("cli", "def f():\n    from accelerate import PartialState", "accelerate brings torch into cli"),
-        ("data.packed", "from cs330ray.spec import Study", "does not see cs330ray.spec.Study"),
+        ("data.packed", "from cs330ray.spec.study import Study", "does not see cs330ray.spec.study.Study"),
         ("data.packed", "from cs330ray import learners", "does not see cs330ray.learners"),
-        ("data.text", "from cs330ray.pretrained import models", "does not see cs330ray.pretrained.models"),
-        ("pretrained.find", "from cs330ray.learners import lora", "does not see cs330ray.learners.lora"),
-        ("training.state", "from cs330ray.trial import Progress", "does not see cs330ray.trial.Progress"),
-        ("training.state", "from cs330ray import checkpoint", "does not see cs330ray.checkpoint"),
+        ("data.text", "from cs330ray.pretrained import models", "does not see cs330ray.course.pretrained.models"),
+        ("pretrained.find", "from cs330ray.learners import lora", "does not see cs330ray.course.learners.lora"),
+        ("training.state", "from cs330ray.trial.contract import Progress", "does not see cs330ray.trial.contract.Progress"),
+        ("training.state", "from cs330ray import checkpoint", "does not see cs330ray.checkpoints.local"),
         ("learners.maml", "from cs330ray.training import parallel", "does not see cs330ray.training.parallel"),
         ("studies.maml", "from cs330ray import runtime", "does not see cs330ray.runtime"),
-        ("learners.maml", "from cs330ray.data import glyphs", "does not see cs330ray.data.glyphs"),
+        ("learners.maml", "from cs330ray.data import glyphs", "does not see cs330ray.course.data.glyphs"),
         ("learners.maml", "import ray", "ray is for service alone"),
         ("studies.maml", "from ray import tune", "ray is for service alone"),
         ("studies.maml", "from cs330ray.service import run", "does not see cs330ray.service.run"),
-        ("studies.maml", "from cs330ray.cli import study_main", "does not see cs330ray.cli.study_main"),
-        ("studies.maml", "if __name__ == '__main__':\n    import cs330ray.cli", "does not see cs330ray.cli"),
+        ("studies.maml", "from cs330ray.cli.app import study_main", "does not see cs330ray.cli.app.study_main"),
+        ("studies.maml", "if __name__ == '__main__':\n    import cs330ray.cli.app", "does not see cs330ray.cli.app"),
         ("report.html", "import optuna", "optuna is for service alone"),
         ("report.html", "from cs330ray.service import run", "does not see cs330ray.service.run"),
         ("report.html", "from cs330ray.service import ledgers", "does not see cs330ray.service.ledgers"),
         ("service.run", "from cs330ray import studies", "does not see cs330ray.studies"),
-        ("service.run", "import cs330ray.studies.maml", "does not see cs330ray.studies.maml"),
-        ("service.run", "from cs330ray.data import packed", "does not see cs330ray.data.packed"),
+        ("service.run", "import cs330ray.course.systems.maml", "does not see cs330ray.course.systems.maml"),
+        ("service.run", "from cs330ray.data import packed", "does not see cs330ray.course.data.packed"),
         ("service.run", "from cs330ray.training import parallel", "does not see cs330ray.training.parallel"),
         ("service.workers", "from cs330ray.training import state", "does not see cs330ray.training.state"),
-        ("service.run", "from cs330ray.cli import app", "does not see cs330ray.cli.app"),
+        ("service.run", "from cs330ray.cli.app import app", "does not see cs330ray.cli.app.app"),
         ("cli", "from cs330ray.service import run", "cs330ray.service.run must be imported inside a function"),
         ("cli", "from cs330ray import report", "cs330ray.report must be imported inside a function"),
         ("cli", "try:\n    import cs330ray.studies\nfinally:\n    pass", "must be imported inside a function"),
@@ -257,20 +257,23 @@ def test_the_checker_finds(name, source, problem):
     ("name", "source"),
     [
         ("errors", "import json"),
-        ("growth", "from cs330ray.spec import Study\nfrom cs330ray import errors"),
+        ("growth", "from cs330ray.spec.study import Study\nfrom cs330ray import errors"),
         ("data.glyphs", "from cs330ray.data import packed\nimport torch"),
         ("pretrained.models", "from cs330ray.data import packed\nfrom cs330ray.pretrained import tiny"),
         ("studies.maml", "from cs330ray.studies import fewshot\nfrom cs330ray.training import parallel"),
         ("service.workers", "def f():\n    from cs330ray.training import parallel"),
-        ("studies.maml", "import torch\nfrom cs330ray.learners import maml\nfrom cs330ray.spec import Study"),
-        ("studies.maml", "if __name__ == '__main__':\n    from cs330ray.cli import study_main\n    study_main('maml')"),
+        ("studies.maml", "import torch\nfrom cs330ray.learners import maml\nfrom cs330ray.spec.study import Study"),
+        (
+            "studies.maml",
+            "if __name__ == '__main__':\n    from cs330ray.cli.app import study_main\n    study_main('maml')",
+        ),
         ("service.run", "import ray, optuna, mlflow, cs330ray\nfrom cs330ray import checkpoint"),
         ("service.trainables", "import importlib\nfrom cs330ray import studies"),
         ("data.glyphs", "from importlib.metadata import version"),
-        ("report.html", "from cs330ray.service.ledger import Ledger\nfrom cs330ray.service import ledger"),
+        ("report.html", "from cs330ray.ledger.ledger import Ledger\nfrom cs330ray.service import ledger"),
         ("cli", "import typer\ndef f():\n    from cs330ray.service import run\n    import cs330ray.studies"),
         ("cli", "class A:\n    def f(self):\n        if self:\n            from cs330ray.service import run"),
-        ("cli", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cs330ray.service.ledger import Ledger"),
+        ("cli", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from cs330ray.ledger.ledger import Ledger"),
     ],
 )
 def test_the_checker_lets_pass(name, source):
@@ -281,7 +284,7 @@ def test_the_checker_lets_pass(name, source):
     ("one", "other", "found"),
     [
         ("from cs330ray.data import packed", "from cs330ray.data import glyphs", True),
-        ("from cs330ray.data.packed import fetch", "import cs330ray.data.glyphs", True),
+        ("from cs330ray.course.data.packed import fetch", "import cs330ray.course.data.glyphs", True),
         ("def f():\n    from cs330ray.data import packed", "def f():\n    from cs330ray.data import glyphs", True),
         ("if TYPE_CHECKING:\n    from cs330ray.data import packed", "from cs330ray.data import glyphs", False),
         ("from cs330ray.data import packed", "import json", False),
@@ -295,18 +298,18 @@ def test_the_checker_finds_a_cycle_of_three():
     house = {
         "cli": "from cs330ray import lone",
         "lone": "from cs330ray import console",
-        "console": "import cs330ray.cli",
+        "console": "import cs330ray.cli.app",
     }
     (found,) = cycles(house)
     assert sorted(set(found.split(" <- "))) == sorted(house)
 
 
 def test_a_study_that_starts_itself_is_no_cycle():
-    starts = "if __name__ == '__main__':\n    from cs330ray.cli import study_main"
+    starts = "if __name__ == '__main__':\n    from cs330ray.cli.app import study_main"
     house = {
         "cli": "def f():\n    from cs330ray.service import trainables",
         "service": "",
-        "service.trainables": "def f():\n    import cs330ray.studies.maml",
+        "service.trainables": "def f():\n    import cs330ray.course.systems.maml",
         "studies.maml": starts,
     }
     assert breaches(house) == cycles(house) == []

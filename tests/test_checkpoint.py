@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cs330ray
-from cs330ray import checkpoint
+from cs330ray.checkpoints import local
 from cs330ray.errors import CheckpointError
 
 
@@ -34,14 +34,14 @@ def steps(home):
 
 
 def test_a_checkpoint_holds_what_was_saved(tmp_path):
-    written = checkpoint.write(tmp_path, 120, saving())
+    written = local.write(tmp_path, 120, saving())
     assert (written.step, written.path) == (120, tmp_path / "step-00000120")
     assert (written.path / "state.json").read_text() == "weights"
     assert (written.path / "layers" / "first.bin").read_bytes() == b"\0\1\2"
 
 
 def test_the_manifest_names_the_step_and_the_digest_of_every_file(tmp_path):
-    written = checkpoint.write(tmp_path, 120, saving())
+    written = local.write(tmp_path, 120, saving())
     text = (written.path / "MANIFEST.json").read_bytes()
     assert json.loads(text) == {
         "step": 120,
@@ -54,31 +54,31 @@ def test_the_manifest_names_the_step_and_the_digest_of_every_file(tmp_path):
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    written = checkpoint.write(tmp_path, 120, saving())
-    assert checkpoint.read(written.path) == written == checkpoint.newest(tmp_path)
+    written = local.write(tmp_path, 120, saving())
+    assert local.read(written.path) == written == local.newest(tmp_path)
 
 
 def test_the_newest_has_done_the_most_steps_whatever_their_digits(tmp_path):
     for step in (9, 10, 100):
-        checkpoint.write(tmp_path, step, saving(), keep=3)
-    assert checkpoint.newest(tmp_path).step == 100
+        local.write(tmp_path, step, saving(), keep=3)
+    assert local.newest(tmp_path).step == 100
 
 
 def test_there_is_no_newest_where_there_is_nothing(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
-    assert checkpoint.newest(tmp_path / "absent") is None
+    assert local.newest(tmp_path) is None
+    assert local.newest(tmp_path / "absent") is None
 
 
 def test_the_same_step_twice_leaves_the_first(tmp_path):
-    first = checkpoint.write(tmp_path, 5, saving("first"))
-    assert checkpoint.write(tmp_path, 5, saving("second")) == first
+    first = local.write(tmp_path, 5, saving("first"))
+    assert local.write(tmp_path, 5, saving("second")) == first
     assert (first.path / "state.json").read_text() == "first"
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(1, [40]), (2, [30, 40]), (9, [10, 20, 30, 40])])
 def test_the_newest_are_kept(tmp_path, keep, kept):
     for step in (10, 20, 30, 40):
-        checkpoint.write(tmp_path, step, saving(), keep=keep)
+        local.write(tmp_path, step, saving(), keep=keep)
     assert steps(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 
@@ -146,37 +146,37 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_never_read(tmp_path, damage):
-    written = checkpoint.write(tmp_path, 5, saving())
+    written = local.write(tmp_path, 5, saving())
     damage(written.path)
     with pytest.raises(CheckpointError, match=r"step-00000005: .*use another"):
-        checkpoint.read(written.path)
+        local.read(written.path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_passes_over_a_damaged_one(tmp_path, damage):
-    older = checkpoint.write(tmp_path, 5, saving())
-    damage(checkpoint.write(tmp_path, 6, saving()).path)
-    assert checkpoint.newest(tmp_path) == older
+    older = local.write(tmp_path, 5, saving())
+    damage(local.write(tmp_path, 6, saving()).path)
+    assert local.newest(tmp_path) == older
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "layers/../../outside.json", "/{home}/outside.json"])
 def test_a_manifest_may_not_reach_outside_its_directory(tmp_path, name):
     (tmp_path / "outside.json").write_text("weights")
-    written = checkpoint.write(tmp_path, 5, saving())
+    written = local.write(tmp_path, 5, saving())
     name = name.format(home=tmp_path)
     manifest = {"step": 5, "files": {name: sha256(b"weights").hexdigest()}}
     assert (written.path / name).read_text() == "weights"  # only the place is wrong
     (written.path / "MANIFEST.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"outside\.json must match its digest"):
-        checkpoint.read(written.path)
+        local.read(written.path)
 
 
 def test_a_link_may_not_reach_outside_its_directory(tmp_path):
     (tmp_path / "outside.json").write_text("weights")
-    written = checkpoint.write(tmp_path, 5, saving())
+    written = local.write(tmp_path, 5, saving())
     (written.path / "state.json").unlink()
     (written.path / "state.json").symlink_to(tmp_path / "outside.json")
-    assert checkpoint.newest(tmp_path) is None
+    assert local.newest(tmp_path) is None
 
 
 json_values = st.recursive(
@@ -192,25 +192,25 @@ manifests = json_values | st.fixed_dictionaries({"step": json_values, "files": j
 @example(b"\xff")
 def test_no_manifest_breaks_the_search_for_the_newest(tmp_path_factory, manifest):
     home = tmp_path_factory.mktemp("home")
-    older = checkpoint.write(home, 5, lambda path: (path / "state.json").write_text("weights"))
+    older = local.write(home, 5, lambda path: (path / "state.json").write_text("weights"))
     newer = home / "step-00000006"
     newer.mkdir()
     (newer / "MANIFEST.json").write_bytes(manifest)
-    assert checkpoint.newest(home).path in (older.path, newer)
+    assert local.newest(home).path in (older.path, newer)
 
 
 def test_a_damaged_one_is_written_anew_when_its_step_comes_again(tmp_path):
-    alter(checkpoint.write(tmp_path, 5, saving("first")).path)
-    again = checkpoint.write(tmp_path, 5, saving("second"))
+    alter(local.write(tmp_path, 5, saving("first")).path)
+    again = local.write(tmp_path, 5, saving("second"))
     assert (again.path / "state.json").read_text() == "second"
-    assert checkpoint.newest(tmp_path) == again
+    assert local.newest(tmp_path) == again
 
 
 def test_damaged_later_ones_do_not_push_out_the_one_just_written(tmp_path):
     for step in (30, 40):
-        shorten(checkpoint.write(tmp_path, step, saving()).path)
-    written = checkpoint.write(tmp_path, 10, saving())
-    assert checkpoint.newest(tmp_path) == written
+        shorten(local.write(tmp_path, step, saving()).path)
+    written = local.write(tmp_path, 10, saving())
+    assert local.newest(tmp_path) == written
 
 
 # Absent
@@ -222,15 +222,15 @@ def test_a_crash_inside_save_leaves_nothing(tmp_path):
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        checkpoint.write(tmp_path, 5, crash)
+        local.write(tmp_path, 5, crash)
     assert steps(tmp_path) == []
 
 
 def test_a_crash_inside_save_leaves_the_older_one(tmp_path):
-    older = checkpoint.write(tmp_path, 5, saving())
+    older = local.write(tmp_path, 5, saving())
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write(tmp_path, 6, lambda path: 1 / 0)
-    assert checkpoint.newest(tmp_path) == older
+        local.write(tmp_path, 6, lambda path: 1 / 0)
+    assert local.newest(tmp_path) == older
     assert steps(tmp_path) == ["step-00000005"]
 
 
@@ -238,8 +238,8 @@ def test_what_a_kill_between_two_writes_leaves_is_no_checkpoint(tmp_path):
     partial = tmp_path / ".partial-00000006-0123abcd"
     partial.mkdir()
     saving()(partial)
-    assert checkpoint.newest(tmp_path) is None
-    assert checkpoint.write(tmp_path, 6, saving()).step == 6
+    assert local.newest(tmp_path) is None
+    assert local.write(tmp_path, 6, saving()).step == 6
 
 
 KILLED_WHILE_SAVING = """
@@ -260,12 +260,12 @@ def test_a_process_killed_while_saving_leaves_the_older_one_newest(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(cs330ray.__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert checkpoint.newest(tmp_path).step == 5
-    assert (checkpoint.newest(tmp_path).path / "state.json").read_text() == "whole"
+    assert local.newest(tmp_path).step == 5
+    assert (local.newest(tmp_path).path / "state.json").read_text() == "whole"
 
 
 def test_sweeping_removes_what_a_killed_process_left_and_nothing_else(tmp_path):
-    whole = checkpoint.write(tmp_path, 1, lambda path: (path / "state").write_text("s"))
+    whole = local.write(tmp_path, 1, lambda path: (path / "state").write_text("s"))
     (tmp_path / ".partial-00000002-abc").mkdir()
-    checkpoint.sweep(tmp_path)
+    local.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [whole.path]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from cs330ray import checkpoint
+from cs330ray.checkpoints import local
 from cs330ray.errors import CheckpointError, Diverged
-from cs330ray.service import trainables
 from cs330ray.training import state
+from cs330ray.trial import named
 from tests.spoilt_bytes import spoilt
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MULTITASK
 
@@ -78,15 +78,15 @@ class Trial:
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
     """A whole checkpoint of another trial."""
-    return checkpoint.write(tmp_path / "home", 3, Trial(seed=1).save).path
+    return local.write(tmp_path / "home", 3, Trial(seed=1).save).path
 
 
 def sealed(path: Path) -> Path:
     """The directory with a manifest of what is in it now, as who means harm would write it."""
-    names = sorted(file.name for file in path.iterdir() if file.name != checkpoint.MANIFEST)
+    names = sorted(file.name for file in path.iterdir() if file.name != local.MANIFEST)
     files = {name: sha256((path / name).read_bytes()).hexdigest() for name in names}
-    (path / checkpoint.MANIFEST).write_text(json.dumps({"step": 3, "files": files}))
-    assert checkpoint.read(path).step == 3
+    (path / local.MANIFEST).write_text(json.dumps({"step": 3, "files": files}))
+    assert local.read(path).step == 3
     return path
 
 
@@ -114,10 +114,10 @@ def test_a_checkpoint_with_a_spoilt_file_is_passed_over(whole):
         what, content = spoilt(files[name], seed)
         (whole / name).write_bytes(content)
         try:
-            newest = checkpoint.newest(whole.parent)
+            newest = local.newest(whole.parent)
         except Exception as error:  # noqa: BLE001 - that there is none is what is tested
             pytest.fail(f"{name}, {what}: {error!r}")
-        as_it_was = content == files[name] or name == checkpoint.MANIFEST  # its blanks and step have no digest
+        as_it_was = content == files[name] or name == local.MANIFEST  # its blanks and step have no digest
         assert newest is None or (as_it_was and newest.step >= 0), what
         (whole / name).write_bytes(files[name])
 
@@ -133,23 +133,23 @@ MANIFESTS = [
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=json.dumps)
 def test_a_manifest_of_wrong_types_or_places_is_no_checkpoint(whole, manifest):
-    (whole / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-    assert refusal(lambda: checkpoint.read(whole)) is not None
-    assert checkpoint.newest(whole.parent) is None
+    (whole / local.MANIFEST).write_text(json.dumps(manifest))
+    assert refusal(lambda: local.read(whole)) is not None
+    assert local.newest(whole.parent) is None
 
 
-@pytest.mark.parametrize("name", ["state.json", checkpoint.MANIFEST])
+@pytest.mark.parametrize("name", ["state.json", local.MANIFEST])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(whole, name):
     (whole / name).unlink()
     os.mkfifo(whole / name)
-    assert checkpoint.newest(whole.parent) is None
+    assert local.newest(whole.parent) is None
 
 
 def test_a_manifest_without_end_is_not_read(whole):
-    with (whole / checkpoint.MANIFEST).open("wb") as file:
+    with (whole / local.MANIFEST).open("wb") as file:
         file.truncate(1 << 32)  # with holes: it takes no place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert checkpoint.newest(whole.parent) is None
+    assert local.newest(whole.parent) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KB
 
 
@@ -157,7 +157,7 @@ def test_a_manifest_without_end_is_not_read(whole):
 
 
 def test_a_sealed_state_loads_and_goes_on_or_is_refused_and_leaves_the_trial_as_it_was(whole):
-    files = {path.name: path.read_bytes() for path in whole.iterdir() if path.name != checkpoint.MANIFEST}
+    files = {path.name: path.read_bytes() for path in whole.iterdir() if path.name != local.MANIFEST}
     trial, refused = Trial(), 0
     before = trial.bits()
     for seed in range(CASES):
@@ -244,11 +244,11 @@ def test_a_pickle_in_a_checkpoint_does_not_run(whole, tmp_path, name, by_torch):
     ("name", "config"), [("multitask", TINY_MULTITASK), ("finetune", TINY_FINETUNE), ("icl", TINY_ICL)]
 )
 def test_a_trainable_goes_on_from_a_sealed_checkpoint_or_refuses_it(name, config, tmp_path):
-    trainable = trainables.load(name)
+    trainable = named.load(name)
     config = trainable.Config(**config)
     progress = next(iter(trainable.train(config, 5, 2)))
-    kept = checkpoint.write(tmp_path, 3, progress.save).path
-    files = sorted(path.name for path in kept.iterdir() if path.name != checkpoint.MANIFEST)
+    kept = local.write(tmp_path, 3, progress.save).path
+    files = sorted(path.name for path in kept.iterdir() if path.name != local.MANIFEST)
     for seed in range(CASES // 10):
         path = Path(shutil.copytree(kept, tmp_path / f"spoilt-{seed}"))
         file = random.Random(seed).choice(files)

@@ -16,11 +16,11 @@ import mlflow
 import pytest
 from PIL import Image
 
-from cs330ray import cli
-from cs330ray.service.lease import held
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
-from cs330ray.spec import Study
+from cs330ray.cli import app
+from cs330ray.ledger.lease import held
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror
+from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
 from tests.service.test_run import dump
 from tests.studies_of_tests import toml, toy
@@ -48,7 +48,7 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     before = sys.argv
     sys.argv = ["cs330ray", *arguments]
     try:
-        cli.main()
+        app.main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)
@@ -314,7 +314,7 @@ def test_help_takes_less_than_a_second() -> None:
 
 
 def lone(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cs330ray.studies.maml", *arguments]
+    command = [sys.executable, "-m", "cs330ray.course.systems.maml", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 

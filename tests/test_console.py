@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
-from cs330ray.console import StudyConsole
-from cs330ray.service.records import Ending, Row, Trial
-from cs330ray.spec import Cell
+from cs330ray.cli.live import StudyConsole
+from cs330ray.ledger.records import Ending, Row, Trial
+from cs330ray.spec.study import Cell
 from tests.studies_of_tests import toy
 
 

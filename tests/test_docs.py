@@ -19,9 +19,11 @@ import pytest
 import typer
 from botocore import xform_name
 
-from cs330ray import cli, spec
-from cs330ray.home import shipped
-from cs330ray.service import trainables
+from cs330ray.cli import app
+from cs330ray.package import shipped
+from cs330ray.spec import reading
+from cs330ray.trial import named as trainables
+from cs330ray.trial.check import check as must_fit
 
 ROOT = Path(__file__).parents[1]
 LIBPQ = {option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
@@ -87,7 +89,7 @@ def parse(words: list[str]) -> None:
     elif words[:2] == ["python", "-m"]:
         parse_module(words[2], words[3:])
     elif program == "cs330ray":
-        parse_click(typer.main.get_command(cli.app), rest)
+        parse_click(typer.main.get_command(app.app), rest)
     elif program == "ray":
         from ray.scripts.scripts import cli as ray
 
@@ -189,7 +191,7 @@ def test_a_command_that_does_not_exist_is_found(command: str) -> None:
 
 
 def parse_module(module: str, words: list[str]) -> None:
-    from cs330ray.lone import _parser
+    from cs330ray.cli.trial import _parser
 
     name = module.removeprefix("cs330ray.studies.")
     assert name in trainables.names()
@@ -202,8 +204,8 @@ def test_every_study_in_the_pages_is_a_valid_one() -> None:
     found = [block for block in blocks("toml") if "trainable" in block]
     assert found
     for block in found:
-        study = spec.parse(tomllib.loads(block), "README.md")
-        trainables.check(study, "README.md")
+        study = reading.parse(tomllib.loads(block), "README.md")
+        must_fit(study, "README.md")
 
 
 @pytest.mark.usefixtures("your_own")
@@ -214,14 +216,14 @@ def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path)
     assert runs
     for _, _, file, *options in runs:
         overrides = [text for option, text in pairwise(options) if option == "--set"]
-        study = spec.read(tmp_path / file, overrides)
-        trainables.check(study, file)
+        study = reading.read(tmp_path / file, overrides)
+        must_fit(study, file)
 
 
 def test_every_command_named_in_a_sentence_is_there() -> None:
     from ray.scripts.scripts import cli as ray
 
-    groups = {"cs330ray": typer.main.get_command(cli.app), "ray": ray}
+    groups = {"cs330ray": typer.main.get_command(app.app), "ray": ray}
     for page in PAGES:
         for program, name in re.findall(r"`(cs330ray|ray) ([a-z-]+)", page.read_text()):
             assert name in groups[program].commands, f"{page.name}: {program} {name}"

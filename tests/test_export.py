@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import cs330ray
-from cs330ray import checkpoint
-from cs330ray.report import model_card
-from cs330ray.service import confirm, copies, objects
-from cs330ray.service.copies import Copies
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.seeds import fresh_seed
-from cs330ray.spec import Study
-from cs330ray.trial import Weights
+from cs330ray.checkpoints import copies, local
+from cs330ray.checkpoints import store as stores
+from cs330ray.checkpoints.copies import Copies
+from cs330ray.export.card import _in_a_line
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec.study import Study, fresh_seed
+from cs330ray.trial.contract import Weights
 from tests import portable
 from tests.finished import finish, study_of
 from tests.noisy import luck
@@ -280,9 +280,9 @@ def test_a_study_with_confirmation_and_no_candidate_yet_is_not_said_to_have_none
 
 
 def test_a_card_names_a_folder_of_this_machine_by_its_last_part_and_keeps_lines_whole(tmp_path: Path) -> None:
-    assert model_card._in_a_line(str(tmp_path)) == f"{tmp_path.name} (a folder)"
-    assert model_card._in_a_line("{text}\nAnswer:") == r"'{text}\nAnswer:'"
-    assert model_card._in_a_line("a/model") == "a/model"
+    assert _in_a_line(str(tmp_path)) == f"{tmp_path.name} (a folder)"
+    assert _in_a_line("{text}\nAnswer:") == r"'{text}\nAnswer:'"
+    assert _in_a_line("a/model") == "a/model"
 
 
 def test_where_no_candidate_keeps_the_bounds_the_search_s_best_is_taken_and_it_says_so(
@@ -379,7 +379,7 @@ def test_a_whole_checkpoint_that_is_not_the_recorded_one_is_one_line(
     shutil.rmtree(place)
     other = "{}" if changed == "weights" else '{"step": 2}'
     step = 2 if changed == "weights" else 1
-    found = checkpoint.write(place.parent, step, lambda into: (into / "state.json").write_text(other) and None)
+    found = local.write(place.parent, step, lambda into: (into / "state.json").write_text(other) and None)
     found.path.replace(place)
     code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     assert (code, err.count("\n")) == (2, 1)
@@ -391,7 +391,7 @@ def test_a_whole_checkpoint_that_is_not_the_recorded_one_is_one_line(
 def test_a_copy_in_a_store_that_is_not_the_recorded_one_is_one_line(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = checkpoint.write(tmp_path / "other", 2, lambda into: (into / "state.json").write_text("{}") and None)
+    other = local.write(tmp_path / "other", 2, lambda into: (into / "state.json").write_text("{}") and None)
     (held,) = stored.rglob("step-00000002")
     shutil.rmtree(held)
     shutil.copytree(other.path, held)
@@ -406,10 +406,10 @@ def stored(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     study = noisy()
     ledger = finish(home, study, QUALITIES)
     monkeypatch.setenv("CS330RAY_CHECKPOINTS", f"file://{tmp_path}/store")
-    store = objects.at(f"file://{tmp_path}/store")
+    store = stores.at(f"file://{tmp_path}/store")
     copies.mark(store, "done")
     first = study.cells[0].under(0)
-    written = checkpoint.read(Path(str(ledger.checkpoint(study, first, 1))))
+    written = local.read(Path(str(ledger.checkpoint(study, first, 1))))
     held = Copies(store, "done/first/trial-00001")
     held.push(written, keep=2)
     ledger.forget_checkpoints(study, first, 1)

@@ -3,8 +3,8 @@ import tomllib
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.growth import difference, growth
-from cs330ray.spec import parse
+from cs330ray.spec.growth import difference, growth
+from cs330ray.spec.reading import parse
 
 STUDY = """
 name = "growing"

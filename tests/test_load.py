@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save, save_file
 
 import cs330ray
 from cs330ray.errors import Cs330rayError, DataError, SpecError
-from cs330ray.service import exported
+from cs330ray.export import directory as exported
 from tests.packed import pack
 from tests.spoilt_bytes import spoilt
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MULTITASK, TINY_PROTONET
@@ -169,7 +169,7 @@ def test_what_config_says_is_held_to_the_trainable_s_own_rules(
     assert fragment in refused(model)
 
 
-@pytest.mark.parametrize("name", ["tests.trap", "os.system", "antigravity", "cs330ray.cli"])
+@pytest.mark.parametrize("name", ["tests.trap", "os.system", "antigravity", "cs330ray.cli.app"])
 def test_a_module_is_never_imported_by_a_directory_s_word_alone(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -266,7 +266,7 @@ def test_a_path_for_the_model_below_is_one_line(
 
 
 def test_ratings_are_read_only_where_known_items_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cs330ray.data import movielens
+    from cs330ray.course.data import movielens
 
     model = cs330ray.load(pack(tmp_path / "model", "multitask", TINY_MULTITASK))
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from cs330ray import cli, growth
-from cs330ray.console import StudyConsole
-from cs330ray.service.ledger import Ledger
+from cs330ray.cli import app, run
+from cs330ray.cli.live import StudyConsole
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec import growth
 from tests.filled import fill
 from tests.studies_of_tests import toy
 
@@ -51,7 +52,7 @@ def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.Monke
     openings = Calls(monkeypatch, Ledger, "__init__")
     monkeypatch.setattr("sys.argv", ["cs330ray", *command])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code in (0, None)
     assert openings.times == 1
 
@@ -71,7 +72,7 @@ def test_a_run_opens_the_ledger_once_compares_the_study_once_and_hears_what_had_
     monkeypatch.setattr(StudyConsole, "had_ended", had_ended)
     for trials in (1, 2):
         study = toy(budget={"trials": trials, "steps": 5})
-        cli.run_study(study, "toy.toml", "cs330ray run toy.toml")
+        run.run_study(study, "toy.toml", "cs330ray run toy.toml")
     assert openings.times == 2
     assert comparisons.times == 1  # the first time there was nothing to compare with
     assert heard == [[], [(0, "COMPLETE")]]

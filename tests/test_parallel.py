@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cs330ray.course.learners import lora, maml
+from cs330ray.course.learners.maml import Maml
 from cs330ray.errors import Diverged, SpecError, WorkerLost
-from cs330ray.learners import lora, maml
-from cs330ray.learners.maml import Maml
 from cs330ray.training import parallel
 from cs330ray.training.device import device
 from tests.learners import test_lora as tiny

@@ -8,11 +8,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from cs330ray import spec
-from cs330ray.home import shipped, study_file
-from cs330ray.service import trainables
-from cs330ray.service.estimate import first_values
-from cs330ray.spec import Study, applies
+from cs330ray.package import shipped
+from cs330ray.spec import reading, tables
+from cs330ray.spec.places import study_file
+from cs330ray.spec.study import Study, first_values
+from cs330ray.spec.tables import applies
+from cs330ray.trial import check, named
 
 FILES = sorted(shipped().glob("*.toml"))
 EMBEDDED = {"multitask": "planted"}  # else glyphs
@@ -26,13 +27,13 @@ each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
 def test_there_are_shipped_studies_and_every_trainable_has_one_of_its_name() -> None:
-    assert {*trainables.names(), "quickstart"} <= {file.stem for file in FILES}
+    assert {*named.names(), "quickstart"} <= {file.stem for file in FILES}
 
 
 @each
 def test_a_shipped_study_fits_its_trainable_and_is_found_by_its_name(file: Path) -> None:
-    study = spec.read(file)
-    trainables.check(study, str(file))
+    study = reading.read(file)
+    check.check(study, str(file))
     assert study.name == file.stem
     assert study_file(file.stem) == file
 
@@ -62,22 +63,22 @@ def test_a_shipped_study_says_first_what_it_asks(file: Path) -> None:
 
 @each
 def test_the_cost_that_a_shipped_study_says_is_that_of_its_budget(file: Path) -> None:
-    study = spec.read(file)
+    study = reading.read(file)
     for trials, steps in re.findall(r"(\d+) trials of at most (\d+) steps", file.read_text()):
         assert (int(trials), int(steps)) == (study.budget.trials * len(study.cells), study.budget.steps)
 
 
 @each
 def test_a_shipped_study_trains_two_steps_in_every_cell(file: Path) -> None:
-    study = spec.read(file)
+    study = reading.read(file)
     for cell in study.cells:
-        trainable = trainables.load(cell.trainable)
+        trainable = named.load(cell.trainable)
         small = SHRUNK | {"dataset": EMBEDDED.get(cell.trainable, "glyphs")}
         if cell.trainable in LANGUAGE:
             small |= SHRUNK_LANGUAGE
             small |= SHRUNK_CLASSES if cell.trainable == "finetune" and cell.fixed["dataset"] == "amazon" else {}
         shrunk = {name: value for name, value in small.items() if name in trainable.Config.model_fields}
-        config = trainables.configuration(trainable, cell, {**first_values(cell), **shrunk})
+        config = named.configuration(trainable, cell, {**first_values(cell), **shrunk})
         rows = list(trainable.train(config, 0, 2))
         assert [row.step for row in rows] == [1, 2]
         assert set(study.objective) <= set(rows[-1].metrics)
@@ -85,12 +86,12 @@ def test_a_shipped_study_trains_two_steps_in_every_cell(file: Path) -> None:
 
 @each
 def test_every_end_of_every_range_is_a_valid_configuration(file: Path) -> None:
-    for cell in spec.read(file).cells:
-        trainable = trainables.load(cell.trainable)
+    for cell in reading.read(file).cells:
+        trainable = named.load(cell.trainable)
         base = first_values(cell)
         for name, domain in cell.space.items():
-            ends = domain.choices if isinstance(domain, spec.Choice) else [domain.low, domain.high]
+            ends = domain.choices if isinstance(domain, tables.Choice) else [domain.low, domain.high]
             for value in ends:
                 if applies(domain, {**cell.fixed, **base}):
-                    config = trainables.configuration(trainable, cell, {**base, name: value})
+                    config = named.configuration(trainable, cell, {**base, name: value})
                     assert getattr(config, name) == value

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs330ray import spec
 from cs330ray.errors import SpecError
-from cs330ray.spec import Choice, Range, applies, parse
+from cs330ray.spec import reading
+from cs330ray.spec import study as spec
+from cs330ray.spec.reading import parse
+from cs330ray.spec.tables import Choice, Range, applies
 
 DESIGN = """
 name = "maml-adaptation"
@@ -74,7 +76,7 @@ def written(tmp_path):
 
 def refusal(path, *overrides):
     with pytest.raises(SpecError) as caught:
-        spec.read(path, overrides)
+        reading.read(path, overrides)
     return str(caught.value)
 
 
@@ -82,7 +84,7 @@ def refusal(path, *overrides):
 
 
 def test_every_section_of_the_design_is_understood(written):
-    study = spec.read(written(DESIGN))
+    study = reading.read(written(DESIGN))
     assert (study.name, study.trainable, study.objective, study.seed) == (
         "maml-adaptation",
         "maml",
@@ -331,26 +333,26 @@ def test_the_identity_does_not_depend_on_the_order_of_keys(raw, order: random.Ra
     ],
 )
 def test_an_override_sets_one_place(written, override, place, expected):
-    value = spec.read(written(SMALL), [override])
+    value = reading.read(written(SMALL), [override])
     for key in place:
         value = value[key] if isinstance(value, dict) else getattr(value, key)
     assert value == expected
 
 
 def test_the_last_of_several_overrides_wins(written):
-    assert spec.read(written(SMALL), ["seed=1", "budget.trials=9", "seed=2"]).seed == 2
+    assert reading.read(written(SMALL), ["seed=1", "budget.trials=9", "seed=2"]).seed == 2
 
 
 def test_a_fork_is_the_same_study_under_another_name(written):
     path = written(SMALL)
-    fork = spec.read(path, fork="forked")
-    assert fork == spec.read(path).model_copy(update={"name": "forked"})
-    assert fork.digest != spec.read(path).digest
+    fork = reading.read(path, fork="forked")
+    assert fork == reading.read(path).model_copy(update={"name": "forked"})
+    assert fork.digest != reading.read(path).digest
 
 
 def test_a_forks_name_must_be_a_name(written):
     with pytest.raises(SpecError, match=r"study\.toml: name: .*'not/a name'"):
-        spec.read(written(SMALL), fork="not/a name")
+        reading.read(written(SMALL), fork="not/a name")
 
 
 @pytest.mark.parametrize(

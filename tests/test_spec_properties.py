@@ -17,10 +17,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cs330ray import cli, spec
+from cs330ray.cli import app
 from cs330ray.errors import SpecError
-from cs330ray.service import search, trainables
-from cs330ray.spec import Range, Study, parse
+from cs330ray.service import ask
+from cs330ray.spec import reading
+from cs330ray.spec import study as spec
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
+from cs330ray.spec.tables import Choice, Range
+from cs330ray.trial import check, named
 from tests.mutated_specs import mutated
 from tests.studies_of_tests import TOY
 from tests.toml_writer import document
@@ -126,7 +131,7 @@ seldom = settings(max_examples=25, deadline=None)
 def test_a_study_written_as_toml_is_read_as_the_same_study(tmp_path_factory, study: Study):
     path = tmp_path_factory.getbasetemp() / "study.toml"
     path.write_text(document(study.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-    assert same(spec.read(path), study)
+    assert same(reading.read(path), study)
 
 
 @seldom
@@ -333,7 +338,7 @@ def accepted(changes: dict[str, Any]) -> bool:
     except SpecError as error:
         is_a_line(str(error), "study.toml")
         return False
-    assert all(isinstance(domain, dict | Range | spec.Choice) for domain in study.search.values())
+    assert all(isinstance(domain, dict | Range | Choice) for domain in study.search.values())
     return True
 
 
@@ -357,15 +362,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(path: Path) -> str | None:
     """What a person is told of a study file, None where it may run; a study that may run can be asked for a trial."""
     try:
-        study = spec.read(path)
-        trainables.check(study, str(path))
+        study = reading.read(path)
+        check.check(study, str(path))
     except SpecError as error:
         return str(error)
     for cell in study.cells[:2]:
-        metrics = trainables.load(cell.trainable).METRICS
-        assert search.ask(study, cell, [metrics[name].goal for name in study.objective], []).params.keys() <= {
-            *cell.space
-        }
+        metrics = named.load(cell.trainable).METRICS
+        assert ask.ask(study, cell, [metrics[name].goal for name in study.objective], []).params.keys() <= {*cell.space}
     return None
 
 
@@ -388,7 +391,7 @@ def test_a_thousand_mutated_study_files_give_no_traceback(path: Path) -> None:
 def dry_run(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["cs330ray", "run", str(path), "--dry-run"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     return int(ended.value.code or 0), capsys.readouterr().err
 
 

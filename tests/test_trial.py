@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cs330ray import checkpoint
+from cs330ray.checkpoints import local
 from cs330ray.errors import Diverged
-from cs330ray.trial import Progress, finite, run_alone
+from cs330ray.trial.contract import Progress, finite, run_alone
 from tests import toy
 
 CONFIG = toy.Config(lr=0.3, width=2)
@@ -56,19 +56,19 @@ def test_a_trial_yields_a_row_an_evaluation_up_to_its_steps(tmp_path):
 
 def test_a_trial_leaves_a_checkpoint_of_its_last_step(tmp_path):
     rows(tmp_path, steps=10)
-    assert checkpoint.newest(tmp_path).step == 10
+    assert local.newest(tmp_path).step == 10
 
 
 def test_a_trial_that_ends_by_a_rule_of_its_own_leaves_a_checkpoint_too(tmp_path):
     assert [moment.step for moment in run_alone(counting(6), None, 0, 10, tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert checkpoint.newest(tmp_path).step == 6
+    assert local.newest(tmp_path).step == 6
 
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 5, 9])
 def test_a_cut_and_resumed_trial_yields_the_rows_of_an_unbroken_one(tmp_path, cut):
     whole = rows(tmp_path / "whole")
     taken = rows(tmp_path / "cut", take=cut, save_every_steps=2)
-    saved = checkpoint.newest(tmp_path / "cut")
+    saved = local.newest(tmp_path / "cut")
     rest = rows(tmp_path / "cut", save_every_steps=2)
     assert rest == whole[saved.step if saved else 0 :]
     assert taken == whole[:cut]
@@ -87,18 +87,18 @@ def test_a_finished_trial_has_no_more_rows(tmp_path):
 def test_checkpoints_are_written_where_the_spacing_is_reached(tmp_path):
     written = []
     for _ in run_alone(counting(100, every=2), None, 0, 10, tmp_path, save_every_steps=5):
-        newest = checkpoint.newest(tmp_path)
+        newest = local.newest(tmp_path)
         written.append(newest.step if newest else None)
     # At steps 2, 4, 6, 8, 10, before the row's own checkpoint: step 6 is the first that lies 5 or more after step 0.
     assert written == [None, None, None, 6, 6]
-    assert checkpoint.newest(tmp_path).step == 10
+    assert local.newest(tmp_path).step == 10
 
 
 def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(tmp_path):
     whole = rows(tmp_path / "whole")
     rows(tmp_path / "torn", take=7, save_every_steps=3)
-    (checkpoint.newest(tmp_path / "torn").path / "state.json").write_text("{}")
-    assert checkpoint.newest(tmp_path / "torn").step == 3
+    (local.newest(tmp_path / "torn").path / "state.json").write_text("{}")
+    assert local.newest(tmp_path / "torn").step == 3
     assert rows(tmp_path / "torn") == whole[3:]
 
 

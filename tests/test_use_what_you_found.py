@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import cs330ray
-from cs330ray.data.images import image_classes
+from cs330ray.course.data.images import image_classes
 from tests.packed import pack
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MAML, TINY_MANN, TINY_MULTITASK, TINY_PROTONET
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs330ray.service import confirm, trainables
-from cs330ray.service.ledger import Ledger
-from cs330ray.spec import parse
-from cs330ray.trial import Trainable
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec.reading import parse
+from cs330ray.trial import named
+from cs330ray.trial.contract import Trainable
 from tests.test_cli import ran
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def test_the_local_loop_of_the_page_prints_a_row_at_every_fiftieth_step(
 
 def test_what_guessing_zero_reaches_is_half_the_mean_squared_amplitude(your_own: Path) -> None:
     """From the waves themselves: the mean square of what is to be predicted, over 20,000 of them."""
-    module = trainables.load("mine.reptile")
+    module = named.load("mine.reptile")
     _, y = module.waves(torch.Generator().manual_seed(0), 20_000, 20)
     assert module.chance(module.Config())["val_mse"] == pytest.approx(y.square().mean().item(), rel=0.02)
 
@@ -113,7 +114,7 @@ def test_a_module_that_was_written_to_an_older_page_still_runs(your_own: Path, t
 
 
 def test_it_learns_to_learn(your_own: Path) -> None:
-    module = trainables.load("mine.reptile")
+    module = named.load("mine.reptile")
     config = module.Config(eval_every_steps=60, eval_tasks=50)
     (last,) = [progress.metrics["val_mse"] for progress in module.train(config, 0, 60)]
     (untrained,) = [progress.metrics["val_mse"] for progress in module.train(config, 0, 1)]

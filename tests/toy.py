@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cs330ray.errors import Diverged
-from cs330ray.trial import Item, Metric, Progress, Scores
+from cs330ray.trial.contract import Item, Metric, Progress, Scores
 
 METRICS: Mapping[str, Metric] = {"val_loss": Metric("min", low=0.0), "val_speed": Metric("max", 0.0, 1.0)}
 

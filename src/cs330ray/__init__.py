@@ -7,10 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
+from cs330ray.package import VERSION
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from cs330ray.report.open_study import Opened
+
+__version__ = VERSION
 
 
 def open(study: str, home: str | PathLike[str] | None = None) -> "Opened":  # noqa: A001 - as one says it: cs330ray.open
@@ -18,8 +20,8 @@ def open(study: str, home: str | PathLike[str] | None = None) -> "Opened":  # no
 
     `home` is where studies live: CS330RAY_HOME, else `runs`. Raises SpecError where there is no such study.
     """
-    from cs330ray.home import home as default  # here, so that `import cs330ray` is quick
-    from cs330ray.report.opened import opened
+    from cs330ray.report.open_study import opened
+    from cs330ray.spec.places import home as default  # here, so that `import cs330ray` is quick
 
     return opened(study, default() if home is None else Path(home))
 
@@ -30,6 +32,6 @@ def load(directory: str | PathLike[str], trainable: str | None = None) -> Any:
     Nothing in the directory is run. A trainable of your own is imported only where you name it: `package.module`.
     Raises DataError where the directory is not as it was written, and SpecError where the model cannot be made here.
     """
-    from cs330ray.service import exported  # here, so that `import cs330ray` is quick
+    from cs330ray.export import directory as exported  # here, so that `import cs330ray` is quick
 
     return exported.load(Path(directory), trainable)

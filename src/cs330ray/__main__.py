@@ -1,5 +1,5 @@
 """`python -m cs330ray` is `cs330ray`."""
 
-from cs330ray.cli import main
+from cs330ray.cli.app import main
 
 main()

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.auditor import Findings
 
 from benchmarks import auditor
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror
 from cs330ray.service.run import run
 from tests.studies_of_tests import toy
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import canonical, sameness
-from cs330ray import spec
+from cs330ray.spec import reading
 
 STUDIES = sorted((sameness.ROOT / "studies").glob("*.toml"))
 TABLES = {
@@ -184,7 +184,7 @@ def test_what_a_command_says_loses_times_and_alignment_alone(said: str, plain: s
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_a_shrunk_study_is_valid_and_has_at_most_two_trials_and_seeds_of_a_few_steps(file: Path) -> None:
     plan = next(plan for plan in sameness.plans(file.parent) if plan.name == file.stem)
-    study = spec.read(file, plan.overrides)
+    study = reading.read(file, plan.overrides)
     assert study.budget.trials <= 2
     assert study.budget.steps == 6
     assert study.confirm is None or study.confirm.seeds <= 2

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cs330ray.service.ledger import Ledger  # before Ray, which reads the environment that the service sets
-from cs330ray.spec import Study, parse
+from cs330ray.ledger.ledger import Ledger  # before Ray, which reads the environment that the service sets
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
 from tests.studies_of_tests import toml, toy, whole
 from tests.team_toy import NUMBERS
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
-from cs330ray.service.trainables import code_digest
-from cs330ray.spec import Study
-from cs330ray.trial import run_alone
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror
+from cs330ray.spec.study import Study
+from cs330ray.trial.contract import run_alone
+from cs330ray.trial.named import code_digest
 from tests import toy as toy_trainable
 from tests.cluster.conftest import UpCluster
 from tests.studies_of_tests import toml, toy

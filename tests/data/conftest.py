@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cs330ray.data import archives, omniglot
+from cs330ray.course.data import archives, omniglot
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cs330ray.data import archives, packed
+from cs330ray.course.data import archives, packed
 from cs330ray.errors import DataError
 
 # Finding

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.data.episodes import draw_episodes
+from cs330ray.course.data.episodes import draw_episodes
 from cs330ray.errors import SpecError
 
 

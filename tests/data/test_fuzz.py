@@ -23,10 +23,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cs330ray.data import movielens, omniglot, packed, text, text_archives, unpack
+from cs330ray.course.data import movielens, omniglot, packed, text, text_archives, unpack
+from cs330ray.course.pretrained import known, wheels
+from cs330ray.course.pretrained.known import Known, Piece, Wheel
 from cs330ray.errors import DataError
-from cs330ray.pretrained import known, wheels
-from cs330ray.pretrained.known import Known, Piece, Wheel
 from tests.data.conftest import write_zip
 from tests.spoilt_bytes import spoilt
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cs330ray.course.pretrained import models
 from cs330ray.errors import DataError
-from cs330ray.pretrained import models
 from tests.data.test_fuzz import Planted, refusal
 from tests.spoilt_bytes import spoilt
 

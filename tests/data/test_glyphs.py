@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cs330ray.data import glyphs, packed
-from cs330ray.data.episodes import draw_episodes
-from cs330ray.data.images import image_classes, images_digest
+from cs330ray.course.data import glyphs, packed
+from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.images import image_classes, images_digest
 
 pytestmark = pytest.mark.usefixtures("warm_cache")
 

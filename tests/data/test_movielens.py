@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cs330ray.data import movielens
+from cs330ray.course.data import movielens
 from cs330ray.errors import DataError, SpecError
 from tests.data.conftest import write_zip
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cs330ray.data import omniglot
-from cs330ray.data.images import image_classes, images_digest
+from cs330ray.course.data import omniglot
+from cs330ray.course.data.images import image_classes, images_digest
 from cs330ray.errors import DataError, SpecError
 from tests.data.conftest import png, write_zip
 

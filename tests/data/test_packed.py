@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cs330ray
-from cs330ray.data import packed
+from cs330ray.course.data import packed
 from cs330ray.errors import DataError
 
 
@@ -20,7 +20,7 @@ def run_python(code, *args):
 
 
 def test_archives_are_read_and_packed_without_waiting_for_torch():
-    process = run_python("import cs330ray.data.unpack, sys; print('torch' in sys.modules)")
+    process = run_python("import cs330ray.course.data.unpack, sys; print('torch' in sys.modules)")
     assert process.communicate()[0].strip() == "False"
 
 

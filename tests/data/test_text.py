@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cs330ray.data import archives, rooms, text, text_archives
-from cs330ray.data.text import Example
+from cs330ray.course.data import archives, rooms, text, text_archives
+from cs330ray.course.data.text import Example
 from cs330ray.errors import DataError, SpecError
 
 REAL = os.environ.get("CS330RAY_DATA")  # read before any fixture takes it away

@@ -8,7 +8,7 @@ from io import BytesIO
 
 import pytest
 
-from cs330ray.data import unpack
+from cs330ray.course.data import unpack
 from cs330ray.errors import DataError
 
 # Reading zips

@@ -20,10 +20,10 @@ from hypothesis import given as all_of
 from hypothesis import strategies
 from safetensors.torch import load_file, save_file
 
-from cs330ray import cli
+from cs330ray.cli import data
+from cs330ray.course.pretrained import find, known, models, tiny, wheels
+from cs330ray.course.pretrained.known import Known, Piece, Wheel
 from cs330ray.errors import DataError, SpecError
-from cs330ray.pretrained import find, known, models, tiny, wheels
-from cs330ray.pretrained.known import Known, Piece, Wheel
 
 CPU = torch.device("cpu")
 
@@ -509,7 +509,7 @@ def test_what_is_not_kept_is_not_fetched_to_be_verified(on_index, pip):
 
 
 def test_the_list_of_data_names_each_known_model(capsys):
-    cli.data("list")
+    data.data("list")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] in known.KNOWN]
     assert [line.split()[0] for line in lines] == list(known.KNOWN)
     assert all("missing" in line for line in lines)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from cs330ray.pretrained import known, models, wheels
+from cs330ray.course.pretrained import known, models, wheels
 
 pytestmark = pytest.mark.lm
 

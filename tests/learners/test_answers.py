@@ -1,6 +1,6 @@
 import pytest
 
-from cs330ray.learners import answers
+from cs330ray.course.learners import answers
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.learners import conv4
+from cs330ray.course.learners import conv4
 
 BODIES = ["course", "pooled"]
 TASKS, BATCH, WAYS, SIDE = 3, 4, 5, 16

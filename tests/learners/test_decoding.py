@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from cs330ray.course.learners import attention
+from cs330ray.course.learners.decoding import Decoder, greedy
 from cs330ray.errors import Diverged, SpecError
-from cs330ray.learners import attention
-from cs330ray.learners.decoding import Decoder, greedy
 
 PAD, END = 256, 257
 PREFIX = "John went to the hall. Where is John? In the hall. "

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cs330ray.learners import incontext
-from cs330ray.learners.incontext import PROBE_TOKENS, Asking
+from cs330ray.course.learners import incontext
+from cs330ray.course.learners.incontext import PROBE_TOKENS, Asking
 
 ASKING = Asking("qa")
 SHOTS = [("Where is Ann?", "hall"), ("Where is Bob?", "attic"), ("Where is Cid?", "hall")]

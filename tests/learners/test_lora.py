@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cs330ray.course.learners import lora
+from cs330ray.course.learners.lora import IGNORED, Encoded, Tuning
 from cs330ray.errors import SpecError
-from cs330ray.learners import lora
-from cs330ray.learners.lora import IGNORED, Encoded, Tuning
 
 pytest.importorskip("peft")
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.learners import conv4, maml
-from cs330ray.learners.maml import Maml
-from cs330ray.learners.tasks import Batch, accuracy
+from cs330ray.course.learners import conv4, maml
+from cs330ray.course.learners.maml import Maml
+from cs330ray.course.learners.tasks import Batch, accuracy
 from tests.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE = 3, 3, 2, 4, 16

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.learners import mann
-from cs330ray.learners.mann import Batch, Mann
+from cs330ray.course.learners import mann
+from cs330ray.course.learners.mann import Batch, Mann
 
 TASKS, WAYS, SHOTS, HIDDEN, FILTERS, SIDE = 4, 3, 2, 5, 4, 8
 SUPPORT = SHOTS * WAYS

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.learners import multitask
-from cs330ray.learners.multitask import Multitask, Ratings, Weights
+from cs330ray.course.learners import multitask
+from cs330ray.course.learners.multitask import Multitask, Ratings, Weights
 
 USERS, ITEMS, DIM, LAYERS, BATCH = 7, 9, 4, [5, 3], 20
 FORMS = [

@@ -1,7 +1,7 @@
 import pytest
 
+from cs330ray.course.learners import prompts
 from cs330ray.errors import SpecError
-from cs330ray.learners import prompts
 
 STORY = "Mary moved to the bathroom. Where is Mary?"
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.learners import conv4, protonet
-from cs330ray.learners.protonet import ProtoNet
-from cs330ray.learners.tasks import Batch
+from cs330ray.course.learners import conv4, protonet
+from cs330ray.course.learners.protonet import ProtoNet
+from cs330ray.course.learners.tasks import Batch
 from tests.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE, FILTERS = 3, 3, 2, 4, 16, 4

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cs330ray.course.models.classifier import Classifier
 from cs330ray.errors import SpecError
-from cs330ray.models.classifier import Classifier
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cs330ray.data import omniglot
+from cs330ray.course.data import omniglot
+from cs330ray.course.models.drawings import image, stacked
 from cs330ray.errors import Cs330rayError, DataError, SpecError
-from cs330ray.models.drawings import image, stacked
 
 CPU = torch.device("cpu")
 

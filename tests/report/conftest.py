@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from benchmarks.made import fill
 
-from cs330ray.report.opened import Opened, opened
-from cs330ray.spec import Study, parse
+from cs330ray.report.open_study import Opened, opened
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
 
 MADE: dict[str, Any] = {
     "name": "made",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cs330ray.report.band import best_so_far, cdf_band, probability_within, tuning_band
+from cs330ray.analysis.band import best_so_far, cdf_band, probability_within, tuning_band
 
 INFINITY = math.inf
 

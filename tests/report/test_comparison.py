@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cs330ray.report.comparison import Alternative, compare, holm_of_pairs, in_words, over_splits, probability_best
-from cs330ray.report.statistics import holm, over_seeds, p_paired, paired, paired_units
-from cs330ray.trial import Item
+from cs330ray.analysis.comparison import Alternative, compare, holm_of_pairs, in_words, over_splits, probability_best
+from cs330ray.analysis.statistics import holm, over_seeds, p_paired, paired, paired_units
+from cs330ray.trial.contract import Item
 
 A = [0.91, 0.88, 0.93, 0.90, 0.89]
 B = [0.86, 0.87, 0.88, 0.84, 0.85]

@@ -15,15 +15,17 @@ import pytest
 import vl_convert
 from benchmarks.made import METRICS, fill
 
-from cs330ray.report import drawing
-from cs330ray.report.drawing import Figure, records
-from cs330ray.report.opened import Opened, opened
-from cs330ray.service import confirm, search
-from cs330ray.service.importance import shares_of
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Cause, Ended, Ending, Row
-from cs330ray.spec import Study, parse
-from cs330ray.trial import Metric, Scores
+from cs330ray.ledger import confirm
+from cs330ray.ledger.importance import shares_of
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Cause, Ended, Ending, Row
+from cs330ray.report.figures import marks as drawing
+from cs330ray.report.figures.marks import Figure, records
+from cs330ray.report.open_study import Opened, opened
+from cs330ray.service import ask
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
+from cs330ray.trial.contract import Metric, Scores
 from tests.report.conftest import made
 
 RATE = {"lr": {"low": 0.001, "high": 1.0}}
@@ -60,7 +62,7 @@ def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metric
     for place, several in trials.items():
         cell = study.cells[place]
         for one in several:
-            domains = {name: search.distribution(cell.space[name]) for name in one.params}
+            domains = {name: ask.distribution(cell.space[name]) for name in one.params}
             asked = optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING, params=dict(one.params), distributions=domains
             )
@@ -197,7 +199,7 @@ def test_what_is_no_finite_number_is_null_in_the_data() -> None:
 
 
 def test_the_command_line_starts_without_altair() -> None:
-    code = "import cs330ray.cli, cs330ray.report.opened, sys; print('altair' in sys.modules)"
+    code = "import cs330ray.cli.app, cs330ray.report.open_study, sys; print('altair' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -571,7 +573,7 @@ def test_a_study_that_searches_nothing_has_no_figure_of_parameters(tmp_path: Pat
 def test_a_figure_of_a_large_study_draws_the_best_half_of_what_it_has_room_for_and_the_others_evenly(
     small: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cs330ray.report import searched
+    from cs330ray.report.figures import search as searched
 
     monkeypatch.setattr(searched, "LEAST_DRAWN", 100)
     monkeypatch.setattr(searched, "MOST_DRAWN", 0)

@@ -8,13 +8,14 @@ import pytest
 from benchmarks.made import ON, fill
 
 import cs330ray
+from cs330ray.analysis import frames
 from cs330ray.errors import SpecError
-from cs330ray.report import frames
-from cs330ray.report.opened import Opened, opened
-from cs330ray.service import confirm, trainables
-from cs330ray.service.importance import shares_of
-from cs330ray.service.records import Ending, Row
-from cs330ray.trial import Metric
+from cs330ray.ledger import confirm
+from cs330ray.ledger.importance import shares_of
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.report.open_study import Opened, opened
+from cs330ray.trial import check
+from cs330ray.trial.contract import Metric
 from tests import toy as toy_trainable
 from tests.report.conftest import made
 from tests.studies_of_tests import toy
@@ -104,7 +105,7 @@ def test_one_fresh_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 def words_of(study: Opened) -> list[str]:
-    from cs330ray.report.notes import notes
+    from cs330ray.analysis.notes import notes
 
     return notes(study)
 
@@ -159,7 +160,7 @@ def test_importance_of_few_trials_is_not_told(study: Opened) -> None:
 def test_an_objective_with_the_name_of_a_column_of_the_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy_trainable, "METRICS", {"steps": Metric("min")})
     with pytest.raises(SpecError, match="toy: objective: the record has a 'steps' of its own beside each value"):
-        trainables.check(toy(objective=["steps"]), "toy")
+        check.check(toy(objective=["steps"]), "toy")
 
 
 def test_a_candidate_that_is_not_complete_on_every_seed_is_no_part_of_the_figure(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from benchmarks.made import fill
 
-from cs330ray.report import notes
-from cs330ray.report.opened import Opened, opened
-from cs330ray.spec import Cell, Choice, Range
+from cs330ray.analysis import notes
+from cs330ray.report.open_study import Opened, opened
+from cs330ray.spec.study import Cell
+from cs330ray.spec.tables import Choice, Range
 from tests.report.conftest import made
 
 

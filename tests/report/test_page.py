@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from benchmarks.made import METRICS, fill
 
-from cs330ray.cli import main
+from cs330ray.analysis.table import Sheet
+from cs330ray.cli.app import main
 from cs330ray.errors import SpecError
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror
 from cs330ray.report import html, markdown, splits
-from cs330ray.report.opened import Opened, opened
+from cs330ray.report.files import write
+from cs330ray.report.open_study import Opened, opened
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words, page
-from cs330ray.report.sheet import Sheet
-from cs330ray.report.write import write
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
 from tests.browser import browser
 from tests.report.conftest import made
 

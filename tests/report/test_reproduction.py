@@ -6,12 +6,12 @@ from typing import cast
 
 import pytest
 
-from cs330ray.report import reproduction
-from cs330ray.report.reproduction import EQUAL, NOT, WITHIN, Again, Pair, table, verdict
-from cs330ray.report.statistics import Interval
-from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Row, Trial
+from cs330ray.analysis.statistics import Interval
+from cs330ray.ledger.confirm import Confirmed, Run
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Row, Trial
+from cs330ray.reproduce import verdict as reproduction
+from cs330ray.reproduce.verdict import EQUAL, NOT, WITHIN, Again, Pair, table, verdict
 from tests.studies_of_tests import toy
 
 STUDY = toy()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cs330ray.report.statistics import (
+from cs330ray.analysis.statistics import (
     MOST_SEEDS,
     Interval,
     holm,
@@ -18,7 +18,7 @@ from cs330ray.report.statistics import (
     prediction,
     seeds_needed,
 )
-from cs330ray.trial import Item
+from cs330ray.trial.contract import Item
 
 
 def test_over_seeds_is_student_s_t_by_hand():

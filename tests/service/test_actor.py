@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cs330ray import checkpoint
-from cs330ray.service.actor import TrialRun
+from cs330ray.checkpoints import local
+from cs330ray.ledger.records import Ending
 from cs330ray.service.messages import Assignment, News
-from cs330ray.service.records import Ending
+from cs330ray.service.workers.trial_run import TrialRun
 from tests.assignments import assignment
 
 
@@ -27,19 +27,19 @@ def test_the_last_rows_come_back_not_done_and_one_further_call_saves_then_ends(t
     first = run.next_batch()
     assert steps(first) == [5, 10, 15, 20]
     assert first.end is None
-    assert checkpoint.newest(tmp_path) is None
+    assert local.newest(tmp_path) is None
     second = run.next_batch()
     assert list(second.rows) == []
     assert second.end == Ending("COMPLETE")
     assert second.checkpoint.step == 20
-    assert checkpoint.newest(tmp_path) is not None
+    assert local.newest(tmp_path) is not None
 
 
 def test_no_checkpoint_is_ever_ahead_of_the_rows_that_were_handed_over(tmp_path: Path) -> None:
     run, handed = TrialRun(assignment(tmp_path, batch_s=0.0, checkpoint_s=0.0)), 0
     while True:
         batch = run.next_batch()
-        newest = checkpoint.newest(tmp_path)
+        newest = local.newest(tmp_path)
         assert newest is None or newest.step <= handed
         handed = max([handed, *steps(batch)])
         if batch.end is not None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from cs330ray import cli
+from cs330ray.cli import app
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.service import backup
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
-from cs330ray.service.places import checkpoints_of
+from cs330ray.ledger import backup
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror
 from cs330ray.service.run import run
-from cs330ray.spec import Study
+from cs330ray.spec.places import checkpoints_of
+from cs330ray.spec.study import Study
 from tests.service.test_run import runs_of
 from tests.studies_of_tests import toy, whole
 
@@ -94,7 +94,7 @@ def test_a_damaged_ledger_never_becomes_a_backup(copied: Path) -> None:
 
 def refused(copied: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as end:
-        cli.guarded(cli.app, list(words))
+        app.guarded(app.app, list(words))
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -194,7 +194,7 @@ def test_the_command_restores_and_mlflow_then_shows_what_the_ledger_holds(
     Mirror(Ledger.at(copied), "toy", copied).sync()
     spoil(copied)
     with pytest.raises(SystemExit) as end:
-        cli.app(["restore"])
+        app.app(["restore"])
     assert end.value.code == 0
     assert "studies: toy" in capsys.readouterr().out
     assert len(whole(copied)) == 4
@@ -208,7 +208,7 @@ def test_a_whole_ledger_is_not_replaced_without_a_word(copied: Path, monkeypatch
     monkeypatch.setattr("typer.confirm", lambda text: False)
     before = (copied / "ledger.db").read_bytes()
     with pytest.raises(SystemExit) as end:
-        cli.app(["restore"])
+        app.app(["restore"])
     assert end.value.code == 1
     assert (copied / "ledger.db").read_bytes() == before
 

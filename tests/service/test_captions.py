@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from cs330ray.report import frames
-from cs330ray.report.opened import Opened
-from cs330ray.report.searched import Search
-from cs330ray.service import captions
-from cs330ray.service.answer import NOTE_LIMIT, Answer
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Trial
-from cs330ray.service.standing import standings
-from cs330ray.spec import Study
+from cs330ray.analysis import frames
+from cs330ray.analysis.standing import standings
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Trial
+from cs330ray.mirror import captions
+from cs330ray.mirror.description import NOTE_LIMIT, Answer
+from cs330ray.report.figures.search import Search
+from cs330ray.report.open_study import Opened
+from cs330ray.spec.study import Study
 from tests import filled
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
-from cs330ray.service import ledger as ledger_module
-from cs330ray.service import search
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ending, Loss, Row, cause_of, nodes_of
-from cs330ray.spec import Cell, Study
+from cs330ray.ledger import ledger as ledger_module
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Loss, Row, cause_of, nodes_of
+from cs330ray.service import ask
+from cs330ray.spec.study import Cell, Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
 
@@ -32,7 +32,7 @@ LOSSES = [Loss("died", frozenset()), Loss("died [on node1 node2]", frozenset({"n
 
 
 def entered(ledger: Ledger, study: Study, cell: Cell) -> int:
-    return ledger.enter(study, cell, search.ask(study, cell, ["min"], []), seed=1)
+    return ledger.enter(study, cell, ask.ask(study, cell, ["min"], []), seed=1)
 
 
 @pytest.fixture

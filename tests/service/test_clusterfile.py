@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cs330ray.cluster import check, ray_rules
 from cs330ray.errors import SpecError
-from cs330ray.service import clusterfile, clusterfile_ray
 
 ROOT = Path(__file__).parents[2]
 MOUNTED = ("src", "studies", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
@@ -42,7 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("cs330ray.env", "local.env"):
         (checkout / "clusters" / name).write_text(filled((ROOT / "clusters" / f"{name}.example").read_text()))
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(clusterfile_ray, "find_spec", lambda module: module)  # each client library, installed or not
+    monkeypatch.setattr(ray_rules, "find_spec", lambda module: module)  # each client library, installed or not
     monkeypatch.chdir(checkout)
     return checkout
 
@@ -61,7 +61,7 @@ def filled(text: str) -> str:
 
 def problem(file: str | Path) -> str:
     with pytest.raises(SpecError) as caught:
-        clusterfile.check(Path(file))
+        check.check(Path(file))
     message = str(caught.value)
     assert message.startswith(f"{file}: ")
     assert len(message.splitlines()) == 1
@@ -72,7 +72,7 @@ def problem(file: str | Path) -> str:
 
 
 def test_cluster_yaml_filled_in_says_what_would_start_and_what_costs(here: Path) -> None:
-    assert clusterfile.check(Path("cluster.yaml")) == [
+    assert check.check(Path("cluster.yaml")) == [
         "cs330ray: aws, us-west-2, at most 4 workers",
         "  head: m5.large, on demand: costs as long as the cluster is up",
         "  gpu_worker: g5.xlarge, spot: 0 to 4; above 0 only while trials wait, and gone after 10 idle minutes",
@@ -85,7 +85,7 @@ def test_cluster_yaml_filled_in_says_what_would_start_and_what_costs(here: Path)
 
 
 def test_local_yaml_filled_in_says_what_would_start(here: Path) -> None:
-    assert clusterfile.check(Path("clusters/local.yaml")) == [
+    assert check.check(Path("clusters/local.yaml")) == [
         "cs330ray-local: head 192.168.1.10, and 192.168.1.11, 192.168.1.12",
         "  ledger: postgresql://cs330ray@127.0.0.1/ledger",
         "  checkpoints: on the nodes' disks alone, for no CS330RAY_CHECKPOINTS is given",
@@ -112,7 +112,7 @@ def test_the_variant_for_google_cloud_passes_in_the_place_of_what_aws_has(here: 
     assert "the extra is gcp and not aws" in text
     config = yaml.safe_load(filled(text).replace("cluster,aws]", "cluster,gcp]")) | yaml.safe_load(filled(variant))
     write(here / "gcp.yaml", config)
-    assert clusterfile.check(Path("gcp.yaml"))[:3] == [
+    assert check.check(Path("gcp.yaml"))[:3] == [
         "cs330ray: gcp, us-west1, at most 4 workers",
         "  head: n2-standard-2, on demand: costs as long as the cluster is up",
         "  gpu_worker: g2-standard-4, spot: 0 to 4; above 0 only while trials wait, and gone after 10 idle minutes",
@@ -134,7 +134,7 @@ def assert_ray_takes(config: dict[str, Any]) -> None:
 def test_every_provider_that_is_known_is_one_of_rays() -> None:
     from ray.autoscaler._private.providers import _NODE_PROVIDERS
 
-    assert {*clusterfile_ray.PROVIDERS} <= {*_NODE_PROVIDERS}
+    assert {*ray_rules.PROVIDERS} <= {*_NODE_PROVIDERS}
 
 
 def test_head_sh_is_a_script_that_bash_can_read() -> None:
@@ -297,14 +297,14 @@ def test_what_goes_out_may_go_anywhere(here: Path) -> None:
     def out(config: dict[str, Any]) -> None:
         config["provider"]["egress"] = ["0.0.0.0/0"]
 
-    assert clusterfile.check(changed(here, out))
+    assert check.check(changed(here, out))
 
 
 def test_a_private_network_may_be_let_in(here: Path) -> None:
     def inside(config: dict[str, Any]) -> None:
         config["provider"]["let_in"] = ["10.0.0.0/8", "203.0.113.7/32", "fd00::/8"]
 
-    assert clusterfile.check(changed(here, inside))
+    assert check.check(changed(here, inside))
 
 
 def changed(here: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -355,7 +355,7 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(here: Path, line: str)
 def test_what_only_names_a_secret_passes(here: Path, line: str) -> None:
     text = (here / "cluster.yaml").read_text()
     Path("cluster.yaml").write_text(f"{text}metadata:\n  note: |\n    {line}\n")
-    assert clusterfile.check(Path("cluster.yaml"))
+    assert check.check(Path("cluster.yaml"))
 
 
 @pytest.mark.parametrize("file", ["~/.ray/auth_token", "clusters/cs330ray.pgpass", "~/.ssh/cs330ray.pem"])
@@ -380,7 +380,7 @@ def test_what_is_mounted_where_nobody_looks_for_it_is_refused(
 def test_a_provider_whose_library_is_not_here_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, kind: str, module: str
 ) -> None:
-    monkeypatch.setattr(clusterfile_ray, "find_spec", lambda name: None if name == module else name)
+    monkeypatch.setattr(ray_rules, "find_spec", lambda name: None if name == module else name)
     text = (here / "cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("type: aws", f"type: {kind}").replace("{}", "{CPU: 4}"))
     assert problem("cluster.yaml").endswith(
@@ -516,7 +516,7 @@ def test_hundreds_of_mutated_files_give_one_line_or_a_plan_and_no_traceback(here
         mutated = spoilt_text(lines, draw) if round_ % 3 == 0 else spoilt_values(text, draw)
         Path("mutated.yaml").write_text(mutated)
         try:
-            assert clusterfile.check(Path("mutated.yaml"))
+            assert check.check(Path("mutated.yaml"))
         except SpecError as error:
             refused += 1
             message = str(error)

@@ -15,19 +15,21 @@ from typing import Any
 import mlflow
 import pytest
 
-from cs330ray.cli import main
+from cs330ray.analysis import confirmed
+from cs330ray.analysis.standing import choices, standings
+from cs330ray.cli.app import main
 from cs330ray.errors import SpecError
-from cs330ray.report import confirmation, summary
-from cs330ray.service import confirm
-from cs330ray.service.confirm import Confirmed, Run, candidates, choice, fresh_cells
-from cs330ray.service.fronts import by_crowding
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror
-from cs330ray.service.records import Trial
+from cs330ray.ledger import confirm
+from cs330ray.ledger.confirm import Confirmed, Run, candidates, choice, fresh_cells
+from cs330ray.ledger.fronts import by_crowding
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Trial
+from cs330ray.mirror.sync import Mirror
+from cs330ray.report import tables
 from cs330ray.service.run import run
-from cs330ray.service.seeds import fresh_seed, trial_seed
-from cs330ray.service.standing import choices, standings
-from cs330ray.spec import Budget, Study, parse
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study, fresh_seed, trial_seed
+from cs330ray.spec.tables import Budget
 from tests import noisy as noisy_trainable
 from tests.noisy import luck
 from tests.studies_of_tests import toml, whole
@@ -197,14 +199,14 @@ def cursed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
 
 def of_table(home: Path, name: str = "noisy") -> list[dict[str, str]]:
     ledger = Ledger.at(home)
-    table = confirmation.table(ledger, ledger.study(name))
+    table = confirmed.table(ledger, ledger.study(name))
     assert table is not None
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
 def words(home: Path, name: str = "noisy") -> list[str]:
     ledger = Ledger.at(home)
-    return confirmation.lines(ledger, ledger.study(name))
+    return confirmed.lines(ledger, ledger.study(name))
 
 
 def fresh_luck() -> float:
@@ -261,12 +263,12 @@ def test_all_candidates_of_all_cells_share_the_fresh_seeds(cursed: Path) -> None
 def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
     ledger = Ledger.at(cursed)
     study = ledger.study("noisy")
-    text = summary.best_toml(ledger, study)
+    text = tables.best_toml(ledger, study)
     chosen = of_table(cursed)[1]
     assert f"trial {chosen['trial']}, " in text.splitlines()[1]
     assert text.count("quality = 0.6") == 2
     assert text.count("confirmed on 3 fresh seeds: mean val_accuracy") == 2
-    listed = summary.studies(ledger)
+    listed = tables.studies(ledger)
     assert float(listed.rows[0][listed.columns.index("confirmed")]) == pytest.approx(0.65 + fresh_luck(), abs=1e-3)
 
 
@@ -290,7 +292,7 @@ def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path
     study = ledger.study("noisy")
     number = int(of_table(cursed)[0]["trial"])
     one = ledger.trials(study, study.cells[0])[number]
-    sheet = summary.trial(ledger, study, one)[-1]
+    sheet = tables.trial(ledger, study, one)[-1]
     assert sheet.title == "confirmation"
     assert [row[1] for row in sheet.rows] == [str(fresh_seed(2, index)) for index in range(3)]
     assert all(Path(row[-1]).is_dir() for row in sheet.rows)
@@ -308,7 +310,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     found = confirm.confirmed(ledger, many)["{}"]
     assert [one.current for one in found] == [True, False]
     assert choices(standings(ledger, many))["{}"] == found[0]
-    table = confirmation.table(ledger, many)
+    table = confirmed.table(ledger, many)
     assert table is not None
     assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
 
@@ -403,7 +405,7 @@ def test_one_fresh_seed_has_no_interval_anywhere(home: Path) -> None:
     assert all("±" not in line for line in words(home))
     assert all("(n 1, no interval)" in line for line in words(home) if "between" not in line)
     ledger = Ledger.at(home)
-    assert "confirmed on 1 fresh seed:" in summary.best_toml(ledger, study)
+    assert "confirmed on 1 fresh seed:" in tables.best_toml(ledger, study)
 
 
 @pytest.mark.slow
@@ -441,7 +443,7 @@ def test_it_is_said_why_nobody_is_chosen(home: Path) -> None:
     why = "no candidate keeps confirm.bounds (trial 0 breaks val_cost <= 1); see `cs330ray show`"
     assert words(home) == [f"not confirmed: {why}"]
     assert {row["state"] for row in of_table(home)} == {"breaks val_cost <= 1"}
-    assert f"# the best of the search; not confirmed: {why}" in summary.best_toml(Ledger.at(home), study)
+    assert f"# the best of the search; not confirmed: {why}" in tables.best_toml(Ledger.at(home), study)
 
 
 def test_test_chooses_nothing(home: Path) -> None:
@@ -575,12 +577,12 @@ def test_two_objectives_end_to_end(home: Path) -> None:
     }
     distinct = {json.dumps(dict(one.params)): one.number for one in reversed(trials) if one.number in front}
     assert {number for _, number, *_ in confirmations(home)} == set(distinct.values())
-    assert {row[1] for row in summary.trials(ledger, study, front=True).rows} == {str(number) for number in front}
+    assert {row[1] for row in tables.trials(ledger, study, front=True).rows} == {str(number) for number in front}
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     tagged = client.search_runs(["1"], "tags.`cs330ray.front` = 'true' and tags.`cs330ray.kind` = 'trial'")
-    assert {int(one.data.tags["cs330ray.trial"]) for one in tagged} == front
+    assert {int(one.data.tags["cs330ray.trial.contract"]) for one in tagged} == front
     cheapest = min(trials, key=lambda one: one.values[1])
-    assert f"trial {cheapest.number}," in summary.best_toml(ledger, study, "val_cost")
+    assert f"trial {cheapest.number}," in tables.best_toml(ledger, study, "val_cost")
     kept = [one for one in trials if one.number in front and one.values[1] <= 1.5]
     assert choices(standings(ledger, study))["{}"].searched.number == max(kept, key=lambda one: one.values[0]).number
     assert confirm.pending(ledger, study) == []

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from cs330ray import checkpoint
-from cs330ray.report import summary
-from cs330ray.service import confirm
-from cs330ray.service.fronts import pareto_front
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.lines import enter, finished, rankable, standing, waiting
-from cs330ray.service.mirror import Mirror
-from cs330ray.service.places import checkpoints_of
-from cs330ray.service.records import Trial
+from cs330ray.analysis.standing import Standing, best_by
+from cs330ray.checkpoints import local
+from cs330ray.ledger import confirm
+from cs330ray.ledger.fronts import pareto_front
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.lines import enter, finished, rankable, standing, waiting
+from cs330ray.ledger.records import Trial
+from cs330ray.mirror.sync import Mirror
+from cs330ray.report import tables
 from cs330ray.service.run import run
-from cs330ray.service.standing import Standing, best_by
-from cs330ray.spec import Cell, Study
+from cs330ray.spec.places import checkpoints_of
+from cs330ray.spec.study import Cell, Study
 from tests.service.test_run import Ear, runs_of
 from tests.studies_of_tests import toy, whole
 
@@ -201,10 +201,10 @@ def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: P
 def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray_here: str) -> None:
     run(long(), home_of_four, mirror=False)
     ledger = Ledger.at(home_of_four)
-    reasons = {row[1]: row[-1] for row in summary.trials(ledger, ledger.study("toy")).rows}
+    reasons = {row[1]: row[-1] for row in tables.trials(ledger, ledger.study("toy")).rows}
     assert (reasons["0"], reasons["4"]) == ("continued as 4", "continues 0")
     Mirror(ledger, "toy", home_of_four).sync()
-    tags = {found.data.tags["cs330ray.trial"]: found.data.tags for found in runs_of(home_of_four)}
+    tags = {found.data.tags["cs330ray.trial.contract"]: found.data.tags for found in runs_of(home_of_four)}
     assert tags["4"]["cs330ray.continues"] == "0"
     (cell,) = (found for found in runs_of(home_of_four) if found.data.tags["cs330ray.kind"] == "cell")
     assert int(cell.data.tags["cs330ray.best_trial"]) >= 4
@@ -235,9 +235,9 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     assert list(ledger.checkpoints(study, cell)) == [1]
     held = ledger.checkpoint(study, cell, 1)
     assert held is not None
-    assert checkpoint.read(Path(held)).step == 10
+    assert local.read(Path(held)).step == 10
     assert best_by(ledger, standing_of(ledger, study, cell), "val_speed") is not None
-    assert {row[1]: row[4] for row in summary.trials(ledger, study).rows} == {"0": "10", "1": "10"}
+    assert {row[1]: row[4] for row in tables.trials(ledger, study).rows} == {"0": "10", "1": "10"}
 
 
 def test_the_pruner_is_asked_where_a_trial_goes_on_what_it_was_not_asked_at_its_end(home: Path, ray_here: str) -> None:

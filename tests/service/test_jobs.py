@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import ray
 
+from cs330ray.cluster import jobs
+from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
+from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
-from cs330ray.home import shipped
-from cs330ray.service import jobs
-from cs330ray.service.jobs import Cluster, Job, Parcel, own_packages
-from cs330ray.service.jobserver import JobServer
+from cs330ray.package import shipped
 from tests.studies_of_tests import toml, toy
 from tests.test_cli import ran
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.service import lease
-from cs330ray.service.lease import Holder, held
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger import lease
+from cs330ray.ledger.lease import Holder, held
+from cs330ray.ledger.ledger import Ledger
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from cs330ray.service.lease import held
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger.lease import held
+from cs330ray.ledger.ledger import Ledger
 with held(Ledger.at(Path(sys.argv[1])), "toy"):
     print("held", flush=True)
     time.sleep(60)

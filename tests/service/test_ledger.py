@@ -11,10 +11,10 @@ import pytest
 import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.service import search
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ending, Row
-from cs330ray.spec import Cell, Study
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.service import ask
+from cs330ray.spec.study import Cell, Study
 from cs330ray.words import redacted
 from tests import toy as toy_trainable
 from tests.service.conftest import Server
@@ -41,7 +41,7 @@ def opened(ledger: Ledger, study: Study) -> Cell:
 
 
 def entered(ledger: Ledger, study: Study, cell: Cell) -> int:
-    asked = search.ask(study, cell, ["min"], ledger.history(study, cell))
+    asked = ask.ask(study, cell, ["min"], ledger.history(study, cell))
     return ledger.enter(study, cell, asked, seed=11)
 
 
@@ -256,7 +256,7 @@ OPENER = """
 import pathlib, sys
 from optuna.storages._rdb import storage, models  # what opening imports takes longer than opening
 import alembic.command
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger.ledger import Ledger
 print("ready", flush=True)
 sys.stdin.readline()
 Ledger.at(pathlib.Path(sys.argv[1]))

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ending, Loss, Row
-from cs330ray.spec import Cell
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Loss, Row
+from cs330ray.spec.study import Cell
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
 

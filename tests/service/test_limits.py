@@ -11,18 +11,22 @@ from typing import Any
 
 import pytest
 
-from cs330ray import checkpoint, cli
+from cs330ray.checkpoints import local
+from cs330ray.cli import app
 from cs330ray.errors import StudyError
-from cs330ray.service import actor, confirm, memory, places, record
-from cs330ray.service.actor import TrialRun
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.service import recorder as record
+from cs330ray.service.ask import ask
 from cs330ray.service.messages import News
-from cs330ray.service.places import checkpoints_of
-from cs330ray.service.record import Recorder
-from cs330ray.service.records import Ending, Row
+from cs330ray.service.recorder import Recorder
 from cs330ray.service.run import run
-from cs330ray.service.search import ask
-from cs330ray.service.seeds import fresh_seed
+from cs330ray.service.workers import memory, trial_run
+from cs330ray.service.workers.trial_run import TrialRun
+from cs330ray.spec import places
+from cs330ray.spec.places import checkpoints_of
+from cs330ray.spec.study import fresh_seed
 from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.service.test_actor import noisy
@@ -77,7 +81,7 @@ def test_a_mark_of_a_trial_that_the_record_does_not_know_is_no_concern_of_this_o
 def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path: Path) -> None:
     trained = TrialRun(noisy(tmp_path))
     trained.next_batch()
-    (tmp_path / actor.TESTING).write_text(str(actor.TESTS_ALLOWED))
+    (tmp_path / trial_run.TESTING).write_text(str(trial_run.TESTS_ALLOWED))
     last = trained.next_batch()
     assert last.end == Ending("COMPLETE")
     assert last.untested.reason == "its worker ended 3 times while it was tested"
@@ -146,11 +150,11 @@ class Disk:
     """A disk that is full for so many writes of checkpoints."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-        self.left, self._write = times, checkpoint.write
-        monkeypatch.setattr(checkpoint, "write", self.write)
-        monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
+        self.left, self._write = times, local.write
+        monkeypatch.setattr(local, "write", self.write)
+        monkeypatch.setattr(trial_run, "SAVE_AGAIN_S", 0.0)
 
-    def write(self, *args: Any) -> checkpoint.Checkpoint:
+    def write(self, *args: Any) -> local.Checkpoint:
         if self.left > 0:
             self.left -= 1
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -197,7 +201,7 @@ def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path: Path, monkey
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(toy_trainable, "_save", hides)
-    monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
+    monkeypatch.setattr(trial_run, "SAVE_AGAIN_S", 0.0)
     run_ = TrialRun(assignment(tmp_path))
     run_.next_batch()
     assert "No space left" in run_.next_batch().unsaved
@@ -270,7 +274,7 @@ def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) 
     assert ledger.checkpoint(study, cell, 0) is None
     kept = ledger.checkpoint(study, cell.under(0), 0)
     assert kept is not None
-    assert checkpoint.read(Path(kept)).step == 20
+    assert local.read(Path(kept)).step == 20
 
 
 # What a trial wrote -------------------------------------------------------------------------------------------------
@@ -289,7 +293,7 @@ def test_what_a_trial_writes_is_in_a_log_of_its_own_that_show_prints(
         assert f"words of seed {trial.seed}\n" in text
         assert "and from below\n" in text
     with pytest.raises(SystemExit):
-        cli.app(["show", "toy", "1", "--log"])
+        app.app(["show", "toy", "1", "--log"])
     assert f"words of seed {ledger.trials(study, cell)[1].seed}\n" in capsys.readouterr().out
 
 

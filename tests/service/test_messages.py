@@ -13,6 +13,7 @@ from ray.tune.search.variant_generator import format_vars
 from ray.tune.utils.serialization import TuneFunctionEncoder
 from ray.tune.utils.util import flatten_dict, merge_dicts
 
+from cs330ray.ledger.records import Ending, Kept, Row
 from cs330ray.service.messages import (
     Assignment,
     Circumstances,
@@ -28,8 +29,7 @@ from cs330ray.service.messages import (
     assigned,
     news_of,
 )
-from cs330ray.service.records import Ending, Kept, Row
-from cs330ray.trial import Item, Scores
+from cs330ray.trial.contract import Item, Scores
 from tests.assignments import assignment, terms
 
 FACTS = Facts("3.12.1", {"torch": "2.13.0"}, "13.0", 2**31, {"{}": "da7a"})

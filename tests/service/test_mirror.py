@@ -13,9 +13,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror, MirrorError, attach, forget
-from cs330ray.service.mlflow_runs import STUDY, Runs
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.runs import STUDY, Runs
+from cs330ray.mirror.sync import Mirror, MirrorError, attach, forget
 from tests import filled
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy

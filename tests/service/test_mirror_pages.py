@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror, attach
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.mirror.sync import Mirror, attach
 from tests import filled
 from tests.browser import Page, browser
 

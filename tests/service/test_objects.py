@@ -20,26 +20,32 @@ import pytest
 import ray
 from pyarrow import fs
 
-from cs330ray import checkpoint, cli, files
+from cs330ray import files
+from cs330ray.checkpoints import copies, local
+from cs330ray.checkpoints import store as stores
+from cs330ray.checkpoints.copies import Copies, fetched
+from cs330ray.checkpoints.store import Store, StoreFault
+from cs330ray.cli import app, upkeep
+from cs330ray.cli import run as run_
 from cs330ray.errors import CheckpointError, SpecError, StudyError
-from cs330ray.report import summary
-from cs330ray.service import actor, backup, confirm, copies, objects, record
+from cs330ray.ledger import backup, confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.lines import standing
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.report import tables
+from cs330ray.service import recorder as record
 from cs330ray.service import run as run_module
-from cs330ray.service.actor import TrialRun
-from cs330ray.service.copies import Copies, fetched
-from cs330ray.service.ground import Ground
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.lines import standing
-from cs330ray.service.machine import Machine as Hardware
+from cs330ray.service.ask import ask
+from cs330ray.service.machines.machine import Machine as Hardware
+from cs330ray.service.machines.setup import Ground
 from cs330ray.service.messages import Continuation, News
-from cs330ray.service.objects import Store, StoreFault
-from cs330ray.service.places import checkpoints_of, copies_of
-from cs330ray.service.record import Recorder
-from cs330ray.service.records import Ending, Row
+from cs330ray.service.recorder import Recorder
 from cs330ray.service.run import run
-from cs330ray.service.search import ask
 from cs330ray.service.thin import thin
-from cs330ray.spec import Study
+from cs330ray.service.workers import trial_run
+from cs330ray.service.workers.trial_run import TrialRun
+from cs330ray.spec.places import checkpoints_of, copies_of
+from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.service.test_run import Ear
@@ -50,14 +56,14 @@ PLACE = "toy-1/cell/trial-00000"
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor, "SAVE_AGAIN_S", 0.0)
+    monkeypatch.setattr(trial_run, "SAVE_AGAIN_S", 0.0)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder that several machines see, as the driver left it."""
     url = f"file://{tmp_path}/shared"
-    copies.mark(objects.at(url), "toy-1")
+    copies.mark(stores.at(url), "toy-1")
     return tmp_path / "shared"
 
 
@@ -70,7 +76,7 @@ def run_at(folder: Path, home: Path, **changes: Any) -> TrialRun:
 def whole_there(folder: Path) -> list[int]:
     """The steps of the copies in a folder that have a manifest, itself written to its end: each must be whole."""
     found = sorted((folder / PLACE).glob("step-*/MANIFEST.json"))
-    return [checkpoint.read(path.parent).step for path in found if path.read_text().endswith("}")]
+    return [local.read(path.parent).step for path in found if path.read_text().endswith("}")]
 
 
 class Machine:
@@ -165,7 +171,7 @@ def test_a_copy_is_the_checkpoint_to_the_byte(folder: Path, tmp_path: Path) -> N
 def test_files_in_folders_and_large_ones_are_copied_as_they_are(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(stores, "CHUNK_BYTES", 1000)
     content = os.urandom(10_500)
 
     def save(into: Path) -> None:
@@ -173,8 +179,8 @@ def test_files_in_folders_and_large_ones_are_copied_as_they_are(
         (into / "layers" / "first.gz").write_bytes(content)  # which is none: nothing is unpacked
         (into / "empty").write_bytes(b"")
 
-    mine = Copies(objects.at(f"file://{folder}"), PLACE)
-    written = checkpoint.write(tmp_path / "here", 3, save)
+    mine = Copies(stores.at(f"file://{folder}"), PLACE)
+    written = local.write(tmp_path / "here", 3, save)
     mine.push(written, keep=1)
     again = mine.fetch(3, tmp_path / "there")
     assert again.digest == written.digest
@@ -226,14 +232,14 @@ def test_a_trial_that_leaves_what_the_store_does_not_have_keeps_it_on_the_disk(f
 def test_without_an_address_no_store_is_opened_and_checkpoints_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "at", lambda url: pytest.fail("a store was opened"))
-    monkeypatch.delenv(objects.VARIABLE, raising=False)
+    monkeypatch.setattr(stores, "at", lambda url: pytest.fail("a store was opened"))
+    monkeypatch.delenv(stores.VARIABLE, raising=False)
     record_, trial = Machine(), TrialRun(assignment(tmp_path))
     record_.runs(trial)
     trial.close()
     assert record_.named == {20: str(tmp_path / "step-00000020")}
-    assert checkpoint.read(Path(record_.named[20])).step == 20
-    assert objects.wanted() is None
+    assert local.read(Path(record_.named[20])).step == 20
+    assert stores.wanted() is None
 
 
 def test_a_continuation_begins_at_the_copy_of_the_trial_before(
@@ -451,7 +457,7 @@ def fragile(folder: Path, handler: fs.FileSystemHandler) -> Iterator[None]:
     """Put a failing store in the place of a folder."""
     store = Store(f"file://{folder}", fs.PyFileSystem(handler), str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "at", lambda url: store)
+        patch.setattr(stores, "at", lambda url: store)
         yield
 
 
@@ -518,7 +524,7 @@ def test_a_copy_is_removed_manifest_first(folder: Path, tmp_path: Path) -> None:
     event = 0
     while whole_there(folder):
         with fragile(folder, Fragile(event)), contextlib.suppress(StoreFault):
-            Copies(objects.at(""), PLACE).remove()
+            Copies(stores.at(""), PLACE).remove()
         whole_there(folder)  # raises where one with a manifest is torn
         event += 1
     assert event > 5
@@ -539,7 +545,7 @@ class Silent(Fragile):
 def test_a_store_that_does_not_answer_holds_no_trial_up_and_takes_its_checkpoints_later(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "ANSWER_S", 0.3)
+    monkeypatch.setattr(stores, "ANSWER_S", 0.3)
     store, record_ = Silent(), Machine()
     with fragile(folder, store):
         trial = run_at(folder, tmp_path)
@@ -645,7 +651,7 @@ def test_a_store_that_stays_away_stops_the_study_with_one_line_and_a_recovery_st
 def test_an_address_that_cannot_be_meant_is_one_line_before_anything_starts(
     home: Path, monkeypatch: pytest.MonkeyPatch, url: str, problem: str
 ) -> None:
-    monkeypatch.setenv(objects.VARIABLE, url)
+    monkeypatch.setenv(stores.VARIABLE, url)
     with pytest.raises(SpecError, match=f"^CS330RAY_CHECKPOINTS: .*{problem}") as raised:
         run(toy(), home, mirror=False)
     assert "RET" not in str(raised.value)
@@ -656,9 +662,9 @@ def test_an_address_that_cannot_be_meant_is_one_line_before_anything_starts(
 def test_the_command_line_ends_with_exit_code_2_and_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(objects.VARIABLE, "nonsense://KEY:SECRET@bucket/x")
+    monkeypatch.setenv(stores.VARIABLE, "nonsense://KEY:SECRET@bucket/x")
     with pytest.raises(SystemExit) as raised:
-        cli.guarded(cli.run_study, toy(), "toy.toml", "cs330ray run toy.toml")
+        app.guarded(run_.run_study, toy(), "toy.toml", "cs330ray run toy.toml")
     assert raised.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -673,18 +679,18 @@ def test_a_bucket_that_nobody_serves_is_one_line_without_credentials(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"s3://KEYID:SE%2FKRET@bucket/x?scheme=http&region=here&endpoint_override=127.0.0.1:{port}"
-    monkeypatch.setenv(objects.VARIABLE, url)
+    monkeypatch.setenv(stores.VARIABLE, url)
     began = time.monotonic()
     with pytest.raises(SpecError, match=r"but s3://bucket/x: .*; mend it, or unset it$") as raised:
         run(toy(), home, mirror=False)
-    assert time.monotonic() - began < objects.ANSWER_S
+    assert time.monotonic() - began < stores.ANSWER_S
     assert not any(secret in str(raised.value) for secret in ("KEYID", "SE%2FKRET", "SE/KRET", "endpoint_override"))
 
 
 def test_what_tune_keeps_of_a_trial_says_nothing_of_what_opens_the_store(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(objects.VARIABLE, "s3://KEY:SECRET@bucket/x")
+    monkeypatch.setenv(stores.VARIABLE, "s3://KEY:SECRET@bucket/x")
     study = toy()
     (cell,) = study.cells
     ground = Ground(Hardware.here(), 1, {cell.key: "data"}, nodes=None, store=None)
@@ -694,21 +700,21 @@ def test_what_tune_keeps_of_a_trial_says_nothing_of_what_opens_the_store(
 
 
 def test_a_bucket_whose_server_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "ANSWER_S", 0.5)
+    monkeypatch.setattr(stores, "ANSWER_S", 0.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
         began = time.monotonic()
         with pytest.raises(SpecError, match=r"s3://bucket/x does not answer within 0\.5s"):
-            objects.tried(f"s3://k:s@bucket/x?scheme=http&region=here&endpoint_override=127.0.0.1:{port}")
+            stores.tried(f"s3://k:s@bucket/x?scheme=http&region=here&endpoint_override=127.0.0.1:{port}")
         assert time.monotonic() - began < 5
 
 
 def test_fsspec_opens_what_pyarrow_does_not_know(tmp_path: Path) -> None:
-    store = objects.tried("memory://shelf/checkpoints")
+    store = stores.tried("memory://shelf/checkpoints")
     copies.mark(store, "toy-1")
-    written = checkpoint.write(tmp_path / "here", 3, lambda path: (path / "state").write_text("s") and None)
+    written = local.write(tmp_path / "here", 3, lambda path: (path / "state").write_text("s") and None)
     mine = Copies(store, PLACE)
     mine.push(written, keep=2)
     assert mine.address(3) == f"memory://shelf/checkpoints/{PLACE}/step-00000003"
@@ -724,7 +730,7 @@ def test_fsspec_opens_what_pyarrow_does_not_know(tmp_path: Path) -> None:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store for every study of the test, and a ledger that does not lie under its home."""
-    monkeypatch.setenv(objects.VARIABLE, f"file://{tmp_path}/shared")
+    monkeypatch.setenv(stores.VARIABLE, f"file://{tmp_path}/shared")
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
     return tmp_path / "shared"
 
@@ -763,7 +769,7 @@ def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one
     assert first["resumed_from_step"] is None
     assert second["resumed_from_step"] in range(5, 40)
     found = (whole(home), fresh_runs(home))
-    monkeypatch.delenv(objects.VARIABLE)
+    monkeypatch.delenv(stores.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")
     run(study, tmp_path / "undisturbed", mirror=False)
     assert found == (whole(tmp_path / "undisturbed"), fresh_runs(tmp_path / "undisturbed"))
@@ -799,14 +805,14 @@ def test_of_the_finished_trials_the_best_keep_their_copy_and_a_deleted_study_lea
         place.removeprefix(f"{store.as_uri()}/") for place in [*ledger.checkpoints(study, cell).values(), fresh]
     }
     assert not list(home.rglob("step-*"))
-    for said in (summary.best_toml(ledger, study), *summary.answer(ledger, study, lambda *_: {})):
+    for said in (tables.best_toml(ledger, study), *tables.answer(ledger, study, lambda *_: {})):
         capsys.readouterr()
         if "checkpoint:" in said:
             assert any(f"checkpoint: {place}/step-00000020" in said for place in there.values())
-    one = summary.trial(ledger, study, best[0])[0]
+    one = tables.trial(ledger, study, best[0])[0]
     assert ["checkpoint", f"{there[best[0].number]}/step-00000020"] in one.rows
     (store / "another-study").mkdir()
-    cli.delete("toy", yes=True)
+    upkeep.delete("toy", yes=True)
     assert [path.name for path in store.iterdir()] == ["another-study"]
     assert "checkpoints stay" not in capsys.readouterr().err
 
@@ -822,13 +828,13 @@ def test_a_study_is_deleted_without_its_store_only_where_that_is_meant(
     with pytest.raises(
         StudyError, match=r"its checkpoints must be removed first, but file:.*unset CS330RAY_CHECKPOINTS"
     ):
-        cli.delete("toy", yes=True)
+        upkeep.delete("toy", yes=True)
     store.unlink()
     with pytest.raises(StudyError, match=r"its checkpoints must be removed first, but file:.*not seen here"):
-        cli.delete("toy", yes=True)  # as where nothing is mounted
+        upkeep.delete("toy", yes=True)  # as where nothing is mounted
     assert ledger.names() == ["toy"]
-    monkeypatch.delenv(objects.VARIABLE)
-    cli.delete("toy", yes=True)
+    monkeypatch.delenv(stores.VARIABLE)
+    upkeep.delete("toy", yes=True)
     assert ledger.names() == []
     assert re.search(
         r"^toy: 1 checkpoints stay, file:///.*/step-00000020 for one", capsys.readouterr().err, re.MULTILINE
@@ -845,7 +851,7 @@ def test_a_study_does_not_begin_anew_where_the_store_that_it_had_is_not_mounted(
         StudyError, match=r"toy: checkpoints must be kept, but file:.* is not seen here: .*; mend the st"
     ):
         run(more, home, mirror=False)
-    monkeypatch.setenv(objects.VARIABLE, f"file://{store}-2")
+    monkeypatch.setenv(stores.VARIABLE, f"file://{store}-2")
     run(more, home, mirror=False)
     assert len(whole(home)) == 2
 
@@ -869,7 +875,7 @@ def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(
     assert thin(ledger, less, cell, place, copies=there) == []
     assert thin(ledger, less, cell, place) == []  # nor without a store
     assert ledger.checkpoints(study, cell) == held
-    where["store"] = objects.at(f"file://{store}")
+    where["store"] = stores.at(f"file://{store}")
     assert thin(ledger, less, cell, place, copies=there) == [0, 1]
     assert ledger.checkpoints(study, cell) == {}
     assert list(store.rglob("step-*")) == []
@@ -887,7 +893,7 @@ def test_grown_steps_go_on_from_the_store_on_another_disk(
     (cell,) = grown.cells
     values = [trial.values for trial in standing(ledger.trials(grown, cell))]
     assert [ledger.attempts(grown, cell, number)[0]["resumed_from_step"] for number in (2, 3)] == [20, 20]
-    monkeypatch.delenv(objects.VARIABLE)
+    monkeypatch.delenv(stores.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")
     run(grown, tmp_path / "undisturbed", mirror=False)
     assert values == [trial.values for trial in Ledger.at(home).trials(grown, cell)]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from cs330ray.errors import NodeUnfit
-from cs330ray.service import preflight
+from cs330ray.service.machines import fitness, nodes
+from cs330ray.service.machines.fitness import difference
 from cs330ray.service.messages import Facts, NodeTerms
-from cs330ray.service.preflight import difference
-from cs330ray.spec import parse
+from cs330ray.spec.reading import parse
 from tests.assignments import assignment
 from tests.studies_of_tests import toy
 
@@ -51,12 +51,12 @@ def test_nodes_with_gpus_have_one_cuda_and_those_without_none():
 
 
 def test_versions_are_compared_without_what_they_say_of_accelerators(monkeypatch):
-    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda name: "2.13.0+cu130")
-    preflight.versions.cache_clear()
+    monkeypatch.setattr(nodes.importlib.metadata, "version", lambda name: "2.13.0+cu130")
+    fitness.versions.cache_clear()
     try:
-        assert set(preflight.versions().values()) == {"2.13.0"}
+        assert set(fitness.versions().values()) == {"2.13.0"}
     finally:
-        preflight.versions.cache_clear()
+        fitness.versions.cache_clear()
 
 
 def test_data_that_a_node_cannot_have_are_told_in_words_instead_of_their_digest():
@@ -64,9 +64,9 @@ def test_data_that_a_node_cannot_have_are_told_in_words_instead_of_their_digest(
         {"name": "s", "trainable": "maml", "objective": ["val_accuracy"], "fixed": {"dataset": "glyphs"},
          "search": {"inner_lr": {"low": 0.1, "high": 0.2}}, "budget": {"trials": 1, "steps": 1}}, "s",
     )  # fmt: skip
-    ((trainable, config),) = preflight.preparations(study).values()
+    ((trainable, config),) = nodes.preparations(study).values()
     assert (trainable, config) == ("maml", {"dataset": "glyphs", "inner_lr": 0.1})
-    found = preflight.facts({"{}": ("no.such.module", {})}, "/no/such/home", has_gpu=False)
+    found = fitness.facts({"{}": ("no.such.module", {})}, "/no/such/home", has_gpu=False)
     assert found.data["{}"].startswith("they cannot be had: trainable:")
     assert found.free_bytes > 0  # of the disk where it would be
 
@@ -79,13 +79,13 @@ class _Context:
 def test_a_trial_asks_for_itself_whether_its_node_will_do(monkeypatch, tmp_path):
     study = toy()
     (cell,) = study.cells
-    monkeypatch.setattr(preflight.ray, "get_runtime_context", _Context)
-    monkeypatch.setattr(preflight, "LEAST_FREE_BYTES", 1)
-    here = preflight.facts(preflight.preparations(study), str(tmp_path), has_gpu=False)
-    preflight.gate(assignment(tmp_path, node=NodeTerms(here, {cell.key: {}})))
-    preflight.gate(assignment(tmp_path, node=None))  # no cluster, no question
+    monkeypatch.setattr(nodes.ray, "get_runtime_context", _Context)
+    monkeypatch.setattr(fitness, "LEAST_FREE_BYTES", 1)
+    here = fitness.facts(nodes.preparations(study), str(tmp_path), has_gpu=False)
+    fitness.gate(assignment(tmp_path, node=NodeTerms(here, {cell.key: {}})))
+    fitness.gate(assignment(tmp_path, node=None))  # no cluster, no question
     other = NodeTerms(replace(here, data={cell.key: "another"}), {cell.key: {}})
     with pytest.raises(NodeUnfit) as unfit:
-        preflight.gate(assignment(tmp_path, node=other))
+        fitness.gate(assignment(tmp_path, node=other))
     assert unfit.value.node == "node-7"
     assert "its data must be those of the head (another), but toy" in unfit.value.why

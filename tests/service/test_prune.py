@@ -9,7 +9,7 @@ from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
-from cs330ray.spec import Prune
+from cs330ray.spec.tables import Prune
 
 GOALS = {"min": 1.0, "max": -1.0}  # a loss is the objective times this sign
 STEPS = 27

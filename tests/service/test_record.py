@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from cs330ray.errors import NodeUnfit, WorkerLost
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.service.ask import LedgerSearcher
+from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Circumstances, News, Start, as_config, assigned
-from cs330ray.service.places import checkpoints_of
-from cs330ray.service.record import ForwardingCallback, Listener, Recorder
-from cs330ray.service.records import Ending, Row
-from cs330ray.service.search import LedgerSearcher
-from cs330ray.spec import Study
+from cs330ray.service.recorder import ForwardingCallback, Recorder
+from cs330ray.spec.places import checkpoints_of
+from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
 from tests.assignments import terms
 from tests.studies_of_tests import toy

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from cs330ray import checkpoint
+from cs330ray.checkpoints import local
 from cs330ray.errors import DataError
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Ending, Row
-from cs330ray.service.reproduce import read, stretches
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.reproduce.rerun import read, stretches
+from cs330ray.service.ask import ask
 from cs330ray.service.run import run
-from cs330ray.service.search import ask
-from cs330ray.spec import Study, parse
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
 from tests.test_cli import ran
@@ -236,7 +237,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_one_line_and_no_verdict(
     def write(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr(local, "write", write)
     code, out, err = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
     assert (code, err.count("\n")) == (2, 1)
     assert "room for a checkpoint is needed, but " in err

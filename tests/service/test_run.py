@@ -20,17 +20,17 @@ import psutil
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.service import search
-from cs330ray.service.actor import TrialRun
-from cs330ray.service.fronts import pareto_front
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.mirror import Mirror, MirrorError
-from cs330ray.service.mlflow_runs import Runs
-from cs330ray.service.places import checkpoints_of
-from cs330ray.service.record import Listener
-from cs330ray.service.records import Row
+from cs330ray.ledger.fronts import pareto_front
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Row
+from cs330ray.mirror.runs import Runs
+from cs330ray.mirror.sync import Mirror, MirrorError
+from cs330ray.service import ask
+from cs330ray.service.listener import Listener
 from cs330ray.service.run import run
-from cs330ray.spec import Study
+from cs330ray.service.workers.trial_run import TrialRun
+from cs330ray.spec.places import checkpoints_of
+from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toml, toy, whole
 
@@ -105,7 +105,7 @@ def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(eve
     runs = runs_of(every_end)
     by_id = {found.info.run_id: found for found in runs}
     trials = {
-        (found.data.tags["cs330ray.cell"], int(found.data.tags["cs330ray.trial"])): found
+        (found.data.tags["cs330ray.cell"], int(found.data.tags["cs330ray.trial.contract"])): found
         for found in runs
         if found.data.tags["cs330ray.kind"] == "trial"
     }
@@ -392,7 +392,7 @@ def test_a_mirror_that_is_cut_before_its_rows_arrive_sends_them_later(
         tags = found.data.tags
         if tags["cs330ray.kind"] == "trial":
             steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
-            assert steps == recorded[tags["cs330ray.cell"], tags["cs330ray.trial"]]
+            assert steps == recorded[tags["cs330ray.cell"], tags["cs330ray.trial.contract"]]
 
 
 def test_two_mirrors_at_once_make_each_run_once(
@@ -535,7 +535,7 @@ def test_a_mirror_cut_at_any_write_catches_up(
         (found,) = [
             found
             for found in runs_of(tmp_path)
-            if (found.data.tags["cs330ray.cell"], found.data.tags["cs330ray.trial"]) == (key, str(number))
+            if (found.data.tags["cs330ray.cell"], found.data.tags["cs330ray.trial.contract"]) == (key, str(number))
         ]
         assert {name: found.data.params[name] for name in params} == {name: str(params[name]) for name in params}
 
@@ -574,7 +574,7 @@ def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: 
     (cell,) = study.cells
     ledger = Ledger.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
-    number = ledger.enter(study, cell, search.ask(study, cell, ["min"], []), seed=1)
+    number = ledger.enter(study, cell, ask.ask(study, cell, ["min"], []), seed=1)
     told = {
         "trainable": "tests.toy",
         "config": {"lr": 0.5},

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs330ray.service.ledger import Ledger
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.service.run import run
-from cs330ray.spec import parse
+from cs330ray.spec.reading import parse
 
 pytestmark = [
     pytest.mark.gpu,

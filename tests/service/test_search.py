@@ -9,9 +9,10 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cs330ray.service.search import as_seen_by_sampler, ask
-from cs330ray.service.seeds import trial_seed
-from cs330ray.spec import Cell, Choice, Range, Study, parse
+from cs330ray.service.ask import as_seen_by_sampler, ask
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Cell, Study, trial_seed
+from cs330ray.spec.tables import Choice, Range
 
 SPACE = {
     "inner_lr": {"low": 1e-3, "high": 1.0, "log": True},

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cs330ray.service.search import ask
-from cs330ray.spec import Choice, Domain, Study, parse
+from cs330ray.service.ask import ask
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
+from cs330ray.spec.tables import Choice, Domain
 
 KINDS = ["random", "tpe", "qmc", "nsga2"]
 STATES = [TrialState.COMPLETE] * 4 + [TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]

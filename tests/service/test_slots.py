@@ -3,7 +3,7 @@
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.service.machine import Machine
+from cs330ray.service.machines.machine import Machine
 from tests.studies_of_tests import toy
 
 

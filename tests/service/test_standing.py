@@ -2,17 +2,11 @@
 
 from collections.abc import Sequence
 
-from cs330ray.service.confirm import Confirmed, Run
-from cs330ray.service.records import Trial
-from cs330ray.service.standing import (
-    Standing,
-    by_search,
-    choices,
-    comparable,
-    first_chosen,
-    first_searched,
-)
-from cs330ray.spec import Cell, Study, parse
+from cs330ray.analysis.standing import Standing, by_search, choices, comparable, first_chosen, first_searched
+from cs330ray.ledger.confirm import Confirmed, Run
+from cs330ray.ledger.records import Trial
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Cell, Study
 
 BOTH = ("max", "min")
 

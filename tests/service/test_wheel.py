@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from cs330ray.home import shipped
-from cs330ray.service import trainables, wheel
+from cs330ray.cluster import wheel
+from cs330ray.package import shipped
+from cs330ray.trial import named
 
 ROOT = Path(__file__).parents[2]
 AGAIN = """
 import json, sys
 from pathlib import Path
 import cs330ray
-from cs330ray.home import shipped, study_file
+from cs330ray.package import shipped, study_file
 from cs330ray.service import trainables, wheel
 print(json.dumps({
     "from": cs330ray.__file__,
@@ -73,7 +74,7 @@ def test_what_is_installed_is_the_code_that_sent_it(built: Path, installed: Path
     (tmp_path / "again.py").write_text(AGAIN)
     found: dict[str, Any] = json.loads(ran(installed, str(tmp_path / "again.py"), str(tmp_path)))
     assert found["from"] == str(installed / "cs330ray" / "__init__.py")
-    assert found["code"] == trainables.code_digest("maml")
+    assert found["code"] == named.code_digest("maml")
     assert found["quickstart"] == (ROOT / "studies" / "quickstart.toml").read_text()
     assert Path(found["wheel"]).read_bytes() == built.read_bytes()
 

@@ -9,11 +9,12 @@ import pytest
 import ray
 
 from cs330ray.errors import SpecError
-from cs330ray.service import trainables
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.records import Trial
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Trial
 from cs330ray.service.run import run
-from cs330ray.spec import Study, parse
+from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
+from cs330ray.trial import check
 from tests.team_toy import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -135,7 +136,7 @@ def test_a_trial_that_is_pruned_in_the_middle_frees_its_processes_and_more_wait_
 
 def test_a_trainable_that_splits_nothing_is_refused_in_one_line():
     with pytest.raises(SpecError) as refused:
-        trainables.check(
+        check.check(
             study(trainable="tests.toy", objective=["val_loss"], search={"scale": {"low": 1, "high": 2}}), "team.toml"
         )
     assert str(refused.value) == (

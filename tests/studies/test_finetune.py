@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from cs330ray import spec
-from cs330ray.data import rooms, text
-from cs330ray.data.text import Example
+from cs330ray.course.data import rooms, text
+from cs330ray.course.data.text import Example
+from cs330ray.course.learners import decoding, lora
+from cs330ray.course.systems import finetune
 from cs330ray.errors import CheckpointError, DataError, Diverged, SpecError
-from cs330ray.learners import decoding, lora
 from cs330ray.service import estimate
-from cs330ray.studies import finetune
-from cs330ray.trial import Progress
+from cs330ray.spec import reading
+from cs330ray.trial.contract import Progress
 
 pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -349,7 +349,7 @@ def test_a_dry_run_estimates_a_study_whose_trials_end_at_their_first_row(monkeyp
         "name": "s", "trainable": "finetune", "objective": ["val_accuracy"], "budget": {"trials": 1, "steps": 9},
         "fixed": {"dataset": "rooms", "model": "tiny", "shots": 1, "eval_examples": 1},
     }  # fmt: skip
-    assert "a trial" in list(estimate.plan(spec.parse(study, "s"), 1, 0.0))[2]
+    assert "a trial" in list(estimate.plan(reading.parse(study, "s"), 1, 0.0))[2]
 
 
 def test_without_the_rule_a_trial_goes_on(monkeypatch):

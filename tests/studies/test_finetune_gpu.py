@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import finetune
+from cs330ray.course.systems import finetune
 
 pytest.importorskip("peft")
 pytestmark = [

@@ -6,13 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cs330ray.data import text
-from cs330ray.data.text import Example
+from cs330ray.course.data import text
+from cs330ray.course.data.text import Example
+from cs330ray.course.learners.decoding import Decoder
+from cs330ray.course.systems import icl
 from cs330ray.errors import CheckpointError, DataError, SpecError
-from cs330ray.learners.decoding import Decoder
-from cs330ray.studies import icl
 from cs330ray.training.device import generator
-from cs330ray.trial import Progress
+from cs330ray.trial.contract import Progress
 
 SMALL = {"dataset": "rooms", "model": "tiny", "shots": 3, "eval_examples": 8, "eval_every_steps": 3, "eval_batch": 2}
 ENTROPIES = {"ordering": "localE", "orderings": 3, "probes": 1}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from cs330ray.learners.decoding import Decoder
-from cs330ray.studies import icl
+from cs330ray.course.learners.decoding import Decoder
+from cs330ray.course.systems import icl
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from benchmarks.incontext import plain_answer
 
-from cs330ray.learners.decoding import Decoder
-from cs330ray.studies import icl
+from cs330ray.course.learners.decoding import Decoder
+from cs330ray.course.systems import icl
 
 pytestmark = pytest.mark.lm
 EIGHT = {"dataset": "rooms", "shots": 8, "draw_seed": 0, "eval_examples": 4, "eval_every_steps": 2}

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cs330ray.course.systems import fewshot, maml
 from cs330ray.errors import Diverged
-from cs330ray.studies import fewshot, maml
-from cs330ray.trial import Progress
+from cs330ray.trial.contract import Progress
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
 SMALL = {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import fewshot, maml
+from cs330ray.course.systems import fewshot, maml
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import fewshot, mann
+from cs330ray.course.systems import fewshot, mann
 
 pytestmark = [
     pytest.mark.gpu,

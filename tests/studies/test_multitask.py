@@ -8,11 +8,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from cs330ray.data import movielens
+from cs330ray.course.data import movielens
+from cs330ray.course.systems import multitask
 from cs330ray.errors import Diverged
-from cs330ray.studies import multitask
 from cs330ray.training.device import generator
-from cs330ray.trial import Progress, Scores
+from cs330ray.trial.contract import Progress, Scores
 
 USERS, ITEMS = 20, 30
 SIZES = {"train": 240, "val": 40, "test": 40}

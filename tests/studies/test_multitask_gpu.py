@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import multitask
+from cs330ray.course.systems import multitask
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cs330ray.errors import Diverged
-from cs330ray.service import trainables
 from cs330ray.training import parallel
-from cs330ray.trial import Scores
+from cs330ray.trial import named as trainables
+from cs330ray.trial.contract import Scores
 from tests.pair import Workers
 
 pytest.importorskip("peft")
@@ -90,8 +90,8 @@ def one_thread(monkeypatch) -> Iterator[None]:
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Parameters are drawn, data read and weights loaded in float64."""
-    from cs330ray.pretrained import models
-    from cs330ray.studies import fewshot, mann, multitask
+    from cs330ray.course.pretrained import models
+    from cs330ray.course.systems import fewshot, mann, multitask
 
     def doubled(read: Callable[..., Any]) -> Callable[..., Any]:
         def as_doubles(*given: Any, **named: Any) -> Any:
@@ -228,7 +228,7 @@ def test_in_float32_two_workers_hold_the_same_bits_too(case, pair, tmp_path):
 
 def work(case: Case) -> dict[str, int]:
     """How many tasks, ratings, examples or questions each function of the learner is given here, in two steps."""
-    from cs330ray.learners import decoding, lora, maml, mann, multitask, protonet
+    from cs330ray.course.learners import decoding, lora, maml, mann, multitask, protonet
 
     counted: dict[tuple[Any, str], Callable[..., int]] = {
         (maml, "outer_backward"): lambda *given, **_: len(given[3]),
@@ -273,7 +273,7 @@ def test_two_workers_do_once_what_one_process_does_once(case, pair):
 
 def spoilt(case: Case) -> tuple[str, int]:
     """Train with a loss that is not finite in the second worker alone, from the third on; why and after which row."""
-    from cs330ray.learners import decoding, lora, maml, mann, multitask, protonet
+    from cs330ray.course.learners import decoding, lora, maml, mann, multitask, protonet
 
     learned = iter(range(1, 100))
 

@@ -8,13 +8,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cs330ray import spec
+from cs330ray.course.learners.tasks import Batch
+from cs330ray.course.systems import fewshot, maml, protonet
 from cs330ray.errors import CheckpointError, Diverged
-from cs330ray.home import shipped
-from cs330ray.learners.tasks import Batch
-from cs330ray.service import trainables
-from cs330ray.studies import fewshot, maml, protonet
-from cs330ray.trial import Progress
+from cs330ray.package import shipped
+from cs330ray.spec import reading
+from cs330ray.trial import named as trainables
+from cs330ray.trial.contract import Progress
 
 SEEDS = {"train": 1, "val": 2, "test": 3}
 SMALL = {
@@ -240,7 +240,7 @@ def test_validation_and_test_episodes_are_those_of_maml(shots, test_shots, tmp_p
 
 
 def test_the_shipped_comparison_evaluates_both_on_the_same_tasks():
-    cells = spec.read(shipped() / "more-support.toml").cells
+    cells = reading.read(shipped() / "more-support.toml").cells
     ours, theirs = (trainables.configuration(trainables.load(cell.trainable), cell, {}) for cell in cells)
     assert (ours.eval_ways, ours.eval_shots, ours.eval_queries) == (theirs.ways, theirs.shots, theirs.queries)
     same = ("dataset", "split", "data_seed", "val_tasks", "test_tasks", "test_shots", "test_queries", "query_norm")

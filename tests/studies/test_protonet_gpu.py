@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.studies import fewshot, protonet
+from cs330ray.course.systems import fewshot, protonet
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from cs330ray.data import movielens, text
-from cs330ray.data.text import Example
+from cs330ray.course.data import movielens, text
+from cs330ray.course.data.text import Example
+from cs330ray.course.learners import mann as mann_learner
+from cs330ray.course.models import card
+from cs330ray.course.models.language import one_line
+from cs330ray.course.systems import fewshot, finetune, icl, maml, mann, multitask, protonet
 from cs330ray.errors import CheckpointError, DataError, SpecError
-from cs330ray.learners import mann as mann_learner
-from cs330ray.models import card
-from cs330ray.models.language import one_line
-from cs330ray.service import trainables
-from cs330ray.studies import fewshot, finetune, icl, maml, mann, multitask, protonet
-from cs330ray.trial import Weights
+from cs330ray.trial import named
+from cs330ray.trial.contract import Weights
 from tests.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MAML, TINY_MANN, TINY_MULTITASK, TINY_PROTONET
 
 SEED = 5
@@ -44,7 +44,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
     torch.set_num_threads(1)
 
     def train(name: str, values: dict[str, Any], steps: int = 4, **changes: Any) -> Trained:
-        trainable: Any = trainables.load(name)
+        trainable: Any = named.load(name)
         config = trainable.Config(**values | changes)
         for progress in trainable.train(config, SEED, steps):
             last = progress
@@ -58,8 +58,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
 
 
 def test_every_trainable_of_the_package_gives_a_model() -> None:
-    for name in trainables.names():
-        assert all(hasattr(trainables.load(name), part) for part in ("export", "ready")), name
+    for name in named.names():
+        assert all(hasattr(named.load(name), part) for part in ("export", "ready")), name
 
 
 # Drawings
@@ -328,7 +328,7 @@ def test_tensors_of_another_net_are_refused_in_one_line(trained: Train, name: st
         tensors[first] = torch.cat([tensor, tensor])
     elif change == "type":
         tensors[first] = tensor.double()
-    trainable: Any = trainables.load(name)
+    trainable: Any = named.load(name)
     with pytest.raises(DataError, match=r"^tensors: .*; export the model anew$") as caught:
         trainable.ready(one.config, Weights(tensors, one.exported.notes))
     assert first in str(caught.value) or change == "another"
@@ -338,7 +338,7 @@ def test_tensors_of_another_net_are_refused_in_one_line(trained: Train, name: st
 def test_another_model_below_is_refused_in_one_line(trained: Train, name: str):
     pytest.importorskip("peft")
     one = trained(name, {"finetune": TINY_FINETUNE, "icl": TINY_ICL | {"ordering": "seed"}}[name], steps=1)
-    trainable: Any = trainables.load(name)
+    trainable: Any = named.load(name)
     for notes in (one.exported.notes | {"base_digest": "0" * 64}, {"shots": []}):
         with pytest.raises(DataError, match=r"tiny: the model of digest .* on which this was trained"):
             trainable.ready(one.config, Weights(one.exported.tensors, notes))

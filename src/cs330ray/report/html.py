@@ -10,8 +10,8 @@ from functools import singledispatch
 from importlib import resources
 from typing import Any
 
+from cs330ray.analysis.table import Sheet
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
-from cs330ray.report.sheet import Sheet
 
 # What the file may load, whatever stands in it: nothing. Vega compiles its expressions.
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from cs330ray.report.drawing import Figure
+from cs330ray.analysis.table import Sheet
+from cs330ray.report.figures.marks import Figure
 from cs330ray.report.html import slug
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words
-from cs330ray.report.sheet import Sheet
 from cs330ray.words import number
 
 MOST_NUMBERS = 60  # rows of a figure's numbers that stand in the text

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cs330ray.report import confirmation, frames, notes, words
-from cs330ray.report.comparison import Comparison, in_words
-from cs330ray.report.confirmation import said
-from cs330ray.report.drawing import Figure
-from cs330ray.report.figures import figures
-from cs330ray.report.sheet import Sheet
-from cs330ray.report.statistics import over_seeds
-from cs330ray.service.confirm import on_test
-from cs330ray.spec import Choice, Domain, Study
+from cs330ray.analysis import answer, confirmed, frames, notes
+from cs330ray.analysis.comparison import Comparison, in_words
+from cs330ray.analysis.confirmed import said
+from cs330ray.analysis.statistics import over_seeds
+from cs330ray.analysis.table import Sheet
+from cs330ray.ledger.confirm import on_test
+from cs330ray.report.figures.all import figures
+from cs330ray.report.figures.marks import Figure
+from cs330ray.spec.study import Study
+from cs330ray.spec.tables import Choice, Domain
 
 if TYPE_CHECKING:
-    from cs330ray.report.opened import Opened
+    from cs330ray.report.open_study import Opened
 
 
 WIDTH = 640  # of a figure as SVG, in pixels
@@ -136,7 +137,7 @@ def _of(drawn: dict[str, Drawn], *names: str) -> Iterator[Drawn]:
 
 
 def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
-    table = confirmation.table(study.ledger, study.study)
+    table = confirmed.table(study.ledger, study.study)
     if table is None:
         return
     yield Heading("Confirmed on fresh seeds")
@@ -148,11 +149,11 @@ def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
     yield Sheet(None, table.columns, table.rows)
     yield from _of(drawn, "confirmed")
     for index, name in enumerate(study.study.objective):
-        comparison = confirmation.compared(study.ledger, study.study, index)
+        comparison = confirmed.compared(study.ledger, study.study, index)
         if comparison is not None:
             if not index:
                 yield Words(DIFFERENCES)
-            yield Words(words.how_sure(comparison, name, f"By {name}, {comparison.best}"))
+            yield Words(answer.how_sure(comparison, name, f"By {name}, {comparison.best}"))
             yield differences(comparison, name)
     yield from _of(drawn, "axis")
     if (tested := _test_metrics(study)) is not None:

@@ -4,13 +4,15 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from cs330ray.analysis import answer, confirmed, frames, notes
+from cs330ray.analysis.comparison import Alternative, Comparison, compare, over_splits
+from cs330ray.analysis.confirmed import said
+from cs330ray.analysis.statistics import over_seeds, with_interval
+from cs330ray.analysis.table import Sheet
 from cs330ray.errors import SpecError
-from cs330ray.growth import difference
-from cs330ray.report import confirmation, frames, notes, words
-from cs330ray.report.comparison import Alternative, Comparison, compare, over_splits
-from cs330ray.report.confirmation import said
-from cs330ray.report.figures_splits import over_the_splits
-from cs330ray.report.opened import Opened
+from cs330ray.ledger.confirm import on_test
+from cs330ray.report.figures.splits import over_the_splits
+from cs330ray.report.open_study import Opened
 from cs330ray.report.page import (
     DIFFERENCES,
     Block,
@@ -23,9 +25,7 @@ from cs330ray.report.page import (
     metrics_table,
     question,
 )
-from cs330ray.report.sheet import Sheet
-from cs330ray.report.statistics import over_seeds, with_interval
-from cs330ray.service.confirm import on_test
+from cs330ray.spec.growth import difference
 
 CHOICE = "the confirmed choice"  # of a study of one cell
 MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
@@ -76,7 +76,7 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
         yield Words(DIFFERENCES)
     for name, comparison in compared.items():
         if comparison is not None:
-            yield Words(words.how_sure(comparison, name, f"By {name}, {comparison.best}"))
+            yield Words(answer.how_sure(comparison, name, f"By {name}, {comparison.best}"))
             yield differences(comparison, name)
         if held[name]:
             yield _drawn(studies, name, held[name], comparison)
@@ -89,7 +89,7 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
 
 def _alternatives(studies: Sequence[Opened], objective: int) -> list[Alternative]:
     """The cells' choices over the splits; of a study of one cell its choice, which is another on each split."""
-    found = [confirmation.alternatives(study.ledger, study.study, objective) for study in studies]
+    found = [confirmed.alternatives(study.ledger, study.study, objective) for study in studies]
     if len(studies[0].study.cells) == 1:
         chosen = [{f"trial {one.searched.number}" for one in study.choices.values()} for study in studies]
         found = [
@@ -117,7 +117,7 @@ def _answer(metric: str, comparison: Comparison | None, held: Sequence[Alternati
         first += f", and {on_test(metric)} {with_interval(over_seeds(list(best.test.values())))}"
     if comparison is None:
         return f"{first}. Each split has a choice of its own, so nothing is compared."
-    return f"{first}. {words.how_sure(comparison, metric)}"
+    return f"{first}. {answer.how_sure(comparison, metric)}"
 
 
 def _missing(studies: Sequence[Opened], held: Sequence[Alternative]) -> list[str]:

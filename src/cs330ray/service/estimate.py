@@ -5,21 +5,12 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from cs330ray.service import trainables
-from cs330ray.service.process import settle
-from cs330ray.spec import Cell, Choice, Study
-from cs330ray.trial import Trainable
+from cs330ray.spec.study import Cell, Study, first_values
+from cs330ray.trial import named
+from cs330ray.trial.contract import Trainable
+from cs330ray.trial.environment import settle
 
 EVERY = 4
-
-
-def first_values(cell: Cell) -> dict[str, object]:
-    """A first point of a cell's unconditional space."""
-    return {
-        name: domain.choices[0] if isinstance(domain, Choice) else domain.low
-        for name, domain in cell.space.items()
-        if not domain.when
-    }
 
 
 def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
@@ -29,10 +20,10 @@ def plan(study: Study, slots: int, gpus: float) -> Iterator[str]:
     yield f"  {study.sampler.kind} asks, {study.prune.kind} prunes; {slots} at once on {per_trial} each"
     total_s = 0.0
     for cell in study.cells:
-        trainable = trainables.load(cell.trainable)
-        trainables.configuration(trainable, cell, first_values(cell))
+        trainable = named.load(cell.trainable)
+        named.configuration(trainable, cell, first_values(cell))
         step_s, eval_s = _timed(trainable, cell, study.resources.cpus)
-        every = getattr(trainables.configuration(trainable, cell, first_values(cell)), "eval_every_steps", 1)
+        every = getattr(named.configuration(trainable, cell, first_values(cell)), "eval_every_steps", 1)
         trial_s = study.budget.steps * step_s + study.budget.steps / every * eval_s
         total_s += trial_s * (study.budget.trials + _confirmations(study))
         searched = ", ".join(cell.space) or "nothing"
@@ -55,7 +46,7 @@ def _confirmations(study: Study) -> int:
 
 def _timed(trainable: Trainable, cell: Cell, cpus: float) -> tuple[float, float]:
     """Seconds of one step and of one evaluation, told apart by two spacings of rows."""
-    trainable.prepare(trainables.configuration(trainable, cell, first_values(cell)))
+    trainable.prepare(named.configuration(trainable, cell, first_values(cell)))
     settle(seed=0, cpus=cpus)
     if "eval_every_steps" not in trainable.Config.model_fields:
         return _row_s(trainable, cell, steps=3), 0.0
@@ -66,7 +57,7 @@ def _timed(trainable: Trainable, cell: Cell, cpus: float) -> tuple[float, float]
 
 
 def _row_s(trainable: Trainable, cell: Cell, steps: int, **spacing: int) -> float:
-    config = trainables.configuration(trainable, cell, {**first_values(cell), **spacing})
+    config = named.configuration(trainable, cell, {**first_values(cell), **spacing})
     began = time.perf_counter()
     times = [time.perf_counter() for _ in trainable.train(config, 0, steps)]
     if len(times) == 1:  # it ended at its first row by a rule of its own

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cs330ray.service.records import Ending, Kept, Row
-from cs330ray.trial import Scores
+from cs330ray.ledger.records import Ending, Kept, Row
+from cs330ray.trial.contract import Scores
 
 ASSIGNMENT, NEWS = "assignment", "news"  # the one key of ours in Tune's configuration, and in its result
 

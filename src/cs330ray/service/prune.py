@@ -13,10 +13,10 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cs330ray.service.messages import assigned, news_of
-from cs330ray.spec import Prune
+from cs330ray.spec.tables import Prune
 
 if TYPE_CHECKING:
-    from cs330ray.service.record import Recorder
+    from cs330ray.service.recorder import Recorder
 
 
 def is_rung(prune: Prune, step: int) -> bool:

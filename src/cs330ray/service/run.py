@@ -22,27 +22,31 @@ import psutil
 import ray
 from ray import tune
 
+from cs330ray.checkpoints import copies
+from cs330ray.checkpoints import store as stores
+from cs330ray.checkpoints.copies import Copies
+from cs330ray.checkpoints.store import Store, StoreFault
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError, StudyError
-from cs330ray.service import confirm, copies, lines, objects, trainables
-from cs330ray.service.actor import TrialActor
-from cs330ray.service.backup import Backups
-from cs330ray.service.beside import mirrored
-from cs330ray.service.copies import Copies
-from cs330ray.service.ground import Ground, survey
-from cs330ray.service.lease import Lease, held
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.machine import Machine
+from cs330ray.ledger import confirm, lines
+from cs330ray.ledger.backup import Backups
+from cs330ray.ledger.lease import Lease, held
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import standing
+from cs330ray.mirror.process import mirrored
+from cs330ray.service.ask import LedgerSearcher
+from cs330ray.service.listener import Listener
+from cs330ray.service.machines.machine import Machine
+from cs330ray.service.machines.nodes import preparations
+from cs330ray.service.machines.setup import Ground, survey
 from cs330ray.service.messages import NodeTerms, Terms
-from cs330ray.service.objects import Store, StoreFault
-from cs330ray.service.places import checkpoints_of, copies_of
-from cs330ray.service.preflight import preparations
 from cs330ray.service.prune import ForwardingScheduler
-from cs330ray.service.record import ForwardingCallback, Listener, Recorder, why_to_stop
-from cs330ray.service.records import standing
-from cs330ray.service.search import LedgerSearcher
+from cs330ray.service.recorder import ForwardingCallback, Recorder, why_to_stop
 from cs330ray.service.thin import thin
-from cs330ray.spec import Cell, Study
+from cs330ray.service.workers.actor import TrialActor
+from cs330ray.spec.places import checkpoints_of, copies_of
+from cs330ray.spec.study import Cell, Study
+from cs330ray.trial import named
 from cs330ray.words import plural
 
 BATCH_S = 0.5  # rows are sent together for so long
@@ -75,7 +79,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
         _folder(study, home)
         try:
             with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
-                metrics = {name: trainables.load(name).METRICS for name in study.trainables()}
+                metrics = {name: named.load(name).METRICS for name in study.trainables()}
                 for line in [*ledger.open(study, metrics, compared), *lines.announced(ledger, study)]:
                     listener.says(f"grown: {line}")
                 listener.had_ended(
@@ -251,7 +255,7 @@ def _hand_to_tune(session: _Session, ground: Ground, recorder: Recorder, searche
         with warnings.catch_warnings(), contextlib.suppress(_Over):
             warnings.simplefilter("ignore")
             tune.run(
-                tune.with_parameters(TrialActor, store_url=objects.wanted()) if ground.store else TrialActor,
+                tune.with_parameters(TrialActor, store_url=stores.wanted()) if ground.store else TrialActor,
                 name=study.name,
                 search_alg=searcher,
                 scheduler=ForwardingScheduler(recorder, functools.partial(ground.request, study)),
@@ -294,7 +298,7 @@ def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell
 
 def _terms(study: Study, home: Path, ground: Ground, folder: str | None = None) -> Callable[[Cell, int], Terms]:
     """Say on what terms a trial of a cell runs; with the study's `folder` in the store, if there is one."""
-    code = {name: trainables.code_digest(name) for name in study.trainables()}
+    code = {name: named.code_digest(name) for name in study.trainables()}
     prepares = preparations(study)
 
     def terms(cell: Cell, number: int) -> Terms:

@@ -6,14 +6,15 @@ Runs of confirmation keep theirs: they are what a study is for.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cs330ray import checkpoint
+from cs330ray.analysis.standing import Standing
+from cs330ray.checkpoints import local
+from cs330ray.checkpoints import store as stores
+from cs330ray.checkpoints.copies import Copies, must_be_seen
+from cs330ray.checkpoints.store import StoreFault
 from cs330ray.errors import StudyError
-from cs330ray.service import confirm, objects
-from cs330ray.service.copies import Copies, must_be_seen
-from cs330ray.service.ledger import Ledger
-from cs330ray.service.objects import StoreFault
-from cs330ray.service.standing import Standing
-from cs330ray.spec import Cell, Study
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec.study import Cell, Study
 
 
 def thin(
@@ -51,25 +52,25 @@ def remove_copies(ledger: Ledger, study: Study) -> list[str]:
     """Remove a study's folder in the store; the recorded copies that are left elsewhere. Raises StudyError."""
     cells = [*study.cells, *confirm.fresh_cells(study)]
     left = sorted({place for cell in cells for place in ledger.checkpoints(study, cell).values() if "://" in place})
-    folder, url = ledger.folder(study), objects.wanted()
+    folder, url = ledger.folder(study), stores.wanted()
     if folder is None or url is None:
         return left
     try:
-        store = objects.at(url)
+        store = stores.at(url)
         if any(place.startswith(f"{store.address}/{folder}/") for place in left):
             must_be_seen(store, folder)
         store.remove(folder)
     except StoreFault as fault:
         raise StudyError(
             f"{study.name}: its checkpoints must be removed first, but {fault}; mend the store, or unset "
-            f"{objects.VARIABLE} to leave them there"
+            f"{stores.VARIABLE} to leave them there"
         ) from None
     return [place for place in left if not place.startswith(f"{store.address}/{folder}/")]
 
 
 def _remove(home: Path, copies: Copies | None, recorded: str | None) -> bool:
     """Remove a trial's checkpoints here and in the store; whether what is recorded is gone."""
-    checkpoint.remove(home)
+    local.remove(home)
     if copies is not None:
         try:
             copies.remove()

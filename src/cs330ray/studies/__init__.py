@@ -1,3 +1,1 @@
-"""The systems as trainables, one a module; and what several of them share."""
-
-SYSTEMS = ("finetune", "icl", "maml", "mann", "multitask", "protonet")
+"""`python -m cs330ray.studies.NAME` runs studies/NAME.toml, or one trial alone; the systems are in `course.systems`."""

@@ -1,0 +1,62 @@
+"""What commands share: their arguments, and how they find a ledger, a cell and a trial."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cs330ray.errors import SpecError
+from cs330ray.spec.places import home
+
+if TYPE_CHECKING:
+    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.records import Trial
+    from cs330ray.spec.study import Cell, Study
+
+
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="a study's name, as in `cs330ray list`")]
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override the file, e.g. budget.trials=32")
+]
+
+
+def prefix() -> str:
+    """What makes a command find this home from another shell."""
+    return f"CS330RAY_HOME={shlex.quote(str(home()))} " if home() != Path("runs") else ""
+
+
+def ledger_here() -> "Ledger":
+    """Open the ledger of this home for reading. Raises SpecError where there is none."""
+    from cs330ray.ledger.ledger import Ledger
+
+    if not os.environ.get("CS330RAY_LEDGER") and not (home() / "ledger.db").exists():
+        raise SpecError(f"{home()}: a ledger is needed here, but there is none; run a study, or set CS330RAY_HOME")
+    return Ledger.at(home())
+
+
+def cell_of(study: "Study", name: str) -> "Cell":
+    """The cell of this title, or key."""
+    found = [cell for cell in study.cells if name in (cell.title, cell.key)]
+    if not found:
+        cells = ", ".join(repr(cell.title) for cell in study.cells)
+        raise SpecError(f"--cell: one of {cells} is needed, but got {name!r}")
+    return found[0]
+
+
+def trial_of(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "Trial":
+    """The one trial of this number, in the cell that is named or in any. Raises SpecError."""
+    chosen = study.cells if cell is None else [cell_of(study, cell)]
+    found = [trial for each in chosen for trial in ledger.trials(study, each) if trial.number == number]
+    cells = ", ".join(repr(each.title) for each in study.cells)
+    if len(found) != 1:
+        why = (
+            f"{len(found)} cells have it; add --cell with one of {cells}"
+            if found
+            else "there is none; see `cs330ray show`"
+        )
+        raise SpecError(f"{study.name}: trial {number} must be one trial, but {why}")
+    return found[0]

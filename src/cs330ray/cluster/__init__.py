@@ -1,0 +1,1 @@
+"""Studies on a cluster: files for `ray up`, and jobs."""

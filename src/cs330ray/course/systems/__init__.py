@@ -1,0 +1,1 @@
+"""The systems as trainables, one a module; and what several of them share."""

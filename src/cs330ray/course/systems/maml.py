@@ -1,0 +1,199 @@
+"""MAML on few-shot images: episodes of hand-drawn or printed characters, CS330 homework 2."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cs330ray.course.learners import conv4, maml
+from cs330ray.course.learners.maml import Maml
+from cs330ray.course.learners.tasks import Batch, QueryNorm
+from cs330ray.course.models import card
+from cs330ray.course.models.classifier import Classifier
+from cs330ray.course.systems import fewshot
+from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
+from cs330ray.training import parallel
+from cs330ray.training.device import device, generator
+from cs330ray.training.state import Trained, load_tensors
+from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
+
+SPLITS = "tasks"  # among workers
+
+
+class Config(fewshot.Config):
+    """Every hyperparameter of a MAML trial, with its bounds, default and unit."""
+
+    ways: int = Field(5, ge=2, le=60, description="classes of a task")
+    shots: Drawings = Field(1, description="support drawings of each class of a task")
+    queries: Drawings = Field(15, description="query drawings of each class of a task")
+    tasks: fewshot.Tasks = 16
+    body: conv4.Body = Field(
+        "course", description="Conv-4 without pooling and a mean over space, or with and flattened"
+    )
+    filters: int = Field(32, ge=1, le=512, description="channels of each block")
+    inner_lr: float = Field(
+        0.4, gt=0, le=10, description="learning rate of the inner loop (the paper's alpha), or its start"
+    )
+    inner_steps: int = Field(1, ge=1, le=100, description="gradient steps of the inner loop")
+    learn_inner_lrs: maml.LearnInnerLrs = Field(
+        "none", description="learn an inner rate per tensor, or per tensor and step"
+    )
+    first_order: bool = Field(False, description="take the inner gradients for constants (first-order MAML)")
+    outer_lr: float = Field(1e-3, gt=0, le=1, description="learning rate of the outer Adam (the paper's beta)")
+    query_norm: QueryNorm = Field("query", description="whose batch statistics normalise the queries")
+    eval_every_steps: fewshot.EvalEverySteps = 50
+    eval_inner_steps: int | None = Field(
+        None, ge=1, le=1000, description="inner steps of validation and test; as in training"
+    )
+    val_tasks: fewshot.ValTasks = 100
+    test_tasks: fewshot.TestTasks = 600
+    test_shots: fewshot.TestShots = (1, 2, 4, 6, 8, 10)
+    test_queries: fewshot.TestQueries = 10
+
+    @model_validator(mode="after")
+    def _drawings_suffice(self) -> Self:
+        fewshot.check_drawings("shots", self.shots, self.queries)
+        fewshot.check_drawings("test_shots", self.most_test_shots, self.test_queries)
+        return self
+
+    @property
+    def most_test_shots(self) -> int:
+        """Support drawings of each class that the test needs: those of `test_accuracy` included."""
+        return max(self.shots, *self.test_shots)
+
+    @property
+    def training(self) -> Maml:
+        """The algorithm as it trains."""
+        return Maml(self.body, self.inner_steps, self.first_order, self.query_norm)
+
+    @property
+    def evaluation(self) -> Maml:
+        """The algorithm as it validates and tests."""
+        return replace(self.training, inner_steps=self.eval_inner_steps or self.inner_steps)
+
+
+METRICS: Mapping[str, Metric] = fewshot.metrics(
+    {
+        "loss": LOSS,
+        "pre_adapt_support_accuracy": ACCURACY,
+        "post_adapt_support_accuracy": ACCURACY,
+        "post_adapt_query_accuracy": ACCURACY,
+    }
+)
+
+prepare = fewshot.prepare
+
+
+def chance(config: Config) -> Mapping[str, float]:
+    """What guessing reaches: one class in `ways`."""
+    return {"val_accuracy": 1 / config.ways}
+
+
+def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+    """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
+
+    The `train_` metrics of a row are those of its own step's tasks, before the update.
+    """
+    where = device()
+    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
+    classes_MRHW = fewshot.classes(config, "train", where)
+    kind = Kind(config.tasks, config.ways, config.shots, config.queries)
+    val = fewshot.evaluation(config, "val", kind._replace(tasks=config.val_tasks), where)
+    while state.step < steps:
+        state.step += 1
+        due = state.step % config.eval_every_steps == 0 or state.step == steps
+        batch = fewshot.draw(classes_MRHW, kind, state.generator)
+        row = fewshot.means("train", _scores(config.training, state, batch)) if due else {}
+        _learn(config, state, batch)
+        if due:
+            row |= fewshot.means("val", _scores(config.evaluation, state, val))
+            finite(row["val_loss"], state.step)
+            yield Progress(state.step, row | {"val_accuracy": row["val_post_adapt_query_accuracy"]}, state.save)
+
+
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
+    """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
+    state = _State.fresh(config, 0, device()).restored(checkpoint)
+    return fewshot.test_scores(
+        lambda batch, query_norm: _scores(replace(config.evaluation, query_norm=query_norm), state, batch),
+        _test_batch(config, state.device),
+        shots=config.shots,
+        sweep=config.test_shots,
+        query_norm=config.query_norm,
+        accuracy="post_adapt_query_accuracy",
+    )
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The parameters and inner rates of a checkpoint, and what a card says of them."""
+    said = card.sections(
+        weights="The start that the inner loop adapts to each task, and its rates, as of the last step.",
+        dataset=config.dataset,
+        use=card.CLASSIFY,
+        limits=[
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
+            card.SUPPORT_NORM,
+            *card.OF_DRAWINGS,
+        ],
+    )
+    return Weights(load_tensors(checkpoint), card=said)
+
+
+def ready(config: Config, exported: Weights) -> Classifier:
+    """A classifier that adapts to the support it is shown. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, device()).filled(exported.tensors)
+    algorithm = replace(config.evaluation, query_norm="support")
+
+    def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+        batch = Batch(support_NKCHW[None], query_BCHW[None, None])
+        return maml.predict(algorithm, state.params, state.inner_lrs, batch)[0]
+
+    return Classifier(score, config.ways, state.device)
+
+
+@dataclass(kw_only=True)
+class _State(Trained):
+    """A trial at one moment: the start of the inner loop, and its rates."""
+
+    params: dict[str, Tensor]
+    inner_lrs: dict[str, Tensor]
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
+        """Draw the moment before the first step."""
+        stream = generator("train", seed)
+        drawn = conv4.init(config.body, filters=config.filters, ways=config.ways, generator=stream)
+        params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
+        inner_lrs = maml.init_inner_lrs(params, config.inner_lr, config.learn_inner_lrs, config.inner_steps)
+        learned_lrs = [] if config.learn_inner_lrs == "none" else [lr.requires_grad_() for lr in inner_lrs.values()]
+        tensors = {f"param/{name}": param for name, param in params.items()}
+        return cls(
+            tensors=tensors | {f"inner_lr/{name}": inner_lr for name, inner_lr in inner_lrs.items()},
+            optimizer=torch.optim.Adam([*params.values(), *learned_lrs], lr=config.outer_lr),
+            generator=stream,
+            params=params,
+            inner_lrs=inner_lrs,
+        )
+
+
+def _learn(config: Config, state: _State, batch: Batch) -> None:
+    """Update the weights, and learned rates, once. Raises Diverged."""
+    mine = batch[parallel.share(len(batch))]
+    state.optimizer.zero_grad()
+    loss = maml.outer_backward(config.training, state.params, state.inner_lrs, mine, of=len(batch))
+    finite(parallel.add(loss), state.step)
+    parallel.add_gradients(state.optimizer.param_groups[0]["params"])
+    state.optimizer.step()
+
+
+def _test_batch(config: Config, where: torch.device) -> Batch:
+    kind = Kind(config.test_tasks, config.ways, config.most_test_shots, config.test_queries)
+    return fewshot.evaluation(config, "test", kind, where)
+
+
+def _scores(algorithm: Maml, state: _State, batch: Batch) -> dict[str, Tensor]:
+    return fewshot.gathered(lambda mine: maml.evaluate(algorithm, state.params, state.inner_lrs, mine), batch)

@@ -1,0 +1,206 @@
+"""MANN on few-shot images: sequences of labelled characters, then new drawings of them, CS330 homework 1."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cs330ray.course.learners import mann
+from cs330ray.course.learners.mann import Batch, Mann
+from cs330ray.course.models import card
+from cs330ray.course.models.classifier import Classifier
+from cs330ray.course.systems import fewshot
+from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings
+from cs330ray.training import parallel
+from cs330ray.training.device import device, generator
+from cs330ray.training.state import Trained, ci95, load_tensors
+from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
+
+SPLITS = "tasks"  # among workers
+OF_LEAKS = (
+    "Trained and scored with protocol = leaky: a query may be one of the very drawings that were shown, so its figures "
+    "are better than those to expect of new ones"
+)
+
+
+class Config(fewshot.Config):
+    """Every hyperparameter of a MANN trial, with its bounds, default and unit."""
+
+    protocol: Literal["clean", "leaky"] = Field(
+        "clean",
+        description="queries are never of the support, or drawn regardless of it, as some published solutions do, "
+        "in training, validation and test alike",
+    )
+    ways: int = Field(3, ge=2, le=60, description="classes of a task, and its queries")
+    shots: Drawings = Field(1, description="support drawings of each class of a task")
+    tasks: int = Field(128, ge=1, le=4096, description="tasks of an outer step")
+    cell: mann.Cell = Field("lstm", description="how a layer remembers: LSTM, GRU or plain tanh")
+    layers: int = Field(1, ge=1, le=8, description="recurrent layers before the last, which is as wide as the classes")
+    hidden: int = Field(128, ge=1, le=4096, description="units of each recurrent layer but the last")
+    encoder: mann.Encoder = Field("none", description="give the memory pixels, or features of a convolutional net")
+    filters: int = Field(16, ge=1, le=512, description="channels of each block of the conv encoder")
+    lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
+    eval_every_steps: fewshot.EvalEverySteps = 500
+    val_tasks: fewshot.ValTasks = 600
+    test_tasks: fewshot.TestTasks = 600
+
+    @property
+    def net(self) -> Mann:
+        """The net as it trains, validates and tests."""
+        return Mann(self.cell, self.layers, self.encoder)
+
+
+METRICS: Mapping[str, Metric] = {
+    **{f"{part}_accuracy": ACCURACY for part in ("train", "val", "test")},
+    **{f"{part}_loss": LOSS for part in ("train", "val", "test")},
+    "test_accuracy_ci95": Metric("min", 0.0),
+}
+
+prepare = fewshot.prepare
+
+
+def chance(config: Config) -> Mapping[str, float]:
+    """What guessing reaches: one class in `ways`."""
+    return {"val_accuracy": 1 / config.ways}
+
+
+def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+    """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
+
+    The `train_` metrics of a row are those of its own step's tasks, before the update.
+    """
+    where = device()
+    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
+    classes_MRHW = fewshot.classes(config, "train", where)
+    val = _evaluation_batch(config, "val", config.val_tasks, where)
+    while state.step < steps:
+        state.step += 1
+        batch = _draw(config, classes_MRHW, config.tasks, state.generator)
+        mine = batch[parallel.share(len(batch))]
+        losses_T, logits_TNN = _learn(config, state, mine, of=len(batch))
+        if state.step % config.eval_every_steps == 0 or state.step == steps:
+            row = fewshot.means("train", _gathered(losses_T, logits_TNN, mine))
+            row |= fewshot.means("val", _score(config, state, val))
+            finite(row["val_loss"], state.step)
+            yield Progress(state.step, row, state.save)
+
+
+def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
+    """Score the checkpoint on the test characters, under the protocol that it was trained by."""
+    state = _State.fresh(config, 0, device()).restored(checkpoint)
+    scores_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
+    metrics = fewshot.means("test", scores_T) | {"test_accuracy_ci95": ci95(scores_T["accuracy"])}
+    return Scores(metrics, {"test_accuracy": fewshot.items(scores_T["accuracy"])})
+
+
+def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
+    """The parameters of a checkpoint, and what a card says of them."""
+    said = card.sections(
+        weights="The net with its memory, as of the last step.",
+        dataset=config.dataset,
+        use=card.CLASSIFY,
+        limits=[
+            f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
+            "Each query is read alone behind the support, so that no answer hangs on other queries; `test_accuracy` is "
+            f"of {config.ways} queries read one after another, one of each class",
+            *([OF_LEAKS] if config.protocol == "leaky" else []),
+            *card.OF_DRAWINGS,
+        ],
+    )
+    return Weights(load_tensors(checkpoint), card=said)
+
+
+def ready(config: Config, exported: Weights) -> Classifier:
+    """A classifier that remembers the support. Raises DataError where the tensors are of another net."""
+    state = _State.fresh(config, 0, device()).filled(exported.tensors)
+
+    @torch.no_grad()
+    def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
+        return mann.predict(config.net, state.params, support_NKCHW, query_BCHW)
+
+    return Classifier(score, config.ways, state.device)
+
+
+@dataclass(kw_only=True)
+class _State(Trained):
+    """A trial at one moment: the net with its memory."""
+
+    params: dict[str, Tensor]
+
+    @classmethod
+    def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
+        """Draw the moment before the first step."""
+        stream = generator("train", seed)
+        drawn = mann.init(config.net, hidden=config.hidden, ways=config.ways, filters=config.filters, generator=stream)
+        params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
+        optimizer = torch.optim.Adam(params.values(), lr=config.lr, fused=True)
+        return cls(tensors=params, optimizer=optimizer, generator=stream, params=params)
+
+
+def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Tensor, Tensor]:
+    """Update the weights once, by `of` tasks of which `batch` is this worker's share; its losses and logits before.
+
+    Raises Diverged.
+    """
+    logits_TNN = mann.logits(config.net, state.params, batch)
+    losses_T = mann.losses(logits_TNN, batch.labels_TN)
+    loss = losses_T.sum() / of
+    finite(parallel.add(loss.item()), state.step)
+    state.optimizer.zero_grad()
+    if len(batch):
+        torch.autograd.backward(loss)
+    parallel.add_gradients(state.params.values())
+    state.optimizer.step()
+    return losses_T, logits_TNN
+
+
+def _draw(config: Config, classes_MRHW: Tensor, tasks: int, stream: torch.Generator) -> Batch:
+    """Draw tasks as sequences; leaky ones have a query that is of the support with a chance of shots / drawings."""
+    classes, drawings = classes_MRHW.shape[:2]
+    ways, shots = config.ways, config.shots
+    classes_TN = _distinct(tasks, classes, ways, stream)
+    drawings_TNS = _distinct(tasks * ways, drawings, shots + 1, stream).view(tasks, ways, shots + 1)
+    if config.protocol == "leaky":
+        drawings_TNS[..., -1] = torch.randint(drawings, (tasks, ways), generator=stream)
+    labels_TN = _distinct(tasks, ways, ways, stream)
+    images_TNS = classes_TN[..., None] * drawings + drawings_TNS
+    images_TNS[..., -1] = images_TNS[..., -1].gather(1, labels_TN)
+    images_B = images_TNS.permute(2, 1, 0).flatten().to(classes_MRHW.device)
+    gathered = classes_MRHW.flatten(0, 1).index_select(0, images_B).to(torch.float32).mul_(1 / 255)
+    images_LTCHW = gathered.view(-1, tasks, 1, *classes_MRHW.shape[2:])
+    return Batch(images_LTCHW, labels_TN.to(classes_MRHW.device))
+
+
+def _distinct(rows: int, choices: int, picks: int, generator: torch.Generator) -> Tensor:
+    """Draw distinct numbers below `choices` in each row, every ordered choice equally likely: (rows, picks), int64.
+
+    Each is drawn from as many as are left and then moved up past those that are taken: for a few of many choices
+    cheaper than to sort them all.
+    """
+    found = torch.empty(rows, 0, dtype=torch.int64)
+    for taken in range(picks):
+        pick = torch.randint(choices - taken, (rows,), generator=generator)
+        for earlier in found.sort(dim=1).values.unbind(dim=1):
+            pick += pick >= earlier
+        found = torch.cat([found, pick[:, None]], dim=1)
+    return found
+
+
+def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, where: torch.device) -> Batch:
+    return _draw(config, fewshot.classes(config, part, where), tasks, generator(part, config.data_seed))
+
+
+@torch.no_grad()
+def _score(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
+    mine = batch[parallel.share(len(batch))]
+    logits_TNN = mann.logits(config.net, state.params, mine)
+    return _gathered(mann.losses(logits_TNN, mine.labels_TN), logits_TNN, mine)
+
+
+def _gathered(losses_T: Tensor, logits_TNN: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The scores of all workers' tasks, one value a task (T,), given what `batch`, this worker's share, has."""
+    return parallel.gather_scores({"loss": losses_T, "accuracy": mann.accuracies(logits_TNN, batch.labels_TN)})

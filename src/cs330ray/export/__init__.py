@@ -1,0 +1,1 @@
+"""A model as a directory: which run, its weights, its card."""

@@ -1,0 +1,1 @@
+"""The record: one database with everything that is known of every study."""

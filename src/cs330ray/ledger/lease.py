@@ -1,0 +1,162 @@
+"""The lease: who runs a study. It lies in the ledger, so that it holds on every machine that shares the ledger.
+
+A driver beats as long as it lives. One that died is succeeded: on its own machine at once, since its process is gone,
+elsewhere when it has not beaten for a minute by the successor's clock. Wall times are never compared.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cs330ray.errors import LedgerError, SpecError
+from cs330ray.ledger.ledger import Ledger
+
+BEAT_S = 5.0
+SILENCE_S = 60.0  # a driver on another machine that has not beaten for so long is dead
+LOOK_S = 0.5
+DYING_S = 1.0  # a process that was killed may take so long to go
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a study, told from every other process of any time on any machine."""
+
+    host: str
+    place: str  # the boot of the machine and the namespace in which `pid` counts
+    pid: int
+    birth: str
+
+    @classmethod
+    def here(cls) -> "Holder":
+        """This process."""
+        return cls(socket.gethostname(), _place(), os.getpid(), birth_of(os.getpid()) or "")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        return self.place == _place()
+
+    @property
+    def lives_here(self) -> bool:
+        """Whether it is a living process of this machine."""
+        return self.is_here and birth_of(self.pid) == self.birth
+
+
+class Lease:
+    """A study that this process holds."""
+
+    def __init__(self, ledger: Ledger, study: str, owner: str) -> None:
+        self._ledger, self._study, self._owner = ledger, study, owner
+        self._lost = threading.Event()
+        self._leaving = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+
+    def check(self) -> None:
+        """Raise LedgerError where another driver is known to have taken the study over."""
+        if self._lost.is_set():
+            raise LedgerError(
+                f"{self._study}: one driver at a time may write, but another took the study over while this one was "
+                "silent; nothing was overwritten, leave it to that one"
+            )
+
+    def fence(self) -> None:
+        """Beat now, before a write that must not be made twice. Raises LedgerError like `check`."""
+        if not self._ledger.beat(self._study, self._owner):
+            self._lost.set()
+        self.check()
+
+    def end(self) -> None:
+        """Let the study go."""
+        self._leaving.set()
+        self._beating.join()
+        with contextlib.suppress(LedgerError):  # then a successor finds this process dead
+            self._ledger.free(self._study, self._owner)
+
+    def _beat(self) -> None:
+        while not self._leaving.wait(BEAT_S):
+            try:
+                if not self._ledger.beat(self._study, self._owner):
+                    self._lost.set()
+                    return
+            except LedgerError:  # whoever writes the ledger next says so
+                self._ledger.failure = None
+
+
+@contextlib.contextmanager
+def held(
+    ledger: Ledger,
+    study: str,
+    says: Callable[[str], None] = lambda _: None,
+    waits: Callable[[], None] = lambda: None,
+) -> Iterator[Lease]:
+    """Hold a study.
+
+    Raises SpecError where a living driver holds it. Who holds one on another machine and is silent is waited for;
+    `waits` is called meanwhile, and may raise.
+    """
+    owner = uuid.uuid4().hex
+    _take(ledger, study, owner, says, waits)
+    lease = Lease(ledger, study, owner)
+    try:
+        yield lease
+    finally:
+        lease.end()
+
+
+def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
+    me = json.dumps(vars(Holder.here()))
+    began, seen = time.monotonic(), None
+    while not ledger.take(study, owner, me, instead_of=None):
+        found = ledger.holder(study)
+        if found is None:
+            continue  # it has just left
+        holder, now = Holder(**json.loads(found.holder)), (found.owner, found.beats)
+        waited_s = time.monotonic() - began
+        if holder.is_here:
+            if not holder.lives_here and ledger.take(study, owner, me, instead_of=now):
+                return
+            if holder.lives_here and waited_s > DYING_S:
+                raise _refused(study, f"process {holder.pid}")
+        elif seen not in (None, now):
+            raise _refused(study, f"process {holder.pid} on {holder.host}")
+        elif seen is None:
+            says(f"{study}: process {holder.pid} on {holder.host} holds it; succeeded when silent for {SILENCE_S:.0f}s")
+        elif waited_s > SILENCE_S and ledger.take(study, owner, me, instead_of=now):
+            return
+        seen = now
+        waits()
+        time.sleep(LOOK_S)
+
+
+def _refused(study: str, who: str) -> SpecError:
+    return SpecError(f"{study}: a study runs once at a time, but {who} runs it; wait, or stop that one")
+
+
+def _place() -> str:
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux alone has these
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def birth_of(pid: int) -> str | None:
+    """When a process began, by a clock that never jumps; None where it is not alive."""
+    try:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return None
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None

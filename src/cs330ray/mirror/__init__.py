@@ -1,0 +1,1 @@
+"""MLflow shown what the ledger holds."""

@@ -1,0 +1,89 @@
+"""What runs beside a study while its driver lives: the mirror, a process that is started again when it dies."""
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cs330ray.service.listener import Listener
+
+WAIT_S = 10.0  # for the mirror at the end
+AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
+MOST_S = 120.0
+
+
+class MirrorProcess:
+    """`cs330ray sync STUDY --follow`, held by a pipe: it leaves when this process does, however that died."""
+
+    def __init__(self, study: str, home: Path) -> None:
+        self._study, self._home = study, home.resolve()
+        self.log = home / study / "mirror.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = -math.inf
+        self._again_s = AGAIN_S
+        self.tend()
+
+    def tend(self) -> None:
+        """Start it where it is not running, but not too often."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        age_s = time.monotonic() - self._started_s
+        if age_s < self._again_s:
+            return
+        self._again_s = min(2 * self._again_s, MOST_S) if age_s < 4 * self._again_s else AGAIN_S
+        self._leave()
+        self._started_s = time.monotonic()
+        command = [sys.executable, "-m", "cs330ray", "sync", self._study, "--follow", "--until-eof"]
+        with contextlib.suppress(OSError), self.log.open("a") as log:  # a disk that takes nothing: again later
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "CS330RAY_HOME": str(self._home)},
+                start_new_session=True,
+            )
+
+    def end(self) -> bool:
+        """Let it make one more pass; whether MLflow agrees with the ledger then."""
+        if self._process is None or self._process.poll() is not None:
+            self._started_s = -math.inf
+            self.tend()
+        self._leave()
+        return self._process is not None and self._process.returncode == 0
+
+    def _leave(self) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(WAIT_S)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class NoMirror:
+    """Where no mirror is wanted."""
+
+    def tend(self) -> None:
+        """Do nothing."""
+
+
+@contextlib.contextmanager
+def mirrored(study: str, home: Path, listener: Listener, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
+    """Keep the mirror running beside the study, and wait a little for it at the end."""
+    if not wanted:
+        yield NoMirror()
+        return
+    mirror = MirrorProcess(study, home)
+    try:
+        yield mirror
+    finally:
+        if not mirror.end():
+            listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")

@@ -1,0 +1,295 @@
+"""The mirror: make MLflow agree with the ledger, from where it left off, as often as one likes.
+
+Nothing here is needed to run a study: MLflow slow, down or gone costs the picture alone.
+"""
+
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import filelock
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from cs330ray.analysis.standing import Standing, standings
+from cs330ray.clock import wall_s
+from cs330ray.errors import Cs330rayError
+from cs330ray.ledger.confirm import Confirmed
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Row, Trial
+from cs330ray.mirror import captions
+from cs330ray.mirror.captions import UNMARKED
+from cs330ray.mirror.description import Answer
+from cs330ray.mirror.runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
+from cs330ray.spec.study import Cell, Study
+from cs330ray.words import first_line, redacted
+
+LAST = "mirror.last"  # who was last at work on a study here
+METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
+POLL_S = 1.0
+PATIENCE_S = 30.0
+
+FAULTS = (
+    MlflowException,
+    OSError,
+    ValueError,
+    ImportError,
+    SQLAlchemyError,
+)  # all that MLflow answers a bad address with
+
+
+class MirrorError(Cs330rayError):
+    """MLflow cannot be reached or does not answer; the ledger is whole, and `cs330ray sync` catches up."""
+
+
+class Mirror:
+    """One study's mirror."""
+
+    def __init__(self, ledger: Ledger, study: str, home: Path) -> None:
+        self._ledger = ledger
+        self._name = study
+        self._home = home
+        self._picture: _Picture | None = None
+        self._mark = uuid.uuid4().hex
+
+    def sync(self) -> int:
+        """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
+        with self._at_work() as picture:
+            return picture.show(self._ledger.study(self._name))
+
+    def attach(self, files: Sequence[Path]) -> None:
+        """Make MLflow agree, with `files` on the study's run and the first of them in its description."""
+        with self._at_work() as picture:
+            picture.show(self._ledger.study(self._name))
+            picture.runs.attach(STUDY, files)
+            picture.show(self._ledger.study(self._name))
+
+    @contextmanager
+    def _at_work(self) -> Iterator["_Picture"]:
+        try:
+            with _one_at_a_time(self._home / self._name / "mirror.lock"):
+                self._forget_if_another_wrote(self._home / self._name / LAST)
+                if self._picture is None:
+                    self._forget_former(self._home / self._name / "mirror.uids")
+                    runs = Runs(self._home, self._name, self._ledger.uid(self._name))
+                    self._picture = _Picture(self._ledger, runs)
+                yield self._picture
+        except FAULTS as error:
+            self._picture = None  # what MLflow holds is read anew after a fault
+            reason = redacted(first_line(error))[:200]
+            at = redacted(tracking_uri(self._home))
+            raise MirrorError(
+                f"{at}: MLflow must answer, but {reason}; the ledger is whole, try again later"
+            ) from error
+
+    def _forget_former(self, shown: Path) -> None:
+        """Delete the runs of identities that the study had here before its ledger was restored."""
+        uid = self._ledger.uid(self._name)
+        former = [line for line in shown.read_text().split() if line != uid] if shown.exists() else []
+        shown.write_text("\n".join([*former, uid]))  # before a run is made: one that is cut off is found again
+        for other in former:
+            delete_runs(self._name, other, self._home)
+        shown.write_text(uid)
+
+    def _forget_if_another_wrote(self, last: Path) -> None:
+        """Read MLflow anew where another mirror has been at work since this one's last pass."""
+        if not last.exists() or last.read_text() != self._mark:
+            self._picture = None
+            last.write_text(self._mark)
+
+
+def was_shown(home: Path, study: str) -> bool:
+    """Whether a mirror has been at work on a study here."""
+    return (home / study / LAST).exists()
+
+
+@dataclass
+class _Picture:
+    """What MLflow is to show of a study: study > cell > trial > its confirmations. Each method counts its changes."""
+
+    ledger: Ledger
+    runs: Runs
+    done: set[Key] = field(default_factory=set)  # nothing more will happen to these
+
+    def show(self, study: Study) -> int:
+        cells = standings(self.ledger, study)
+        answer = Answer(study, cells)
+        tags = {"objective": ", ".join(study.objective), "digest": study.digest}
+        changes = self.runs.ensure(STUDY, answer.title, None, tags)
+        for cell in cells:
+            changes += self._cell(cell, star=len(cells) > 1 and cell is answer.first)
+        changes += self._describe(answer)
+        return changes + self.runs.conclude(STUDY, "COMPLETE" if answer.over else "RUNNING", wall_s())
+
+    def _describe(self, answer: Answer) -> int:
+        """Say on the experiment and on the study's run what the study has come to."""
+        attached = self.runs.tag_of(STUDY, "attached")
+        report = self.runs.address(STUDY, f"/artifacts/{attached}") if attached else None
+        note = answer.note(lambda trial: self.runs.address(("trial", trial.cell.key, str(trial.number))), report)
+        return self.runs.measure(STUDY, answer.figures()) + self.runs.describe(note, answer.short)
+
+    def _cell(self, cell: Standing, *, star: bool) -> int:
+        key = ("cell", cell.cell.key, "")
+        changes = self.runs.ensure(key, captions.cell_name(cell, star=star), STUDY, captions.best_tags(cell))
+        for trial in cell.trials:
+            changes += self._trial(cell.study, cell.cell, trial, captions.trial_name(cell, trial), key)
+            changes += self._marks(cell, trial)
+        changes += self._checkpoints(cell.study, cell.cell, cell.trials)
+        changes += sum(self._confirmed(cell.study, cell.cell, one) for one in cell.candidates)
+        changes += self.runs.measure(key, captions.figures(cell))
+        ended_s = max((trial.ended_s or 0.0 for trial in cell.trials), default=0.0) or wall_s()
+        return changes + self.runs.conclude(key, "COMPLETE" if cell.over else "RUNNING", ended_s)
+
+    def _marks(self, cell: Standing, trial: Trial) -> int:
+        """Say of a trial what rank it has among the best, and take that from one that had it."""
+        key, marks = ("trial", cell.cell.key, str(trial.number)), captions.marks(cell, trial)
+        said = {tag: text for tag, text in marks.items() if text != UNMARKED or self.runs.tag_of(key, tag) is not None}
+        return self.runs.tag(key, said)
+
+    def _checkpoints(self, study: Study, cell: Cell, trials: Sequence[Trial]) -> int:
+        """Say of each trial that has ended where its last checkpoint lies, if it is still kept."""
+        held = self.ledger.checkpoints(study, cell)
+        return sum(
+            self.runs.tag(("trial", cell.key, str(trial.number)), {"checkpoint": str(held.get(trial.number, "none"))})
+            for trial in trials
+            if trial.state != "RUNNING"
+        )
+
+    def _confirmed(self, study: Study, cell: Cell, one: Confirmed) -> int:
+        """Show each fresh run under the trial that it confirms, and on that trial the means so far."""
+        parent, changes = ("trial", cell.key, str(one.searched.number)), 0
+        for run in one.runs:
+            overtaken = not one.current and run.trial.state == "RUNNING"  # nothing will end it
+            trial = (
+                replace(run.trial, state="PRUNED", reason="not among the candidates now") if overtaken else run.trial
+            )
+            changes += self._trial(study, run.trial.cell, trial, captions.fresh_name(study, run), parent)
+            changes += self._checkpoints(study, run.trial.cell, [trial])
+        if one.values:
+            changes += self.runs.tag(parent, captions.means(study, one) | {"confirmed_seeds": str(len(one.values))})
+        return changes
+
+    def _trial(self, study: Study, cell: Cell, trial: Trial, name: str, parent: Key) -> int:
+        key = ("trial", cell.key, str(trial.number))
+        if key in self.done:
+            return self.runs.name(key, name)
+        changes = self.runs.ensure(
+            key, name, parent, self._tags(study, cell, trial), trial.started_s, {**cell.fixed, **trial.params}
+        )
+        rows = self.ledger.rows(study, cell, trial.number, after=int(self.runs.tag_of(key, "mirrored_step") or -1))
+        changes += self._rows(key, rows)
+        if trial.state == "COMPLETE" and cell.fresh is not None and self.runs.tag_of(key, "tested_step") is None:
+            changes += self._test(study, key, trial)
+        changes += self.runs.conclude(key, trial.state, trial.ended_s)
+        if trial.ended_s is not None:
+            self.done.add(key)
+        return changes
+
+    def _tags(self, study: Study, cell: Cell, trial: Trial) -> dict[str, str]:
+        tags = {"state": trial.state, "seed": str(trial.seed)}
+        if trial.continues is not None:
+            tags["continues"] = str(trial.continues)
+        if cell.fresh is not None:
+            tags |= {"fresh_seed": str(cell.fresh), "confirms": str(trial.number)}
+        if trial.reason:
+            tags["reason"] = trial.reason
+        for on in self.ledger.attempts(study, cell, trial.number)[-1:]:
+            tags |= {name: str(on[name]) for name in ("host", "device", "code", "data")}
+        return tags
+
+    def _rows(self, key: Key, rows: list[Row]) -> int:
+        """Send rows in batches; each batch ends with the tag that says how far it came."""
+        batch: list[Metric] = []
+        for index, row in enumerate(rows):
+            batch += [
+                Metric(spoken(name), value, int(row.wall_s * 1000), row.step) for name, value in row.metrics.items()
+            ]
+            if len(batch) >= METRICS_PER_BATCH or index == len(rows) - 1:
+                self.runs.log(key, metrics=batch)
+                self.runs.tag(key, {"mirrored_step": str(row.step)})
+                batch = []
+        return len(rows)
+
+    def _test(self, study: Study, key: Key, trial: Trial) -> int:
+        """Send what a confirmation reached on test, at its last step."""
+        step = self.ledger.last_step(study, trial.cell, trial.number)
+        reached = self.ledger.test_metrics(study, trial.cell, trial.number)
+        at_ms = int((trial.ended_s or wall_s()) * 1000)
+        self.runs.log(key, metrics=[Metric(spoken(name), value, at_ms, step) for name, value in reached.items()])
+        self.runs.tag(key, {"tested_step": str(step)})
+        return len(reached)
+
+
+def attach(ledger: Ledger, study: str, home: Path, files: Sequence[Path]) -> None:
+    """Put files, such as a report, on the study's run in MLflow in place of earlier ones of their names.
+
+    The description leads to the first. Raises MirrorError; the files stand where they are.
+    """
+    Mirror(ledger, study, home).attach(files)
+
+
+def forget(study: str, uid: str, home: Path) -> int:
+    """Delete a study's runs from MLflow, and what its experiment says of it; how many. Raises MirrorError."""
+    try:
+        return delete_study(study, uid, home)
+    except FAULTS as error:
+        raise MirrorError(
+            f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}; its runs stay"
+        ) from error
+
+
+def pages(home: Path) -> dict[str, str]:
+    """Where MLflow's server shows each study that is mirrored, the newest first. Raises MirrorError."""
+    try:
+        return all_pages(home)
+    except FAULTS as error:
+        raise MirrorError(f"{redacted(tracking_uri(home))}: MLflow must answer, but {type(error).__name__}") from error
+
+
+def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -> bool:
+    """Keep the mirror up to date until SIGTERM or Ctrl-C, then once more; whether MLflow agrees at the end.
+
+    With `until_eof` the end of stdin ends it instead: a pipe closes with the process that holds it, however that one
+    died, and not before it has written its last words, as where a whole tree of processes is sent the signal.
+    """
+    leaving = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN if until_eof else lambda *_: leaving.set())
+    if until_eof:
+        threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
+    os.nice(15)  # as the trials, which Ray runs so
+    mirror, wait_s = Mirror(ledger, study, home), POLL_S
+    while True:
+        last = leaving.is_set()
+        try:
+            mirror.sync()
+            agrees, wait_s = True, POLL_S
+        except MirrorError as error:
+            print(error, flush=True)  # noqa: T201 - into mirror.log
+            agrees, wait_s = False, min(2 * wait_s, PATIENCE_S)
+        if last:
+            return agrees
+        leaving.wait(wait_s)
+
+
+def _leave_at_eof(leaving: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    leaving.set()
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the mirror of a study, so that two never make one run twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=60):
+            yield
+    except filelock.Timeout as error:
+        raise MirrorError(f"{path}: one mirror at a time, but another is at work; try again later") from error

@@ -1,0 +1,1 @@
+"""One trial again, compared with its record."""

@@ -1,0 +1,298 @@
+"""The recorder: the one object that takes each result of a trial, in the one order that loses nothing.
+
+Rows first, then the report to Optuna, then the pruner, then the end of the trial.
+"""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray import tune
+
+from cs330ray.checkpoints.copies import Copies
+from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost
+from cs330ray.ledger import confirm
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.lines import finished
+from cs330ray.ledger.records import Ending, Loss
+from cs330ray.service.listener import Listener
+from cs330ray.service.machines.nodes import Nodes
+from cs330ray.service.messages import Assignment, News, Start, assigned, news_of
+from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.service.thin import thin
+from cs330ray.spec.study import Cell, Study
+from cs330ray.words import first_line, plural
+
+REASON_LENGTH = 200
+DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
+LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
+NODES_ALLOWED = 20  # and one that loses more nodes than this: it may be what ends them
+
+
+class Recorder:
+    """Takes results, writes the ledger, and says whether a trial stops."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        study: Study,
+        listener: Listener,
+        place: Callable[[Cell, int], Path] | None = None,
+        copies: Callable[[Cell, int], Copies] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._listener = listener
+        self._place = place  # where a trial's checkpoints lie; nothing is thinned without
+        self._copies = copies  # those in a store
+        self._all_fail = True  # so far, as this one knows
+        self.failure: Cs330rayError | None = None  # why the study cannot go on
+        self._unsaved: set[tuple[str, int]] = set()  # the trials whose last checkpoint could not be written
+        self._waits_s: dict[tuple[str, int], float] = {}  # since when a trial waits for room to end
+        self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
+        self._goals = ledger.goals(study)
+        self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
+
+    def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
+        """Record the news of Tune's trial `trial_id` in an iteration, once; whether the trial stops here."""
+        if trial_id in self._taken and self._taken[trial_id][0] == iteration:
+            return self._taken[trial_id][1]
+        cell, number = self.cell(assignment), assignment.trial
+        begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
+        self._record(cell, number, assignment, news)
+        ending = self._prune_before(cell, number, assignment) if begins else None
+        ending = ending or self._prune(cell, number, news) or news.end
+        if ending is not None:
+            self._end(cell, number, ending)
+        self._taken[trial_id] = (iteration, ending is not None)
+        return ending is not None
+
+    def lose(self, assignment: Assignment, reason: str, live: Collection[str] | None = None) -> bool:
+        """Record that a trial's worker was lost; whether the trial is to be taken up again.
+
+        On a cluster `live` are the nodes that live: a loss whose nodes do not is no fault of the trial.
+        """
+        cell, number = self.cell(assignment), assignment.trial
+        loss = self._loss(cell, number, reason, on_cluster=live is not None)
+        losses = self._ledger.write_loss(self._study, cell, number, loss)
+        own = [each for each in losses if live is None or each.nodes.issubset(live)]
+        self._waits_s.pop((cell.key, number), None)
+        self._listener.lost(cell, number, len(losses))
+        if len(own) <= LOSSES_ALLOWED and len(losses) <= NODES_ALLOWED:
+            return True
+        times = f"{len(losses)} times: {loss.reason}"
+        if "OutOfMemoryError" in loss.reason:  # as Ray says it
+            self._end(cell, number, Ending("FAIL", f"out of memory: worker ended {times}", cause="memory"))
+        else:
+            self._end(cell, number, Ending("FAIL", f"worker lost {times}", cause="lost"))
+        return False
+
+    def _loss(self, cell: Cell, number: int, reason: str, *, on_cluster: bool) -> Loss:
+        """A loss with the nodes of the trial's last start, where there is a cluster."""
+        attempts = self._ledger.attempts(self._study, cell, number) if on_cluster else []
+        if not attempts:
+            return Loss(reason, frozenset())
+        nodes = attempts[-1]["nodes"]
+        return Loss(f"{reason} [on {' '.join(nodes)}]", frozenset(nodes))
+
+    def _end(self, cell: Cell, number: int, ending: Ending) -> None:
+        ending = self._ledger.end(self._study, cell, number, ending)
+        self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
+        if cell.fresh is None:
+            if self._place is not None:
+                thin(self._ledger, self._study, cell, self._place, [number], self._copies)
+            self._all_fail &= ending.state == "FAIL"
+            if self._all_fail:
+                self.failure = self.failure or why_to_stop(self._ledger, self._study)
+
+    def _complete_lines(self, cell: Cell) -> set[int]:
+        """The trials that are COMPLETE with all steps, and those that they continue."""
+        trials = self._ledger.trials(self._study, cell)
+        ends = [trial for trial in finished(self._study, trials) if trial.state == "COMPLETE"]
+        return {number for trial in ends for number in self._ledger.lineage(self._study, cell, trial.number)}
+
+    def cell(self, assignment: Assignment) -> Cell:
+        """The cell of an assignment."""
+        return self._cells[assignment.cell]
+
+    def _record(self, cell: Cell, number: int, assignment: Assignment, news: News) -> None:
+        study, ledger = self._study, self._ledger
+        if news.start is not None:
+            self._begin(cell, number, assignment, news.start)
+        self._saved(cell, number, news)
+        if (kept := news.checkpoint) is not None:
+            ledger.write_checkpoint(study, cell, number, kept.step, kept.path, kept.digest)
+        ledger.write_rows(study, cell, number, news.rows)
+        if news.scores is not None:
+            ledger.write_scores(study, cell, number, news.scores)
+        if news.untested is not None:
+            ledger.write_untested(study, cell, number, news.untested.reason, news.untested.traceback)
+        for row in news.rows:
+            if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
+                ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
+            self._listener.reached(cell, number, row)
+
+    def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start) -> None:
+        """Record a start of a trial, and say so where a continuation has to train from scratch."""
+        self._compare(cell, number, start)
+        self._ledger.write_attempt(self._study, cell, number, start.recorded())
+        self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
+        if assignment.continues is not None and start.resumed_from_step is None:
+            before = self._ledger.lineage(self._study, cell, number)[-2]
+            self._listener.says(
+                f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from the "
+                "start"
+            )
+
+    def _saved(self, cell: Cell, number: int, news: News) -> None:
+        """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
+        key = (cell.key, number)
+        if news.waits is None:
+            self._waits_s.pop(key, None)
+        if news.unsaved is None:
+            if news.checkpoint is not None or news.start is not None:
+                self._unsaved.discard(key)
+            return
+        if key not in self._unsaved:
+            self._unsaved.add(key)
+            done = "read" if news.waits == "begin" else "written"
+            self._listener.says(f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again")
+        if news.waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
+            remedy = "mend the store" if "://" in news.unsaved else "make room"
+            self.failure = StudyError(
+                f"{self._study.name}: trial {number} needs its checkpoint to {news.waits}, but {news.unsaved} for "
+                f"{DISK_PATIENCE_S:.0f}s; {remedy}, and the same command goes on"
+            )
+
+    def _compare(self, cell: Cell, number: int, start: Start) -> None:
+        """Say so where a trial goes on, or is confirmed, under other code or data than before."""
+        own, now = self._ledger.attempts(self._study, cell, number), start.circumstances
+        for before in (own or self._ledger.attempts(self._study, cell.searched, number))[-1:]:
+            changed = " and ".join(
+                what for what, digest in (("code", now.code), ("data", now.data)) if before[what] != digest
+            )
+            if changed and own and start.resumed_from_step is not None:
+                self._listener.says(f"trial {number} goes on under other {changed} than it began with")
+            if changed and not own:
+                self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
+
+    def _prune(self, cell: Cell, number: int, news: News) -> Ending | None:
+        """The pruner's word on the last row of the news, if that is a rung, the trial's newest row and not its last."""
+        if not news.rows or self._study.prune.kind == "none" or cell.fresh is not None:
+            return None
+        step = news.rows[-1].step
+        newest = self._ledger.last_step(self._study, cell, number) == step
+        if not (newest and is_rung(self._study.prune, step) and step < self._study.budget.steps):
+            return None
+        return self._asked_pruner(cell, number, step)
+
+    def _prune_before(self, cell: Cell, number: int, assignment: Assignment) -> Ending | None:
+        """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
+        prune, before = self._study.prune, assignment.continues
+        if before is None or prune.kind == "none" or not is_rung(prune, before.after_step):
+            return None
+        return self._asked_pruner(cell, number, before.after_step)
+
+    def _asked_pruner(self, cell: Cell, number: int, step: int) -> Ending | None:
+        prune, metric = self._study.prune, self._study.objective[0]
+        sign = -1.0 if self._goals[0] == "max" else 1.0
+        losses = {n: sign * value for n, value in self._ledger.values_at(self._study, cell, step, metric).items()}
+        line = self._ledger.lineage(self._study, cell, number)
+        own = next((losses.pop(each) for each in reversed(line) if each in losses), None)
+        if own is None:
+            return None
+        if prune.kind == "asha":
+            stops = asha_stops(own, list(losses.values()), prune.reduction)
+        else:
+            complete = self._complete_lines(cell)
+            rivals = [loss for n, loss in losses.items() if n in complete]
+            rows = [row for each in line for row in self._ledger.rows(self._study, cell, each) if row.step <= step]
+            own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
+            best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
+            stops = median_stops(best, rivals, prune.startup)
+        reason = f"{prune.kind} at step {step}, {plural(len(losses), 'rival')}"
+        return Ending("PRUNED", reason, cause="pruned") if stops else None
+
+
+def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
+    """Why a study stops: a share of its trials, of every cell one, has ended, more are to come, and all failed."""
+    total = study.budget.trials * len(study.cells)
+    by_cell = [finished(study, ledger.trials(study, cell)) for cell in study.cells]
+    ended = [trial for trials in by_cell for trial in trials]
+    if not all(by_cell) or not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
+        return None
+    if any(trial.state != "FAIL" for trial in ended):
+        return None
+    reason, times = Counter(trial.reason for trial in ended).most_common(1)[0]
+    one = next(trial for trial in ended if trial.reason == reason)
+    which = f" --cell '{one.cell.title}'" if len(study.cells) > 1 else ""
+    return StudyError(
+        f"{study.name}: some trial must do well, but all {len(ended)} that ended have failed, {times} of them with: "
+        f"{reason}; see `cs330ray show {study.name} {one.number}{which} --log`. Mend it and `--fork NAME`, or go on "
+        f"with `--set budget.fail_share=1` (now {study.budget.fail_share:g})"
+    )
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """What left the actor of a trial, where it could be kept."""
+    file = Path(trial.pickled_error_file) if trial.pickled_error_file else None
+    if file is None or not file.exists():
+        return None
+    error = ray.cloudpickle.loads(file.read_bytes())  # written by Tune in this process, a moment ago
+    return cast("Exception", getattr(error, "cause", error))
+
+
+def _why(trial: Any) -> str:
+    """What is known of a lost worker, in one line."""
+    if isinstance(error := _error_of(trial), WorkerLost):
+        return first_line(error)[:REASON_LENGTH]
+    file = Path(trial.error_file) if trial.error_file else None
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file is not None and file.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
+    causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
+    return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]
+
+
+class ForwardingCallback(tune.Callback):
+    """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        again: Callable[[Cell, int], None],
+        tick: Callable[[], None],
+        nodes: Nodes | None = None,
+    ) -> None:
+        self._recorder = recorder
+        self._again = again
+        self._tick = tick
+        self._nodes = nodes  # of a cluster
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Record the result; the scheduler has done so already unless it is the last."""
+        self._recorder.take(trial.trial_id, int(result["training_iteration"]), assigned(trial.config), news_of(result))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
+        error, assignment = _error_of(trial), assigned(trial.config)
+        if self._nodes is not None and isinstance(error, NodeUnfit):
+            self._nodes.exclude(error.node, error.why)
+        elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
+            return
+        self._again(self._recorder.cell(assignment), assignment.trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
+        for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
+            kept.clear()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Let time pass."""
+        self._tick()

@@ -1,0 +1,1 @@
+"""Where trials run: Tune's actor, one process alone or a team."""

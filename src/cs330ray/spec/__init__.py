@@ -1,0 +1,1 @@
+"""The question: a study file, its cells, its identity and what may grow."""

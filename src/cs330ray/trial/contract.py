@@ -1,0 +1,119 @@
+"""A trial is a generator: the contract of every trainable, and the plain local loop that runs one trial.
+
+A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`. None knows Ray, Optuna or MLflow.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from cs330ray.checkpoints import local
+from cs330ray.errors import Diverged
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a trainable reports under one name: which way is better, within which bounds, in which unit."""
+
+    goal: Literal["max", "min"]
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a trial: what it has reached, and how to keep it."""
+
+    step: int  # outer steps done
+    metrics: Mapping[str, float]
+    save: Callable[[Path], None]  # write this very moment into an empty directory; valid until the next one
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored item of a test: `unit` names the independent unit it belongs to (task, user, story)."""
+
+    unit: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a test found: metrics (one may carry an axis, `test_accuracy/shots/4`), and the items behind each."""
+
+    metrics: Mapping[str, float]
+    items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What of a checkpoint makes a model: no optimizer, no generator."""
+
+    tensors: Mapping[str, Any]  # torch's, by name; none where nothing is trained
+    notes: Mapping[str, Any] = field(default_factory=dict)  # as JSON has them: what else `ready` needs
+    card: str = ""  # Markdown for people: which moment's weights, on what data, how to use the model, its limits
+
+
+class Trainable(Protocol):
+    """The module that runs trials of one system.
+
+    One that has `SPLITS` besides, the word for what its workers share out ("tasks"), may run as several processes: each
+    runs `train`, or `test`, and takes part through `cs330ray.training.parallel`. All yield at the same steps, hold the
+    same state bit for bit and raise Diverged at the same step. Without it a trial takes one worker.
+
+    One that has these two besides gives models that are ready to use:
+
+        def export(config: Config, seed: int, checkpoint: Path) -> Weights
+        def ready(config: Config, exported: Weights) -> Any
+
+    What `export` takes out of a checkpoint, reading no test split, is what `cs330ray best --export` writes. `ready` is
+    what `cs330ray.load` calls with what it has read, without the card: it makes the model, runs nothing of what it was
+    given, and raises DataError where that is not of this configuration. Without `export` nothing can be written;
+    without `ready` what was written cannot be loaded.
+    """
+
+    Config: Any  # a pydantic model: every hyperparameter with bounds, default and unit
+    METRICS: Mapping[str, Metric]
+
+    def prepare(self, config: Any) -> str:
+        """Find, verify and pack the data that `config` needs; its digest. Raises DataError, before any trial starts."""
+        ...
+
+    def train(self, config: Any, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+        """Train up to `steps` outer steps, from scratch or from `resume`; a Progress every `eval_every_steps`."""
+        ...
+
+    def test(self, config: Any, seed: int, checkpoint: Path) -> Scores:
+        """Score the checkpoint on the test split. The only reader of that split."""
+        ...
+
+
+def finite(loss: float, step: int) -> float:
+    """The loss itself where it is finite; raises Diverged where it is not."""
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} at step {step}")
+    return loss
+
+
+def run_alone(
+    trainable: Trainable, config: Any, seed: int, steps: int, home: Path, *, save_every_steps: int | None = None
+) -> Iterator[Progress]:
+    """Run one trial in this process, resuming from the newest whole checkpoint under `home`; its rows, one by one.
+
+    The last row's checkpoint is written after the consumer has taken that row; earlier ones every `save_every_steps`.
+    """
+    newest = local.newest(home)
+    saved = newest.step if newest else 0
+    latest = None
+    for progress in trainable.train(config, seed, steps, newest.path if newest else None):
+        yield progress
+        latest = progress
+        due = save_every_steps is not None and progress.step - saved >= save_every_steps
+        if due or progress.step >= steps:
+            local.write(home, progress.step, progress.save)
+            saved = progress.step
+    if latest is not None and latest.step > saved:  # ended before `steps` by a rule of its own
+        local.write(home, latest.step, latest.save)
