@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.trial import named
 from cs330ray.trial.contract import Trainable
@@ -45,7 +45,7 @@ def test_its_study_runs_through_the_service_and_is_confirmed_and_reproduced(
     assert code == 0
     assert "inner_steps=2: 2 COMPLETE; best is trial" in out
     assert "(chance 4.252)" in out
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("reptile-sine")
     ((one,),) = confirm.confirmed(ledger, study).values()
     assert [len(run.test) for run in one.complete] == [1, 1]
