@@ -278,9 +278,8 @@ def test_an_interrupted_study_resumes_and_ends_as_an_undisturbed_one(place: Path
         assert trial.values == (recorded[-1][1]["val_loss"],)
 
 
-@in_both()
-def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(place: Path, ray_here: str, tmp_path: Path) -> None:
-    ledger, study = run_again("interrupted", place)
+def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(moved: Path, ray_here: str, tmp_path: Path) -> None:
+    ledger, study = run_again("interrupted", moved)
     other, same = run_again("interrupted", tmp_path / "undisturbed")
     (cell,) = study.cells
     asked, wanted = ([(trial.params, trial.seed, trial.state, trial.values) for trial in each.trials(of, cell)]
@@ -310,11 +309,8 @@ def test_a_finished_study_is_given_more_trials_and_more_steps(place: Path, ray_h
             assert len(recorded) == len(computed) or trial.state == "PRUNED"
 
 
-@in_both()
-def test_what_is_confirmed_after_more_steps_is_scored_as_the_trainable_scores(
-    place: Path, ray_here: str, tmp_path: Path
-) -> None:
-    ledger, study = run_again("slope", place, "budget.steps=15", "confirm.seeds=3")
+def test_what_is_confirmed_after_more_steps_is_scored_as_the_trainable_scores(moved: Path, ray_here: str) -> None:
+    ledger, study = run_again("slope", moved, "budget.steps=15", "confirm.seeds=3")
     cells = [cell.under(fresh) for cell in study.cells for fresh in range(3)]
     longest = [run for cell in cells for run in ledger.trials(study, cell) if run.steps == 15]
     assert len(longest) >= 3 * len(study.cells)
@@ -359,8 +355,7 @@ def test_the_confirmed_choice_is_exported_and_loads(
 def test_the_mirror_shows_every_trial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mlflow
 
-    code, _, err = ran(capsys, "sync", "grown")
-    assert (code, err) == (0, "")
+    assert ran(capsys, "sync", "grown")[0] == 0
     client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
     (study,) = [one for one in client.search_experiments() if one.name == "grown"]
     kinds = [one.data.tags["cs330ray.kind"] for one in client.search_runs([study.experiment_id])]
@@ -408,7 +403,7 @@ def test_an_exported_classifier_is_as_sure_as_it_was(system: str) -> None:
     support_NKCHW = shown_BHW.reshape(ways, -1, 1, 28, 28)
     chances_BN = model.score(support_NKCHW, asked_BHW[:, None]).softmax(dim=-1)
     wanted_BN = torch.tensor([one["chances"] for one in expected["asked"]])
-    torch.testing.assert_close(chances_BN.detach(), wanted_BN, atol=0.02, rtol=0)
+    torch.testing.assert_close(chances_BN.detach(), wanted_BN, atol=2e-3, rtol=0)
 
 
 def test_an_exported_recommender_ranks_the_same_films(monkeypatch: pytest.MonkeyPatch) -> None:

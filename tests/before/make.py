@@ -6,6 +6,7 @@ Each study runs for real, on Ray. The places that end in the record are neutral 
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -248,10 +249,11 @@ def films(directory: Path) -> dict[str, Any]:
     users = []
     for user in range(1, 40):
         found = model.recommend(user, 4, known_removed=False)
-        gaps = [before.score - after.score for before, after in zip(found, found[1:], strict=False)]
+        gaps = [before.score - after.score for before, after in itertools.pairwise(found)]
         if min(gaps) > 1e-3:
-            users.append({"user": user, "items": [one.title for one in found[:3]],
-                          "scores": [one.score for one in found[:3]], "stars": [one.stars for one in found[:3]]})  # fmt: skip
+            first = found[:3]
+            items, scores, stars = ([getattr(one, name) for one in first] for name in ("title", "score", "stars"))
+            users.append({"user": user, "items": items, "scores": scores, "stars": stars})
     assert len(users) >= 3
     pairs = [{"user": user, "item": item, "stars": model.predict(user, item)} for user, item in [(1, 1), (7, 30)]]
     return {"users": users[:6], "pairs": pairs}
