@@ -351,7 +351,7 @@ def test_the_confirmed_choice_is_exported_and_loads(
     assert loss == rows_of(slope.Config(**told["config"]), seed, 12)[-1][1]["val_loss"]
 
 
-@in_both()
+@in_both(moved_lacks=ABSOLUTE)
 def test_the_mirror_shows_every_trial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mlflow
 
