@@ -2,7 +2,7 @@
 
 Reading order: trainables, ledger, lease, confirm, grow, search, prune, memory, places, objects, copies, process,
 workers, actor, thin, machine, preflight, ground, record, backup, beside, run, captions, answer, mlflow_runs, mirror;
-estimate and reproduce aside. A model as a directory: exported, export. For a cluster: wheel, jobserver, jobs.
+estimate and reproduce aside. A model as a directory: exported, export. For a cluster: jobserver, jobs.
 """
 
 import os
