@@ -1,4 +1,4 @@
-"""The package on its way to a cluster: the same content is sent once, and the code that runs is the code that sent it."""
+"""The package on its way to a cluster: sent once while it stays the same, and run there in place of an older copy."""
 
 import json
 import os
