@@ -24,13 +24,14 @@ import pytest
 import torch
 
 import cs330ray
-from cs330ray import spec
-from cs330ray.data import weights
+from cs330ray.course.pretrained import models as weights
 from cs330ray.errors import DataError
-from cs330ray.service import lease
-from cs330ray.service.ledger import Ledger, Row
+from cs330ray.ledger import lease
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.records import Row
 from cs330ray.service.run import run
-from cs330ray.spec import Cell, Study
+from cs330ray.spec import study as spec
+from cs330ray.spec.study import Cell, Study
 from tests.before import slope
 from tests.test_cli import ran
 
@@ -442,7 +443,7 @@ def test_the_exports_warn_where_other_code_trained_them(monkeypatch: pytest.Monk
         warnings.simplefilter("always")
         loaded("protonet")
     told = json.loads((BEFORE / "exports" / "protonet" / "config.json").read_text())
-    from cs330ray.service import trainables
+    from cs330ray.trial import named as trainables
 
     other = told["code"] != trainables.code_digest("protonet")
     assert any("trained by other code" in str(one.message) for one in caught) is other

@@ -271,9 +271,10 @@ STORIES = [
 
 def stories(directory: Path) -> dict[str, Any]:
     """Questions on stories, each with its answer, where no token of it was nearly another."""
+    from cs330ray.learners.decoding import Decoder
+
     import cs330ray
     from cs330ray.learners import lora
-    from cs330ray.learners.decoding import Decoder
 
     gaps: list[float] = []
 
