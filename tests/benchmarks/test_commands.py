@@ -25,6 +25,8 @@ NAMED = re.compile(r"(?:python )?benchmarks/([\w.]+\.py)((?: --[\w-]+(?: \d\S*)?
 LIMIT_S = 900  # a busy machine takes ten times as long as an idle one
 KEPT_OUT = ("PYTHONPATH", "RAY_", "MLFLOW_", "CS330RAY_HOME", "CS330RAY_LEDGER")  # a fresh shell has none of them
 
+pytestmark = pytest.mark.timeout(LIMIT_S)
+
 
 def scripts() -> list[str]:
     return sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
@@ -58,7 +60,6 @@ def last_line(words: list[str]) -> dict[str, object]:
     return figures
 
 
-@pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in benchmarks()])
 def test_a_benchmark_runs_by_the_command_of_its_docstring_and_ends_in_one_json_object(name: str) -> None:
     command = documented(name)
