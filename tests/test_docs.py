@@ -497,3 +497,11 @@ def test_every_answer_has_its_report_its_figures_and_a_place_in_the_results_and_
         for figure in re.findall(r"\]\((figures/[^)]+)\)", text):
             assert (answer / figure).is_file()
         assert sum(file.stat().st_size for file in answer.rglob("*") if file.is_file()) < 300_000
+
+
+def test_the_layout_of_the_readme_is_the_one_on_disk() -> None:
+    (tree,) = re.findall(r"```\n(src/cs330ray/\n.*?)```", README.read_text(), re.DOTALL)
+    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
+    package = ROOT / "src" / "cs330ray"
+    assert named == {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+    assert all((ROOT / line.split()[0]).is_dir() for line in tree.splitlines() if not line.startswith("  "))
