@@ -1,4 +1,4 @@
-"""docs/your-own.md does what it says: its module and its study are taken from the page and run as a reader would."""
+"""docs/guide/your-own-code.md does what it says: its module and its study run as a reader would run them."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from cs330ray.trial.contract import Trainable
 from tests.test_cli import ran
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "your-own.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "your-own-code.md").read_text()
 SMALL = ["budget.trials=2", "budget.steps=4", "compare.inner_steps=[2]", "fixed.eval_every_steps=2",
          "fixed.eval_tasks=20", "prune.kind=none", "confirm.seeds=2"]  # fmt: skip
 

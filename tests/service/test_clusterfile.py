@@ -24,7 +24,7 @@ SHIPPED = ("cluster.yaml", "clusters/local.yaml")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout and a home in which everything is as docs/cluster.md makes it; the current directory."""
+    """A checkout and a home in which everything is as docs/guide/cluster.md makes it; the current directory."""
     home, checkout = tmp_path / "home", tmp_path / "checkout"
     for file in (".ssh/cs330ray.pem", ".ssh/id_ed25519", ".ray/auth_token"):
         (home / file).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def filled(text: str) -> str:
-    """A file with each <placeholder> replaced by what docs/cluster.md puts there."""
+    """A file with each <placeholder> replaced by what docs/guide/cluster.md puts there."""
     values = {
         "image": "ami-0123", "security-group": "sg-0123", "database": "db.example.com", "bucket": "a-bucket",
         "head": "192.168.1.10", "worker": "192.168.1.11, 192.168.1.12", "user": "you",
@@ -80,7 +80,7 @@ def test_cluster_yaml_filled_in_says_what_would_start_and_what_costs(here: Path)
         "  checkpoints: s3://a-bucket/checkpoints",
         "  MLflow: postgresql+psycopg://cs330ray@db.example.com/mlflow",
         "ray up cluster.yaml starts it; ray down cluster.yaml ends it",
-        "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/cluster.md",
+        "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/guide/cluster.md",
     ]
 
 

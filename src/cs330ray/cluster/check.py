@@ -81,4 +81,5 @@ def _commands(config: Mapping[str, Any], file: Path) -> Iterator[str]:
     if provider["type"] == "aws" and provider.get("cache_stopped_nodes", True):
         yield "provider.cache_stopped_nodes is on: `ray down` stops the head, and its disk goes on to cost"
     if provider["type"] != "local":
-        yield "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/cluster.md"
+        page = clusterfile_ray.GUIDE
+        yield f"what was made before it, a database or a bucket, costs until it is deleted: the end of {page}"
