@@ -21,8 +21,9 @@ from botocore import xform_name
 
 from cs330ray.cli import app as cli
 from cs330ray.package import shipped
-from cs330ray.spec import study as spec
-from cs330ray.trial import named as trainables
+from cs330ray.spec import reading
+from cs330ray.trial import named
+from cs330ray.trial.check import check as must_fit
 
 ROOT = Path(__file__).parents[1]
 LIBPQ = {option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
@@ -211,16 +212,16 @@ def parse_module(module: str, words: list[str]) -> None:
     from cs330ray.cli.trial import _parser
 
     name = module.removeprefix("cs330ray.studies.")
-    assert name in trainables.names()
+    assert name in named.names()
     if "--help" not in words:
-        _parser(name, trainables.load(name)).parse_args(words)
+        _parser(name, named.load(name)).parse_args(words)
 
 
 @pytest.mark.usefixtures("your_own")
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_every_study_in_the_pages_is_a_valid_one(page: Path) -> None:
     for block in blocks("toml", [page]):
-        trainables.check(spec.parse(tomllib.loads(block), page.name), page.name)
+        must_fit(reading.parse(tomllib.loads(block), page.name), page.name)
 
 
 @pytest.mark.usefixtures("your_own")
@@ -231,8 +232,8 @@ def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path)
     assert runs
     for _, _, file, *options in runs:
         overrides = [text for option, text in pairwise(options) if option == "--set"]
-        study = spec.read(tmp_path / file, overrides)
-        trainables.check(study, file)
+        study = reading.read(tmp_path / file, overrides)
+        must_fit(study, file)
 
 
 def test_every_study_that_a_command_names_is_one_of_the_pages_or_comes_with_the_package() -> None:
@@ -459,7 +460,7 @@ def test_the_readme_names_each_extra() -> None:
 
 def test_the_readme_names_each_system_with_its_study() -> None:
     rows = re.findall(r"^\| homework \d \| `(\w+)`.*?\]\(studies/(\w+)\.toml\)", README.read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted((name, name) for name in trainables.names())
+    assert sorted(rows) == sorted((name, name) for name in named.names())
 
 
 def test_the_pictures_of_the_pages_are_small_and_shown() -> None:
