@@ -16,10 +16,11 @@ study: $(VENV)/.stamp ## run studies/quickstart.toml: a first study of three min
 test: $(VENV)/.stamp ## run the tests that need no GPU, cluster, download or weights
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.stamp ## check style, format and types
+lint: $(VENV)/.stamp ## check style, format, types, and what imports what
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.stamp ## run every benchmark: each prints a table, and one JSON object as its last line
 	@failed=; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; done; \

@@ -8,12 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from cs330ray.service.listener import Listener
+from typing import Protocol
 
 WAIT_S = 10.0  # for the mirror at the end
 AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
 MOST_S = 120.0
+
+
+class Hears(Protocol):
+    """Who is told that the mirror is behind."""
+
+    def says(self, line: str) -> None:
+        """Hear a line that a person should read."""
 
 
 class MirrorProcess:
@@ -76,7 +82,7 @@ class NoMirror:
 
 
 @contextlib.contextmanager
-def mirrored(study: str, home: Path, listener: Listener, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
+def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
     """Keep the mirror running beside the study, and wait a little for it at the end."""
     if not wanted:
         yield NoMirror()

@@ -7,16 +7,17 @@ import random
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cs330ray.errors import Diverged
-from cs330ray.ledger.records import Cause
 from cs330ray.spec.places import LOG
 from cs330ray.words import typed_first_line
 
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
+
+Cause = Literal["diverged", "memory", "raised"]  # those of a recorded ending that an error tells of
 
 
 def circumstances() -> dict[str, Any]:
