@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from cs330ray.service.listener import Listener
 
 WAIT_S = 10.0  # for the mirror at the end
 AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
@@ -76,8 +74,10 @@ class NoMirror:
 
 
 @contextlib.contextmanager
-def mirrored(study: str, home: Path, listener: Listener, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
-    """Keep the mirror running beside the study, and wait a little for it at the end."""
+def mirrored(
+    study: str, home: Path, says: Callable[[str], None], *, wanted: bool
+) -> Iterator[MirrorProcess | NoMirror]:
+    """Keep the mirror running beside the study, and wait a little for it at the end; `says` hears if it is behind."""
     if not wanted:
         yield NoMirror()
         return
@@ -86,4 +86,4 @@ def mirrored(study: str, home: Path, listener: Listener, *, wanted: bool) -> Ite
         yield mirror
     finally:
         if not mirror.end():
-            listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")
+            says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")
