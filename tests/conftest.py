@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cs330ray.quiet import quiet
+
+quiet()  # before any test imports Ray or MLflow
+
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
@@ -21,8 +25,6 @@ def ray_here(your_own: Path) -> Iterator[str]:
         [str(ROOT), str(ROOT / "src"), str(your_own), os.environ.get("PYTHONPATH", "")]
     )
     import ray
-
-    import cs330ray.service  # noqa: F401 - sets Ray's environment
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cs330ray.course import systems
 from cs330ray.checkpoints import local
+from cs330ray.course import systems
 from cs330ray.ledger.records import Ending
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.trial import named
