@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ended, Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.ask import ask
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 from cs330ray.trial.contract import Item, Metric, Scores
@@ -54,12 +54,12 @@ def fill(
     rows: int = 8,
     luck: float = 0.02,
     but: str = "",
-) -> Ledger:
+) -> Writer:
     """Enter `study` with all its trials and confirmations; each comes to its quality and some luck of its seed.
 
     The cell with the title `but` is not confirmed.
     """
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, dict.fromkeys(study.trainables(), METRICS))
     goals = ledger.goals(study)
     for cell in study.cells:
@@ -82,7 +82,7 @@ def fill(
 
 
 def _train(
-    ledger: Ledger, study: Study, cell: Cell, number: int, seed: int, quality: float, luck: float, rows: int, end: Ended
+    ledger: Writer, study: Study, cell: Cell, number: int, seed: int, quality: float, luck: float, rows: int, end: Ended
 ) -> None:
     drawn = np.random.default_rng([seed, number])
     best = min(max(quality + luck * float(drawn.normal()), 0.01), 0.999)

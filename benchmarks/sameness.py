@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 SHORTEST = "quickstart"
 DIFF_LINES = 40  # of each file that differs
 COMMAND_S = 900.0
+REFUSED = 2  # the exit status where a person can act on it
 BEHIND = re.compile(r".*MLflow is behind.*\n")  # where the mirror was slow, which `sync` makes good
 STEPS = 6
 DRAWINGS: Mapping[str, Any] = {
@@ -135,7 +136,7 @@ class Home:
 
     def __init__(self, work: Path, command: str) -> None:
         self.work, self.runs = work, work / "runs"
-        self.crashes = 0  # commands that ended as none should
+        self.ends = Counter[int]()  # commands by their exit status
         self._command = command
         for folder in (self.runs, work / "r", work / "t", work / "data"):
             folder.mkdir(parents=True)
@@ -156,10 +157,10 @@ class Home:
             [self._command, *words], cwd=self.work, env=self._environment, text=True, capture_output=True,
             timeout=COMMAND_S, check=False,
         )  # fmt: skip
+        self.ends[ended.returncode] += 1
         if ended.returncode == 0:
             return ended.stdout
-        if ended.returncode != 2:  # 2 is for what a person can act on
-            self.crashes += 1
+        if ended.returncode != REFUSED:
             print(f"{' '.join(words)}: exit status {ended.returncode}\n{ended.stderr}", flush=True)
         return f"{ended.stdout}exit status {ended.returncode}: {(ended.stderr.strip().splitlines() or [''])[-1]}\n"
 
@@ -182,8 +183,9 @@ def dump(out: Path, chosen: Sequence[Plan], command: str) -> dict[str, Any]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     files = sum(1 for path in out.rglob("*") if path.is_file())
+    refused, crashes = home.ends[REFUSED], home.ends.total() - home.ends[0] - home.ends[REFUSED]
     seconds = round(time.monotonic() - began)
-    return {"studies": len(chosen), "files": files, "crashes": home.crashes, "seconds": seconds}
+    return {"studies": len(chosen), "files": files, "refused": refused, "crashes": crashes, "seconds": seconds}
 
 
 def _train(home: Home, plan: Plan) -> dict[str, str]:
@@ -240,9 +242,10 @@ def _write_files(out: Path, home: Home, study: str, named: Names) -> None:
     report = home.work / "reports" / study
     _write(out / "checkpoints.txt", canonical.files(home.runs / study / "checkpoints", named))
     _write(out / "exported.txt", canonical.files(home.work / "exports" / study, named))
-    _write(out / "report.md", canonical.markdown((report / "report.md").read_text(), named))
-    _write(out / "page.txt", canonical.page((report / "report.html").read_text(), named))
     _write(out / "figures.txt", canonical.figures(report))
+    if report.exists():  # else `report.txt` says why not
+        _write(out / "report.md", canonical.markdown((report / "report.md").read_text(), named))
+        _write(out / "page.txt", canonical.page((report / "report.html").read_text(), named))
 
 
 def _write(path: Path, text: str) -> None:
@@ -317,11 +320,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def twice(chosen: Sequence[Plan]) -> dict[str, int]:
-    """Dump the same studies twice and compare; the figures of `compare`."""
+    """Dump the same studies twice and compare; the figures of `compare`, and how many commands did not end well."""
     with tempfile.TemporaryDirectory() as work:
-        for name in ("one", "other"):
-            dump(Path(work) / name, chosen, found_command("cs330ray"))
-        return compare(Path(work) / "one", Path(work) / "other")
+        outs = [Path(work) / name for name in ("one", "other")]
+        figures = [dump(out, chosen, found_command("cs330ray")) for out in outs]
+        return {**compare(*outs), **{end: sum(each[end] for each in figures) for end in ("refused", "crashes")}}
 
 
 def found_command(command: str) -> str:

@@ -110,9 +110,9 @@ def running(trials: int) -> dict[str, float]:
 
 
 def told(home: Path, trials: int, samples: Samples, left_s: float) -> dict[str, float]:
-    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.writer import Writer
 
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("scale")
     (cell,) = study.cells
     ends = sorted(trial.ended_s or 0.0 for trial in ledger.trials(study, cell))

@@ -93,9 +93,9 @@ def cpu_of(pid: int) -> float:
 
 
 def told(home: Path, slots: int, seconds: float, trials: int, cpu_s: float) -> dict[str, float]:
-    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.writer import Writer
 
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("scaling")
     (cell,) = study.cells
     attempts = [ledger.attempts(study, cell, number)[0] for number in range(trials)]

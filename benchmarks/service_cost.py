@@ -47,9 +47,9 @@ def main(trials: int) -> None:
 
 
 def report(home: Path, trials: int, launched: float, whole_s: float) -> None:
-    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.writer import Writer
 
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("sleep")
     (cell,) = study.cells
     began = [ledger.attempts(study, cell, number)[0]["began_s"] for number in range(trials)]

@@ -67,9 +67,9 @@ def measure(trials: int, workers: int) -> dict[str, float]:
 
 
 def told(home: Path, launched: float) -> dict[str, float]:
-    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.writer import Writer
 
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("team")
     (cell,) = study.cells
     ends = sorted(trial.ended_s or 0.0 for trial in ledger.trials(study, cell))

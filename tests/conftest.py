@@ -39,9 +39,9 @@ def ray_here(your_own: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def your_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with what docs/your-own.md tells a reader to write; `mine.reptile` is importable."""
+    """A directory with what docs/guide/your-own-code.md tells a reader to write; `mine.reptile` is importable."""
     folder = tmp_path_factory.mktemp("your-own")
-    page = (ROOT / "docs" / "your-own.md").read_text()
+    page = (ROOT / "docs" / "guide" / "your-own-code.md").read_text()
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         if (named := re.match(r"# (\S+\.py)\n", code)) is not None:
             (folder / named[1]).parent.mkdir(exist_ok=True)

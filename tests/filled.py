@@ -8,8 +8,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ended, Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial.contract import Scores
@@ -35,12 +35,12 @@ def letters(name: str = "letters", trials: int = 4) -> Study:
     )  # fmt: skip
 
 
-def opened(ledger: Ledger, study: Study) -> Study:
+def opened(ledger: Writer, study: Study) -> Study:
     ledger.open(study, {"tests.noisy": noisy.METRICS})
     return study
 
 
-def enter(ledger: Ledger, study: Study, cell: Cell, quality: float) -> int:
+def enter(ledger: Writer, study: Study, cell: Cell, quality: float) -> int:
     """Enter a trial that runs; its number."""
     asked = optuna.trial.create_trial(
         state=TrialState.RUNNING, params={"quality": quality}, distributions={"quality": FloatDistribution(0.0, 1.0)}
@@ -48,20 +48,20 @@ def enter(ledger: Ledger, study: Study, cell: Cell, quality: float) -> int:
     return ledger.enter(study, cell, asked, seed=7)
 
 
-def end(ledger: Ledger, study: Study, cell: Cell, number: int, reached: float, state: Ended = "COMPLETE") -> None:
+def end(ledger: Writer, study: Study, cell: Cell, number: int, reached: float, state: Ended = "COMPLETE") -> None:
     """Write a trial's two rows, and end it; a failed one has no second."""
     rows = [Row(10, {"val_accuracy": reached / 2}, AT_S), Row(20, {"val_accuracy": reached}, AT_S + 1)]
     ledger.write_rows(study, cell, number, rows[: 1 if state == "FAIL" else 2])
     ledger.end(study, cell, number, ENDINGS[state])
 
 
-def search(ledger: Ledger, study: Study, cell: Cell, reached: float, state: Ended = "COMPLETE") -> int:
+def search(ledger: Writer, study: Study, cell: Cell, reached: float, state: Ended = "COMPLETE") -> int:
     number = enter(ledger, study, cell, round(reached / 2, 3))
     end(ledger, study, cell, number, reached, state)
     return number
 
 
-def confirm(ledger: Ledger, study: Study, cell: Cell, number: int, reached: list[float]) -> None:
+def confirm(ledger: Writer, study: Study, cell: Cell, number: int, reached: list[float]) -> None:
     """End a candidate's runs on fresh seeds, each .01 worse on test."""
     for index, value in enumerate(reached):
         ledger.write_attempt(study, cell.under(index), number, ON)
@@ -69,7 +69,7 @@ def confirm(ledger: Ledger, study: Study, cell: Cell, number: int, reached: list
         ledger.write_scores(study, cell.under(index), number, Scores({"test_accuracy": value - 0.01}))
 
 
-def fill(ledger: Ledger, name: str = "letters", trials: int = 4) -> Study:
+def fill(ledger: Writer, name: str = "letters", trials: int = 4) -> Study:
     study = opened(ledger, letters(name, trials))
     one, other = study.cells
     for reached in (0.6, 0.9, 0.8):

@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 
 from cs330ray.checkpoints import local
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Cell, Study, fresh_seed
@@ -28,9 +28,9 @@ def study_of(trainable: str, config: Mapping[str, Any], **changes: Any) -> Study
     return parse(raw | changes, "done")
 
 
-def finish(home: Path, study: Study, params: Sequence[Mapping[str, Any]] = ({},), *, confirmed: bool = True) -> Ledger:
+def finish(home: Path, study: Study, params: Sequence[Mapping[str, Any]] = ({},), *, confirmed: bool = True) -> Writer:
     """Enter a study in the ledger of `home`, with a trial of each of `params` in each cell and the runs after them."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, {name: named.load(name).METRICS for name in study.trainables()})
     asked_for = {name: list(dict.fromkeys(values[name] for values in params)) for name in params[0]}
     kinds = {name: optuna.distributions.CategoricalDistribution(values) for name, values in asked_for.items()}
@@ -45,7 +45,7 @@ def finish(home: Path, study: Study, params: Sequence[Mapping[str, Any]] = ({},)
 
 
 def _run(
-    ledger: Ledger, home: Path, study: Study, cell: Cell, number: int, values: Mapping[str, Any], seed: int
+    ledger: Writer, home: Path, study: Study, cell: Cell, number: int, values: Mapping[str, Any], seed: int
 ) -> None:
     trainable = named.load(cell.trainable)
     config = named.configuration(trainable, cell, values)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 
@@ -51,7 +51,7 @@ def _inline(value: object) -> str:
 
 def whole(home: Path, name: str = "toy") -> list[tuple[Any, ...]]:
     """All that a study's trials are, without times: for comparing one study with another."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study(name)
     return [
         (

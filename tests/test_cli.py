@@ -18,7 +18,7 @@ from PIL import Image
 
 from cs330ray.cli import app
 from cs330ray.ledger.lease import held
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
@@ -255,7 +255,7 @@ def test_a_study_is_run_listed_shown_mirrored_and_deleted(
 @pytest.fixture
 def entered(home: Path) -> Study:
     """A study in the ledger and in MLflow, without a trial."""
-    study, ledger = toy(), Ledger.at(home)
+    study, ledger = toy(), Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     Mirror(ledger, "toy", home).sync()
     return study
@@ -275,11 +275,11 @@ def test_a_deleted_study_leaves_no_run_in_mlflow(
 
 
 def test_a_study_that_runs_is_not_deleted(home: Path, entered: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    with held(Ledger.at(home), entered.name):
+    with held(Writer.at(home).database, entered.name):
         code, _, err = ran(capsys, "delete", "toy", "--yes")
     assert (code, err.count("\n")) == (2, 1)
     assert f"process {os.getpid()} runs it" in err
-    assert Ledger.at(home).names() == ["toy"]
+    assert Writer.at(home).names() == ["toy"]
     assert mirrored(home) == 2
 
 

@@ -19,19 +19,30 @@ import pytest
 import typer
 from botocore import xform_name
 
-from cs330ray.cli import app
+from cs330ray.cli import app as cli
 from cs330ray.package import shipped
 from cs330ray.spec import reading
-from cs330ray.trial import named as trainables
+from cs330ray.trial import named
 from cs330ray.trial.check import check as must_fit
 
 ROOT = Path(__file__).parents[1]
 LIBPQ = {option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+REPORTS = DOCS / "answers"  # generated: links are checked, words are not
+CLUSTER = DOCS / "guide" / "cluster.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+WRITTEN = [page for page in PAGES if REPORTS not in page.parents]
+LINKING = [*PAGES, *sorted((ROOT / "design").glob("*.md")), ROOT / "LOG.md", ROOT / "CHANGELOG.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return [found for page in PAGES for found in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+def blocks(language: str, pages: list[Path] = PAGES) -> list[str]:
+    texts = [page.read_text() for page in pages]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def name_of(page: Path) -> str:
+    """A page's path in the repository, for the names of tests."""
+    return str(page.relative_to(ROOT))
 
 
 def commands() -> list[str]:
@@ -89,7 +100,7 @@ def parse(words: list[str]) -> None:
     elif words[:2] == ["python", "-m"]:
         parse_module(words[2], words[3:])
     elif program == "cs330ray":
-        parse_click(typer.main.get_command(app.app), rest)
+        parse_click(typer.main.get_command(cli.app), rest)
     elif program == "ray":
         from ray.scripts.scripts import cli as ray
 
@@ -123,10 +134,15 @@ def parse_click(command: Any, words: list[str]) -> None:
 
 
 def parse_pip(words: list[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert words[:3] == ["-c", "constraints.txt", "-e"]
-    (extras,) = re.findall(r"^\.\[([a-z,]+)\]$", words[3])
-    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    *options, target = words
+    assert options in (["-c", "constraints.txt"], ["-c", "constraints.txt", "-e"])
+    (named,) = re.findall(r"^\.(?:\[([a-z,]+)\])?$", target)
+    assert set(filter(None, named.split(","))) <= extras()
+
+
+def extras() -> set[str]:
+    """The extras of pyproject.toml."""
+    return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 def parse_pytest(words: list[str]) -> None:
@@ -182,6 +198,8 @@ def parse_aws(words: list[str]) -> None:
         "cs330ray cluster chek cluster.yaml",
         "echo $(ray upp) > x",
         'pip install -c constraints.txt -e ".[awz]"',
+        'pip install -c constraints.txt ".[lmm]"',
+        "pip install cs330ray",
         "frobnicate",
     ],
 )
@@ -194,18 +212,16 @@ def parse_module(module: str, words: list[str]) -> None:
     from cs330ray.cli.trial import _parser
 
     name = module.removeprefix("cs330ray.studies.")
-    assert name in trainables.names()
+    assert name in named.names()
     if "--help" not in words:
-        _parser(name, trainables.load(name)).parse_args(words)
+        _parser(name, named.load(name)).parse_args(words)
 
 
 @pytest.mark.usefixtures("your_own")
-def test_every_study_in_the_pages_is_a_valid_one() -> None:
-    found = [block for block in blocks("toml") if "trainable" in block]
-    assert found
-    for block in found:
-        study = reading.parse(tomllib.loads(block), "README.md")
-        must_fit(study, "README.md")
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_study_in_the_pages_is_a_valid_one(page: Path) -> None:
+    for block in blocks("toml", [page]):
+        must_fit(reading.parse(tomllib.loads(block), page.name), page.name)
 
 
 @pytest.mark.usefixtures("your_own")
@@ -220,29 +236,42 @@ def test_every_override_of_the_pages_is_one_that_its_study_takes(tmp_path: Path)
         must_fit(study, file)
 
 
+def test_every_study_that_a_command_names_is_one_of_the_pages_or_comes_with_the_package() -> None:
+    written = {f"{tomllib.loads(block)['name']}.toml" for block in blocks("toml")}
+    for command in commands():
+        words = list(dropwhile(lambda word: "=" in word, shlex.split(command)))
+        if words[:2] in (["cs330ray", "run"], ["cs330ray", "submit"]):
+            assert words[2] in written or (shipped() / f"{Path(words[2]).stem}.toml").is_file(), command
+
+
 def test_every_command_named_in_a_sentence_is_there() -> None:
     from ray.scripts.scripts import cli as ray
 
-    groups = {"cs330ray": typer.main.get_command(app.app), "ray": ray}
+    groups = {"cs330ray": typer.main.get_command(cli.app), "ray": ray}
     for page in PAGES:
         for program, name in re.findall(r"`(cs330ray|ray) ([a-z-]+)", page.read_text()):
             assert name in groups[program].commands, f"{page.name}: {program} {name}"
 
 
-def test_every_file_that_a_page_links_to_is_there() -> None:
-    for page in [*PAGES, *sorted((ROOT / "design").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_every_file_that_a_page_links_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-def test_every_heading_that_a_page_links_to_is_there() -> None:
-    for page in [*PAGES, *sorted((ROOT / "design").glob("*.md"))]:
-        for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)#([^)]+)\)", page.read_text()):
-            file = page.parent / target if target else page
-            assert file.is_file(), f"{page.name}: {target}"
-            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            slugs = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
-            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
+def test_every_heading_that_a_page_links_to_is_there(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https:)([^)#]*)#([^)]+)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.is_file(), target
+        assert anchor in anchors(file), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_study_file_that_a_page_names_is_there() -> None:
@@ -259,7 +288,7 @@ def test_every_file_of_the_cluster_that_a_page_names_is_there_or_is_one_that_it_
 
 
 def test_what_the_page_fills_in_is_what_the_cluster_files_leave_open() -> None:
-    page = (ROOT / "docs" / "cluster.md").read_text()
+    page = CLUSTER.read_text()
     set_ = set(re.findall(r"s/(<[a-z-]+>)/", page))
     names = ("cluster.yaml", "clusters/local.yaml", "clusters/cs330ray.env.example", "clusters/local.env.example")
     texts = [(ROOT / name).read_text() for name in names]
@@ -277,8 +306,8 @@ def test_every_variable_of_the_examples_is_read_by_the_code_or_by_mlflow() -> No
 
 
 def sh_of_the_cluster() -> list[list[str]]:
-    """The blocks of shell of docs/cluster.md, each as its lines."""
-    text = (ROOT / "docs" / "cluster.md").read_text()
+    """The blocks of shell of docs/guide/cluster.md, each as its lines."""
+    text = CLUSTER.read_text()
     return [block.splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
@@ -295,7 +324,7 @@ def test_no_command_of_the_cluster_uses_what_only_another_terminal_has_set() -> 
 
 
 def test_each_block_that_speaks_to_aws_names_the_region_where_it_may_be_the_first_of_a_terminal() -> None:
-    text = (ROOT / "docs" / "cluster.md").read_text()
+    text = CLUSTER.read_text()
     for step in re.split(r"^## ", text, flags=re.MULTILINE):
         found = [block for block in re.findall(r"```sh\n(.*?)```", step, re.DOTALL) if "aws " in block]
         assert not found or ". clusters/aws.sh" in found[0] or step.startswith("1."), step
@@ -362,38 +391,119 @@ def test_what_aws_sh_asks_for_is_what_the_stack_puts_out() -> None:
     assert asked == set(re.findall(r"^  (\w+):", outputs, re.MULTILINE))
 
 
-def test_every_promise_of_the_readme_names_a_test_that_is_there() -> None:
+def test_every_promise_of_the_pages_names_a_test_that_is_there() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
-    assert len(named) > 20
-    for name in named:
+    for name in {name for page in WRITTEN for name in re.findall(r"`(test_\w+)`", page.read_text())}:
         assert f"def {name}(" in tests, name
 
 
-def test_every_environment_variable_of_the_readme_is_read_by_the_code() -> None:
+def test_every_failure_names_what_checks_it() -> None:
+    rows = re.findall(r"^\| .* \| .* \| (.*) \|$", (DOCS / "failures.md").read_text(), re.MULTILINE)[1:]
+    assert len(rows) > 20
+    for checks in rows:
+        assert re.search(r"`test_\w+`", checks), checks
+
+
+def test_every_environment_variable_of_the_pages_is_read_by_the_code() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
-    for name in set(re.findall(r"`([A-Z0-9_]{6,})(?:=1)?`", (ROOT / "README.md").read_text())):
+    for name in {name for page in WRITTEN for name in re.findall(r"`([A-Z0-9_]{6,})(?:=1)?`", page.read_text())}:
         assert name in code or name == "RAY_ADDRESS", name
 
 
-def test_every_shipped_study_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
-    for file in shipped().glob("*.toml"):
-        assert f"studies/{file.name}" in text
+def test_every_environment_variable_of_ours_that_a_person_sets_is_in_its_page() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    ours = set(re.findall(r"CS330RAY_[A-Z]+", code)) - {"CS330RAY_CLOCK", "CS330RAY_SUBMITTED"}  # tests' and submit's
+    assert ours == set(re.findall(r"CS330RAY_[A-Z]+", (DOCS / "configuration.md").read_text()))
+
+
+def test_every_shipped_study_is_in_the_page_of_the_study_file() -> None:
+    rows = re.findall(r"^\| \[`(.*)`\]", (DOCS / "guide" / "study-file.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(file.stem for file in shipped().glob("*.toml"))
+
+
+def test_the_readme_is_a_front_page() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) < 180
+    assert len(re.sub(r"```.*?```", "", text, flags=re.DOTALL).split()) < 1000
+
+
+def test_the_readme_links_to_each_page_of_the_docs() -> None:
+    linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)#]+)[)#]", README.read_text())}
+    assert {page for page in WRITTEN if DOCS in page.parents} <= linked
+
+
+def test_the_study_of_the_readme_is_a_part_of_the_one_that_it_runs() -> None:
+    (block,) = blocks("toml", [README])
+    part, whole = tomllib.loads(block), tomllib.loads((shipped() / "quickstart.toml").read_text())
+    for key, value in part.items():
+        assert value.items() <= whole[key].items() if isinstance(value, dict) else value == whole[key]
+
+
+def test_what_the_readme_shows_of_a_run_is_a_part_of_what_getting_started_shows() -> None:
+    short, whole = (run_shown_by(page) for page in (README, DOCS / "getting-started.md"))
+    assert len(short) > 5
+    assert set(short) <= set(whole)
+
+
+def run_shown_by(page: Path) -> list[str]:
+    """The lines of the block in which a page shows what a run prints."""
+    fenced = re.findall(r"```(\w*)\n(.*?)```", page.read_text(), re.DOTALL)
+    (block,) = [block for language, block in fenced if not language and "16/16" in block]
+    return block.splitlines()
+
+
+def test_the_readme_names_each_extra() -> None:
+    (table,) = re.findall(r"\| extra \| adds \|\n\|---\|---\|\n((?:\|.*\n)+)", README.read_text())
+    first = [row.split("|")[1] for row in table.splitlines()]
+    assert {name for cell in first for name in re.findall(r"`(\w+)`", cell)} == extras()
+
+
+def test_the_readme_names_each_system_with_its_study() -> None:
+    rows = re.findall(r"^\| homework \d \| `(\w+)`.*?\]\(studies/(\w+)\.toml\)", README.read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted((name, name) for name in named.names())
+
+
+def test_the_pictures_of_the_pages_are_small_and_shown() -> None:
+    pictures = sorted((DOCS / "images").iterdir())
+    shown = {
+        (page.parent / target).resolve()
+        for page in WRITTEN
+        for target in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text())
+    }
+    assert pictures
+    assert set(pictures) == shown
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+FOREIGN = r"\b(hangs? on|goes on|go on|anew|mend(?:s|ed)?|alike|whoever|to the bit|lies?)\b"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_no_sentence_of_a_page_reads_as_translated(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not [line for line in prose.splitlines() if re.search(FOREIGN, line)]
 
 
 def test_the_change_log_names_the_version() -> None:
     assert "[Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_answer_has_its_report_its_figures_and_a_place_in_the_readme_and_is_small() -> None:
-    readme = (ROOT / "README.md").read_text()
-    answers = sorted(path for path in (ROOT / "docs" / "answers").iterdir() if path.is_dir())
+def test_every_answer_has_its_report_its_figures_and_a_place_in_the_results_and_is_small() -> None:
+    results = (DOCS / "results.md").read_text()
+    answers = sorted(path for path in REPORTS.iterdir() if path.is_dir())
     assert len(answers) == 8
     for answer in answers:
         text = (answer / "report.md").read_text()
-        assert f"docs/answers/{answer.name}/report.md" in readme
+        assert f"(answers/{answer.name}/report.md)" in results
         assert (ROOT / "studies" / f"{answer.name}.toml").is_file()
         for figure in re.findall(r"\]\((figures/[^)]+)\)", text):
             assert (answer / figure).is_file()
         assert sum(file.stat().st_size for file in answer.rglob("*") if file.is_file()) < 300_000
+
+
+def test_the_layout_of_the_readme_is_the_one_on_disk() -> None:
+    (tree,) = re.findall(r"```\n(src/cs330ray/\n.*?)```", README.read_text(), re.DOTALL)
+    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
+    package = ROOT / "src" / "cs330ray"
+    assert named == {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+    assert all((ROOT / line.split()[0]).is_dir() for line in tree.splitlines() if not line.startswith("  "))

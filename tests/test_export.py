@@ -18,7 +18,7 @@ from cs330ray.checkpoints import store as stores
 from cs330ray.checkpoints.copies import Copies
 from cs330ray.export.card import _in_a_line
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Study, fresh_seed
 from cs330ray.trial.contract import Weights
 from tests import portable
@@ -320,7 +320,7 @@ def test_while_confirmation_is_under_way_the_search_s_best_is_taken_and_it_says_
 def test_a_study_without_a_complete_trial_has_no_model(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Ledger.at(home).open(noisy(), {"tests.portable": portable.METRICS})
+    Writer.at(home).open(noisy(), {"tests.portable": portable.METRICS})
     code, _, err = ran(capsys, "best", "done", "--export", str(tmp_path / "model"))
     assert (code, err.count("\n")) == (2, 1)
     assert "no trial is COMPLETE yet" in err

@@ -8,7 +8,7 @@ import pytest
 
 from cs330ray.cli import app, run
 from cs330ray.cli.live import StudyConsole
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec import growth
 from tests.filled import fill
 from tests.studies_of_tests import toy
@@ -30,7 +30,7 @@ class Calls:
 @pytest.fixture
 def filled(home: Path) -> Path:
     """A home with two studies that have ended."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     for name in ("letters", "others"):
         fill(ledger, name)
     return home
@@ -49,7 +49,7 @@ def filled(home: Path) -> Path:
     ids=" ".join,
 )
 def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str]) -> None:
-    openings = Calls(monkeypatch, Ledger, "__init__")
+    openings = Calls(monkeypatch, Writer, "__init__")
     monkeypatch.setattr("sys.argv", ["cs330ray", *command])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -61,7 +61,7 @@ def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.Monke
 def test_a_run_opens_the_ledger_once_compares_the_study_once_and_hears_what_had_ended(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    openings, comparisons = Calls(monkeypatch, Ledger, "__init__"), Calls(monkeypatch, growth, "growth")
+    openings, comparisons = Calls(monkeypatch, Writer, "__init__"), Calls(monkeypatch, growth, "growth")
     heard: list[list[tuple[int, str]]] = []
     hear = StudyConsole.had_ended
 

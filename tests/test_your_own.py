@@ -1,4 +1,4 @@
-"""docs/your-own.md does what it says: its module and its study are taken from the page and run as a reader would."""
+"""docs/guide/your-own-code.md does what it says: its module and its study run as a reader would run them."""
 
 import os
 import re
@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.trial import named
 from cs330ray.trial.contract import Trainable
 from tests.test_cli import ran
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "your-own.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "your-own-code.md").read_text()
 SMALL = ["budget.trials=2", "budget.steps=4", "compare.inner_steps=[2]", "fixed.eval_every_steps=2",
          "fixed.eval_tasks=20", "prune.kind=none", "confirm.seeds=2"]  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_its_study_runs_through_the_service_and_is_confirmed_and_reproduced(
     assert code == 0
     assert "inner_steps=2: 2 COMPLETE; best is trial" in out
     assert "(chance 4.252)" in out
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("reptile-sine")
     ((one,),) = confirm.confirmed(ledger, study).values()
     assert [len(run.test) for run in one.complete] == [1, 1]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+NAME = "cs330ray"
 VERSION = "0.1.0"
 
 

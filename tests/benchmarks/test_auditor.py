@@ -12,7 +12,7 @@ import pytest
 from benchmarks.auditor import Findings
 
 from benchmarks import auditor
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.service.run import run
 from tests.studies_of_tests import toy
@@ -33,7 +33,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
         fixed={"ends_at": 18},
     )
     run(study, home, mirror=False)
-    Mirror(Ledger.at(home), "toy", home).sync()
+    Mirror(Writer.at(home), "toy", home).sync()
     return home
 
 

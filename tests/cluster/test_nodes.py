@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cs330ray.ledger.ledger import Ledger  # before Ray, which reads the environment that the service sets
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from tests.studies_of_tests import toml, toy, whole
@@ -79,7 +79,7 @@ class Driver:
 
     def nodes(self, study: Study) -> set[str]:
         """The nodes on which trials ran."""
-        ledger = Ledger.at(self.home)
+        ledger = Writer.at(self.home)
         (cell,) = study.cells
         attempts = [one for trial in ledger.trials(study, cell) for one in ledger.attempts(study, cell, trial.number)]
         return {node for attempt in attempts for node in attempt["nodes"]}
@@ -167,7 +167,7 @@ def test_a_cluster_without_nodes_waits_and_a_bad_one_that_comes_first_gets_no_tr
     good = cluster.add_node(num_cpus=1, **SMALL)
     assert driver.ends() == 0, driver.lines
     assert driver.nodes(study) == {good.node_id}
-    ledger = Ledger.at(driver.home)
+    ledger = Writer.at(driver.home)
     assert [state for _, _, state, *_ in whole(driver.home)] == ["COMPLETE"] * 3
     assert all(len(ledger.attempts(study, study.cells[0], number)) == 1 for number in range(3))
     assert driver.losses() == []  # a trial that was quicker than the question lost nothing
@@ -201,7 +201,7 @@ def test_a_node_that_vanishes_costs_its_trials_the_time_since_their_checkpoint_a
     trials = whole(driver.home)
     assert [state for _, _, state, *_ in trials] == ["COMPLETE", "COMPLETE"]
     assert all([step for step, _ in rows] == list(range(1, 101)) for *_, rows in trials)
-    ledger = Ledger.at(driver.home)
+    ledger = Writer.at(driver.home)
     attempts = [ledger.attempts(study, study.cells[0], number) for number in range(2)]
     assert sorted(map(len, attempts)) == [1, 2]
     again = max(attempts, key=len)[1]
@@ -219,7 +219,7 @@ def test_lost_trials_go_on_before_any_other_begins_where_no_node_comes_for_them(
     driver.until(lambda: driver.home.exists() and sum(1 for _ in driver.home.rglob("step-*")) >= 3)
     cluster.remove_node(lost, allow_graceful=False)
     assert driver.ends() == 0, driver.lines
-    ledger = Ledger.at(driver.home)
+    ledger = Writer.at(driver.home)
     attempts = {
         trial.number: ledger.attempts(study, study.cells[0], trial.number)
         for trial in ledger.trials(study, study.cells[0])
@@ -240,7 +240,7 @@ def test_a_team_on_two_nodes_reaches_what_one_process_reaches_and_its_checkpoint
     )  # fmt: skip
     driver = start(study)
     assert driver.ends() == 0, driver.lines
-    ledger, (cell,) = Ledger.at(driver.home), study.cells
+    ledger, (cell,) = Writer.at(driver.home), study.cells
     for trial in ledger.trials(study, cell):
         assert trial.values == (trial.params["scale"] * sum(range(6 * NUMBERS)),)
     assert all(sorted(ledger.attempts(study, cell, number)[0]["nodes"]) == sorted(nodes) for number in range(2))
@@ -258,7 +258,7 @@ def test_several_studies_share_a_cluster(cluster, start, tmp_path):
     assert [driver.ends() for driver in drivers] == [0, 0], [driver.lines for driver in drivers]
     spans = []
     for study in studies:
-        ledger, (cell,) = Ledger.at(drivers[0].home), study.cells
+        ledger, (cell,) = Writer.at(drivers[0].home), study.cells
         trials = ledger.trials(study, cell)
         assert [trial.state for trial in trials] == ["COMPLETE"] * 2
         spans.append((ledger.attempts(study, cell, 0)[0]["began_s"], trials[-1].ended_s))

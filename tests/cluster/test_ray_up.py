@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.spec.study import Study
 from cs330ray.trial.contract import run_alone
@@ -47,13 +47,13 @@ def until(true: Callable[[], Any], log: Path, seconds: float = 90) -> None:
 
 
 @pytest.fixture
-def ledger(cluster: UpCluster, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+def ledger(cluster: UpCluster, monkeypatch: pytest.MonkeyPatch) -> Writer:
     monkeypatch.setenv("CS330RAY_LEDGER", cluster.ledger)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", cluster.mlflow)
-    return Ledger.at(cluster.home)
+    return Writer.at(cluster.home)
 
 
-def hosts_at_work(ledger: Ledger, name: str) -> set[str]:
+def hosts_at_work(ledger: Writer, name: str) -> set[str]:
     """The hosts where trials that have reached a few steps run."""
     found = ledger.find(name)
     if found is None:
@@ -76,7 +76,7 @@ def test_without_the_token_neither_the_jobs_nor_the_dashboard_answer(cluster: Up
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_stopped_study_is_whole_and_the_same_submit_goes_on(cluster: UpCluster, ledger: Ledger) -> None:
+def test_a_stopped_study_is_whole_and_the_same_submit_goes_on(cluster: UpCluster, ledger: Writer) -> None:
     desk, file = cluster.hosts["desk"], toml(study("stopped", 6, 0.1), cluster.hosts.folder / "stopped.toml")
     log = cluster.hosts.folder / "first.log"
     first = desk.start(*cluster.submit(str(file)), log=log)
@@ -93,7 +93,7 @@ def test_a_stopped_study_is_whole_and_the_same_submit_goes_on(cluster: UpCluster
 
 
 def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
-    cluster: UpCluster, ledger: Ledger, tmp_path: Path
+    cluster: UpCluster, ledger: Writer, tmp_path: Path
 ) -> None:
     desk, file = cluster.hosts["desk"], toml(study("headless", 5, 0.2), cluster.hosts.folder / "headless.toml")
     log = cluster.hosts.folder / "headless.log"
@@ -108,7 +108,7 @@ def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
     assert_each_trial_equals_a_lone_rerun(ledger, "headless", 5, tmp_path)
 
 
-def test_a_host_that_dies_costs_its_trials_nothing_but_time(cluster: UpCluster, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_host_that_dies_costs_its_trials_nothing_but_time(cluster: UpCluster, ledger: Writer, tmp_path: Path) -> None:
     file = toml(study("struck", 8, 0.2), cluster.hosts.folder / "struck.toml")
     log = cluster.hosts.folder / "struck.log"
     submitted = cluster.hosts["desk"].start(*cluster.submit(str(file)), log=log)
@@ -128,7 +128,7 @@ def test_a_host_that_dies_costs_its_trials_nothing_but_time(cluster: UpCluster, 
     assert Mirror(ledger, "struck", cluster.home).sync() == 0
 
 
-def assert_each_trial_equals_a_lone_rerun(ledger: Ledger, name: str, trials: int, folder: Path) -> None:
+def assert_each_trial_equals_a_lone_rerun(ledger: Writer, name: str, trials: int, folder: Path) -> None:
     found = ledger.study(name)
     (cell,) = found.cells
     assert [trial.state for trial in ledger.trials(found, cell)] == ["COMPLETE"] * trials

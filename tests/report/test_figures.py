@@ -17,8 +17,8 @@ from benchmarks.made import METRICS, fill
 
 from cs330ray.ledger import confirm
 from cs330ray.ledger.importance import shares_of
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Cause, Ended, Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.report.figures import marks as drawing
 from cs330ray.report.figures.marks import Figure, records
 from cs330ray.report.open_study import Opened, opened
@@ -55,9 +55,9 @@ def told(**changes: Any) -> Study:
     return parse(raw | changes, "told")
 
 
-def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metrics: Any = None) -> Ledger:
+def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metrics: Any = None) -> Writer:
     """A ledger with the told trials of each cell, by its place."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, dict.fromkeys(study.trainables(), metrics or METRICS))
     for place, several in trials.items():
         cell = study.cells[place]
@@ -78,7 +78,7 @@ def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metric
 
 
 def confirm_with(
-    ledger: Ledger, study: Study, fresh: Mapping[tuple[str, int], Sequence[tuple[float, Mapping[str, float]]]]
+    ledger: Writer, study: Study, fresh: Mapping[tuple[str, int], Sequence[tuple[float, Mapping[str, float]]]]
 ) -> None:
     """The runs of confirmation by cell and trial: validation and test metrics of each fresh seed."""
     for cell, number in confirm.pending(ledger, study):

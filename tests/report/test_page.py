@@ -10,7 +10,7 @@ from benchmarks.made import METRICS, fill
 from cs330ray.analysis.table import Sheet
 from cs330ray.cli.app import main
 from cs330ray.errors import SpecError
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.report import html, markdown, splits
 from cs330ray.report.files import write
@@ -170,7 +170,7 @@ def test_no_text_of_a_trial_becomes_part_of_the_page(tmp_path: Path, study: Open
 
 
 def test_a_page_without_figures_carries_no_library(tmp_path: Path) -> None:
-    ledger = Ledger.at(tmp_path)
+    ledger = Writer.at(tmp_path)
     ledger.open(made(), {"benchmarks.sleeper": METRICS})
     whole = page(opened("made", tmp_path))
     assert whole.answer == "No trial is COMPLETE yet. There is nothing to compare."

@@ -8,8 +8,8 @@ import pytest
 
 from cs330ray.analysis.statistics import Interval
 from cs330ray.ledger.confirm import Confirmed, Run
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row, Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.reproduce import verdict as reproduction
 from cs330ray.reproduce.verdict import EQUAL, NOT, WITHIN, Again, Pair, table, verdict
 from tests.studies_of_tests import toy
@@ -112,7 +112,7 @@ def test_a_seed_counts_once_though_the_configuration_was_confirmed_twice(monkeyp
 
     found = {STUDY.cells[0].key: [confirmed(4), confirmed(3)]}
     monkeypatch.setattr(reproduction.confirm, "confirmed", lambda *_: found)
-    interval = reproduction.intervals(cast("Ledger", None), STUDY, Again(trial(), rows(1.0), rows(2.0)))["val_loss"]
+    interval = reproduction.intervals(cast("Writer", None), STUDY, Again(trial(), rows(1.0), rows(2.0)))["val_loss"]
     half = 12.706205 * 2**0.5 * 1.5**0.5  # Student's t, one degree of freedom
     assert interval.n == 2
     assert (interval.low, interval.high) == pytest.approx((2 - half, 2 + half))

@@ -12,7 +12,7 @@ import pytest
 from cs330ray.cli import app
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import backup
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.service.run import run
 from cs330ray.spec.places import checkpoints_of
@@ -128,7 +128,7 @@ def test_a_study_does_not_begin_anew_where_its_ledger_is_empty_or_gone(
     if how == "gone":
         (copied / "ledger.db").unlink()
     with pytest.raises(LedgerError, match=rf"it is {how}; .*cs330ray restore` puts it in place \(to begin anew, move"):
-        Ledger.at(copied)
+        Writer.at(copied)
     backup.restore(copied)
     assert len(whole(copied)) == 4
 
@@ -183,7 +183,7 @@ def test_checkpoints_of_trials_that_the_restored_record_does_not_know_are_not_go
     (left,) = checkpoints_of(home, "toy", cell, 1).glob("step-*")
     (left / "state.json").write_text("not what trial 1 will be")
     run(study(budget={"trials": 2}), home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     assert ledger.attempts(study(), cell, 1)[0]["resumed_from_step"] is None
     assert ledger.trials(study(), cell)[1].state == "COMPLETE"
 
@@ -191,7 +191,7 @@ def test_checkpoints_of_trials_that_the_restored_record_does_not_know_are_not_go
 def test_the_command_restores_and_mlflow_then_shows_what_the_ledger_holds(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Mirror(Ledger.at(copied), "toy", copied).sync()
+    Mirror(Writer.at(copied), "toy", copied).sync()
     spoil(copied)
     with pytest.raises(SystemExit) as end:
         app.app(["restore"])
@@ -199,7 +199,7 @@ def test_the_command_restores_and_mlflow_then_shows_what_the_ledger_holds(
     assert "studies: toy" in capsys.readouterr().out
     assert len(whole(copied)) == 4
     before = {found.info.run_id for found in runs_of(copied)}
-    Mirror(Ledger.at(copied), "toy", copied).sync()
+    Mirror(Writer.at(copied), "toy", copied).sync()
     assert not before & {found.info.run_id for found in runs_of(copied)}
     assert sorted(found.data.tags["cs330ray.kind"] for found in runs_of(copied)) == ["cell", "study"] + ["trial"] * 4
 

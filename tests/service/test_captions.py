@@ -6,8 +6,8 @@ import pytest
 
 from cs330ray.analysis import frames
 from cs330ray.analysis.standing import standings
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror import captions
 from cs330ray.mirror.description import NOTE_LIMIT, Answer
 from cs330ray.report.figures.search import Search
@@ -16,7 +16,7 @@ from cs330ray.spec.study import Study
 from tests import filled
 
 
-def answer_of(ledger: Ledger, study: Study) -> Answer:
+def answer_of(ledger: Writer, study: Study) -> Answer:
     return Answer(study, standings(ledger, study))
 
 
@@ -27,13 +27,13 @@ def link(trial: Trial) -> str:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Answer:
     """The answer of the whole study."""
-    ledger = Ledger.at(tmp_path_factory.mktemp("letters"))
+    ledger = Writer.at(tmp_path_factory.mktemp("letters"))
     return answer_of(ledger, filled.fill(ledger))
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger.at(tmp_path)
+def ledger(tmp_path: Path) -> Writer:
+    return Writer.at(tmp_path)
 
 
 def test_names_say_number_outcome_and_parameters_with_a_star_for_the_best(whole: Answer) -> None:
@@ -55,7 +55,7 @@ def test_names_say_number_outcome_and_parameters_with_a_star_for_the_best(whole:
     )
 
 
-def test_the_best_ten_of_a_cell_say_their_rank_and_one_is_marked(ledger: Ledger) -> None:
+def test_the_best_ten_of_a_cell_say_their_rank_and_one_is_marked(ledger: Writer) -> None:
     study = filled.opened(ledger, filled.letters(trials=12))
     cell = study.cells[0]
     for place in range(12):
@@ -101,7 +101,7 @@ def test_the_description_is_the_answer_in_two_sentences_and_a_table_with_links(w
 
 
 def test_a_search_cut_short_whose_candidates_are_confirmed_has_its_answer_and_says_what_is_not_over(
-    ledger: Ledger,
+    ledger: Writer,
 ) -> None:
     answer = answer_of(ledger, filled.fill(ledger, trials=5))
     assert answer.title.startswith("Answer: trial 2, 0.83 ±0.05 val_accuracy confirmed")
@@ -111,7 +111,7 @@ def test_a_search_cut_short_whose_candidates_are_confirmed_has_its_answer_and_sa
     )
 
 
-def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Ledger) -> None:
+def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Writer) -> None:
     study = filled.opened(ledger, filled.letters())
     filled.search(ledger, study, study.cells[0], 0.9)
     grown = filled.opened(ledger, study.model_copy(update={"budget": study.budget.model_copy(update={"steps": 40})}))
@@ -125,7 +125,7 @@ def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Ledg
     assert next(iter(Search(Opened(ledger, grown)).best)) == "cost=2.0"
 
 
-def test_a_search_that_is_over_says_how_many_runs_of_confirmation_are_not(ledger: Ledger) -> None:
+def test_a_search_that_is_over_says_how_many_runs_of_confirmation_are_not(ledger: Writer) -> None:
     """Two candidates on three fresh seeds."""
     study = filled.opened(ledger, filled.letters(trials=2))
     for cell, reached in zip(study.cells, ([0.6, 0.9], [0.7, 0.75]), strict=True):
@@ -137,7 +137,7 @@ def test_a_search_that_is_over_says_how_many_runs_of_confirmation_are_not(ledger
     assert answer.note(link).splitlines()[1] == "The confirmation is not over: 11 of its runs have not ended."
 
 
-def test_a_study_that_is_not_over_says_so_and_one_without_a_trial_that_there_is_none(ledger: Ledger) -> None:
+def test_a_study_that_is_not_over_says_so_and_one_without_a_trial_that_there_is_none(ledger: Writer) -> None:
     study = filled.opened(ledger, filled.letters())
     assert answer_of(ledger, study).title == "letters"
     assert answer_of(ledger, study).note(link) == "No trial of letters is COMPLETE."

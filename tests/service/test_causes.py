@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sql
 
-from cs330ray.ledger import ledger as ledger_module
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Loss, Row, cause_of, nodes_of
+from cs330ray.ledger.writer import Writer
 from cs330ray.service import ask
 from cs330ray.spec.study import Cell, Study
 from tests import toy as toy_trainable
@@ -31,7 +31,7 @@ ENDS = [
 LOSSES = [Loss("died", frozenset()), Loss("died [on node1 node2]", frozenset({"node1", "node2"}))]
 
 
-def entered(ledger: Ledger, study: Study, cell: Cell) -> int:
+def entered(ledger: Writer, study: Study, cell: Cell) -> int:
     return ledger.enter(study, cell, ask.ask(study, cell, ["min"], []), seed=1)
 
 
@@ -43,7 +43,7 @@ def study() -> Study:
 @pytest.fixture
 def home(tmp_path: Path, study: Study, backend: str) -> Path:
     """A ledger with a trial of each end, the last of which lost its worker twice."""
-    ledger, cell = Ledger.at(tmp_path), study.cells[0]
+    ledger, cell = Writer.at(tmp_path), study.cells[0]
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     for ending in ENDS:
         number = entered(ledger, study, cell)
@@ -75,6 +75,7 @@ def of_before(home: Path) -> Path:
     """The same ledger as it was before ends had causes and losses nodes."""
     execute(home, "ALTER TABLE cs330ray_ends DROP COLUMN cause")
     execute(home, "ALTER TABLE cs330ray_losses DROP COLUMN nodes")
+    execute(home, "DROP TABLE cs330ray_schema")
     return home
 
 
@@ -96,26 +97,18 @@ def test_each_loss_has_its_nodes_in_the_ledgers_own_table(home: Path) -> None:
 
 
 def test_the_trials_that_lost_their_workers_are_known_by_their_cause(home: Path, study: Study) -> None:
-    assert Ledger.at(home).lost(study, study.cells[0]) == {6}
+    assert Writer.at(home).lost(study, study.cells[0]) == {6}
 
 
 def test_a_cause_is_no_matter_of_the_words_beside_it(home: Path, study: Study) -> None:
     execute(home, "UPDATE cs330ray_ends SET reason = 'worker lost, they say' WHERE trial = 2")
     execute(home, "UPDATE cs330ray_ends SET reason = 'it was gone' WHERE trial = 6")
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     assert [ending.cause for ending in ends(ledger, study)] == [ending.cause for ending in ENDS]
     assert ledger.lost(study, study.cells[0]) == {6}
 
 
-def only_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a ledger opened without the columns that it lacks."""
-    monkeypatch.setattr(ledger_module, "add_columns", lambda _: None)
-
-
-def test_a_ledger_of_before_is_read_as_it_is_with_the_same_causes_and_nodes(
-    of_before: Path, study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_read(monkeypatch)
+def test_a_ledger_of_before_is_read_as_it_is_with_the_same_causes_and_nodes(of_before: Path, study: Study) -> None:
     ledger, cell = Ledger.at(of_before), study.cells[0]
     assert ends(ledger, study) == ENDS
     assert ledger.losses(study, cell, len(ENDS) - 1) == LOSSES
@@ -124,23 +117,30 @@ def test_a_ledger_of_before_is_read_as_it_is_with_the_same_causes_and_nodes(
         execute(of_before, ENDS_WRITTEN)  # reading has added nothing
 
 
-def test_a_driver_gives_a_ledger_of_before_the_columns_and_goes_on_with_it(of_before: Path, study: Study) -> None:
-    ledger, cell = Ledger.at(of_before), study.cells[0]
+def test_a_driver_gives_a_ledger_of_before_causes_and_nodes_and_continues_it(of_before: Path, study: Study) -> None:
+    ledger, cell, said = Writer.at(of_before), study.cells[0], list[str]()
+    ledger.upgrade(study.name, said.append)
+    assert execute(of_before, ENDS_WRITTEN) == [astuple(ending) for ending in ENDS]
+    assert [(reason, json.loads(nodes)) for reason, nodes in execute(of_before, LOSSES_WRITTEN)] == [
+        ("died", []),
+        ("died [on node1 node2]", ["node1", "node2"]),
+    ]
     assert ends(ledger, study) == ENDS
     number = entered(ledger, study, cell)
     assert ledger.write_loss(study, cell, number, LOSSES[1]) == [LOSSES[1]]
     ledger.end(study, cell, number, ENDS[6])
-    assert execute(of_before, ENDS_WRITTEN)[-2:] == [
-        ("FAIL", "no row holds val_loss", "", None),  # of before
-        ("FAIL", "worker lost 4 times: died", "", "lost"),
-    ]
     assert ledger.lost(study, cell) == {6, number}
     assert ends(Ledger.at(of_before), study) == [*ENDS, ENDS[6]]
+    assert len(said) == 1
+    assert "upgraded from version 0 to 1" in said[0]
 
 
-def test_a_ledger_of_before_that_is_opened_twice_gets_the_columns_once(of_before: Path, study: Study) -> None:
-    first, second = Ledger.at(of_before), Ledger.at(of_before)
-    assert ends(first, study) == ends(second, study) == ENDS
+def test_a_ledger_is_upgraded_once(of_before: Path, study: Study) -> None:
+    said = list[str]()
+    for _ in range(2):
+        Writer.at(of_before).upgrade(study.name, said.append)
+    assert len(said) == 1
+    assert ends(Ledger.at(of_before), study) == ENDS
 
 
 @pytest.mark.parametrize("ending", ENDS, ids=lambda ending: ending.reason or "complete")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cs330ray.cluster import check, ray_rules
+from cs330ray.cluster import check, ray_rules, strict_yaml
 from cs330ray.errors import SpecError
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ SHIPPED = ("cluster.yaml", "clusters/local.yaml")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout and a home in which everything is as docs/cluster.md makes it; the current directory."""
+    """A checkout and a home in which everything is as docs/guide/cluster.md makes it; the current directory."""
     home, checkout = tmp_path / "home", tmp_path / "checkout"
     for file in (".ssh/cs330ray.pem", ".ssh/id_ed25519", ".ray/auth_token"):
         (home / file).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def filled(text: str) -> str:
-    """A file with each <placeholder> replaced by what docs/cluster.md puts there."""
+    """A file with each <placeholder> replaced by what docs/guide/cluster.md puts there."""
     values = {
         "image": "ami-0123", "security-group": "sg-0123", "database": "db.example.com", "bucket": "a-bucket",
         "head": "192.168.1.10", "worker": "192.168.1.11, 192.168.1.12", "user": "you",
@@ -80,7 +80,7 @@ def test_cluster_yaml_filled_in_says_what_would_start_and_what_costs(here: Path)
         "  checkpoints: s3://a-bucket/checkpoints",
         "  MLflow: postgresql+psycopg://cs330ray@db.example.com/mlflow",
         "ray up cluster.yaml starts it; ray down cluster.yaml ends it",
-        "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/cluster.md",
+        "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/guide/cluster.md",
     ]
 
 
@@ -194,6 +194,37 @@ def test_the_database_goes_with_what_was_made_and_leaves_no_copy_that_costs() ->
     assert database["Properties"]["DeleteAutomatedBackups"] is True
 
 
+# What is read is what Ray reads
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("yes", True), ("on", True), ("no", False), ("Off", False), ("y", "y"), ("n", "n"), ("010", 8),
+        ("0o10", "0o10"), ("1:30", 90), ("1_000", 1000), ("0x1F", 31), ("1e3", "1e3"), ("1.5e3", "1.5e3"),
+        ("1.5e+3", 1500.0), ("~", None),
+    ],
+)  # fmt: skip
+def test_a_value_is_read_as_ray_reads_it(tmp_path: Path, text: str, value: Any) -> None:
+    """YAML 1.1 as PyYAML has it: `y` and `1e3` are text there, `010` and `1:30` are numbers."""
+    file = tmp_path / "file.yaml"
+    file.write_text(f"place: {text}\n")
+    assert repr(strict_yaml.read(file)[0]["place"]) == repr(value)
+    assert repr(yaml.safe_load(file.read_text())["place"]) == repr(value)
+
+
+def test_a_table_may_take_over_another_and_change_a_value_of_it(tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text("head: &head {a: 1, b: 2}\nworker: {<<: *head, b: 3}\n")
+    assert strict_yaml.read(tmp_path / "file.yaml")[0]["worker"] == {"a": 1, "b": 3}
+
+
+def test_a_name_that_stands_twice_is_refused_without_its_values(tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text("password: hunter1\npassword: hunter2\n")
+    with pytest.raises(SpecError, match="`password` stands twice") as caught:
+        strict_yaml.read(tmp_path / "file.yaml")
+    assert "hunter" not in str(caught.value)
+
+
 # What is refused, in text
 
 
@@ -204,6 +235,7 @@ def test_the_database_goes_with_what_was_made_and_leaves_no_copy_that_costs() ->
         ("  region:", "\tregion:", "line 17: found character '\\t' that cannot start any token; mend that place"),
         ("cluster_name: cs330ray", "cluster_name: [cs330ray", "it must be YAML, but line"),
         ("max_workers: 4\n", "max_workers: &a [*a]\n", "line 12: an alias holds itself"),
+        ("max_workers: 4\n", "max_workers: &a 4\nmin_workers: &a 1\n", "line 13: second occurrence"),
         ("idle_timeout_minutes: 10", "idle_timeout_minutes: !!int ''", "a value is not what it says"),
         ("cluster_name: cs330ray", "cluster_name: 2026-11-23", "got date; put it into quotes"),
         ("cluster_name: cs330ray", "cluster_name: !!python/object:os.system x", "could not determine a constructor"),

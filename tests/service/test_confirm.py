@@ -22,8 +22,8 @@ from cs330ray.errors import SpecError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed, Run, candidates, choice, fresh_cells
 from cs330ray.ledger.fronts import by_crowding
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.report import tables
 from cs330ray.service.run import run
@@ -60,7 +60,7 @@ def candidate(number: int, *fresh: tuple[float, ...], seeds: int | None = None, 
 
 def confirmations(home: Path, name: str = "noisy") -> list[tuple[Any, ...]]:
     """All that a study's confirmations are, without times."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study(name)
     return [
         (
@@ -193,19 +193,19 @@ def cursed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
         confirm={"top": 2, "seeds": 3},
     )  # fmt: skip
     run(study, home, mirror=False)
-    Mirror(Ledger.at(home), "noisy", home).sync()
+    Mirror(Writer.at(home), "noisy", home).sync()
     return home
 
 
 def of_table(home: Path, name: str = "noisy") -> list[dict[str, str]]:
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     table = confirmed.table(ledger, ledger.study(name))
     assert table is not None
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
 def words(home: Path, name: str = "noisy") -> list[str]:
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     return confirmed.lines(ledger, ledger.study(name))
 
 
@@ -215,7 +215,7 @@ def fresh_luck() -> float:
 
 def test_a_planted_winner_s_curse_is_found_and_reported(cursed: Path) -> None:
     """The search's best promised what its luck gave; fresh seeds say what it is worth, and that another is better."""
-    ledger = Ledger.at(cursed)
+    ledger = Writer.at(cursed)
     study = ledger.study("noisy")
     best = max(ledger.trials(study, study.cells[0]), key=lambda one: one.values or (0.0,))
     assert best.params == {"quality": 0.55}
@@ -261,7 +261,7 @@ def test_all_candidates_of_all_cells_share_the_fresh_seeds(cursed: Path) -> None
 
 
 def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
-    ledger = Ledger.at(cursed)
+    ledger = Writer.at(cursed)
     study = ledger.study("noisy")
     text = tables.best_toml(ledger, study)
     chosen = of_table(cursed)[1]
@@ -288,7 +288,7 @@ def test_show_prints_every_candidate_with_its_intervals(
 
 
 def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path) -> None:
-    ledger = Ledger.at(cursed)
+    ledger = Writer.at(cursed)
     study = ledger.study("noisy")
     number = int(of_table(cursed)[0]["trial"])
     one = ledger.trials(study, study.cells[0])[number]
@@ -306,7 +306,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     many = noisy(**quality, seed=2, budget={"trials": 8, "steps": 1}, confirm={"top": 1, "seeds": 2})
     run(few, home, mirror=False)
     run(many, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     found = confirm.confirmed(ledger, many)["{}"]
     assert [one.current for one in found] == [True, False]
     assert choices(standings(ledger, many))["{}"] == found[0]
@@ -319,7 +319,7 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
 def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
     few = noisy(search={"quality": [0.55, 0.6]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
     run(few, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     Mirror(ledger, "noisy", home).sync()
     grown = few.model_copy(update={"budget": Budget(trials=8, steps=1)})
     ledger.open(grown, {"tests.noisy": noisy_trainable.METRICS})
@@ -353,7 +353,7 @@ def test_mlflow_shows_confirmations_under_their_trial_with_test_metrics_and_a_se
         assert float(parent.data.tags["cs330ray.confirmed_val_accuracy"]) > 0
     cells = [one for one in found if one.data.tags["cs330ray.kind"] == "cell"]
     assert all("cs330ray.confirmed_trial" in one.data.tags for one in cells)
-    assert Mirror(Ledger.at(cursed), "noisy", cursed).sync() == 0
+    assert Mirror(Writer.at(cursed), "noisy", cursed).sync() == 0
 
 
 def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_search_unharmed(
@@ -394,7 +394,7 @@ def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_sa
     run(study, home, mirror=False)
     ((_, _, state, _, _, _, rows, test, _),) = confirmations(home)
     assert (state, [step for step, _ in rows], test["test_accuracy"]) == ("COMPLETE", [1, 2, 3, 4], 0.5)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     cell = study.cells[0].under(0)
     assert [on["resumed_from_step"] for on in ledger.attempts(study, cell, 0)] == [None, 4]
 
@@ -404,7 +404,7 @@ def test_one_fresh_seed_has_no_interval_anywhere(home: Path) -> None:
     run(study, home, mirror=False)
     assert all("±" not in line for line in words(home))
     assert all("(n 1, no interval)" in line for line in words(home) if "between" not in line)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     assert "confirmed on 1 fresh seed:" in tables.best_toml(ledger, study)
 
 
@@ -443,7 +443,7 @@ def test_it_is_said_why_nobody_is_chosen(home: Path) -> None:
     why = "no candidate keeps confirm.bounds (trial 0 breaks val_cost <= 1); see `cs330ray show`"
     assert words(home) == [f"not confirmed: {why}"]
     assert {row["state"] for row in of_table(home)} == {"breaks val_cost <= 1"}
-    assert f"# the best of the search; not confirmed: {why}" in tables.best_toml(Ledger.at(home), study)
+    assert f"# the best of the search; not confirmed: {why}" in tables.best_toml(Writer.at(home), study)
 
 
 def test_test_chooses_nothing(home: Path) -> None:
@@ -453,7 +453,7 @@ def test_test_chooses_nothing(home: Path) -> None:
         confirm={"top": 8, "seeds": 2},
     )  # fmt: skip
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     chosen = choices(standings(ledger, study))["{}"]
     assert chosen.searched.values == max(one.values for one in ledger.trials(study, study.cells[0]) if one.values)
     assert chosen.runs[0].test["test_accuracy"] == min(one[7]["test_accuracy"] for one in confirmations(home))
@@ -462,7 +462,7 @@ def test_test_chooses_nothing(home: Path) -> None:
 def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Path) -> None:
     run(noisy(fixed={"diverges_on": fresh_seed(0, 1)}), home, mirror=False)
     assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "FAIL", "COMPLETE"]
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     assert choices(standings(ledger, ledger.study("noisy"))) == {}
 
 
@@ -502,7 +502,7 @@ def test_deleting_a_study_deletes_its_confirmations(cursed: Path, tmp_path: Path
     import shutil
 
     home = Path(shutil.copytree(cursed, tmp_path / "runs"))
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("noisy")
     ledger.delete("noisy")
     assert all(ledger.trials(study, cell) == [] for cell in fresh_cells(study))
@@ -564,7 +564,7 @@ def test_two_objectives_end_to_end(home: Path) -> None:
         budget={"trials": 12, "steps": 1}, confirm={"seeds": 2, "bounds": {"val_cost": 1.5}},
     )  # fmt: skip
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     Mirror(ledger, "noisy", home).sync()
     trials = ledger.trials(study, study.cells[0])
     front = {

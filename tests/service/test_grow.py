@@ -10,9 +10,9 @@ from cs330ray.analysis.standing import Standing, best_by
 from cs330ray.checkpoints import local
 from cs330ray.ledger import confirm
 from cs330ray.ledger.fronts import pareto_front
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import enter, finished, rankable, standing, waiting
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.report import tables
 from cs330ray.service.run import run
@@ -33,20 +33,20 @@ def long(**changes: Any) -> Study:
     return toy(resources=ONE_SLOT, budget=budget, **changes)
 
 
-def standing_of(ledger: Ledger, study: Study, cell: Cell) -> Standing:
+def standing_of(ledger: Writer, study: Study, cell: Cell) -> Standing:
     return Standing(study, ledger.goals(study), cell, ledger.trials(study, cell))
 
 
 def lines(home: Path) -> list[Trial]:
     """The trials of the one cell that none continues."""
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     return standing(ledger.trials(study, cell))
 
 
 def curve(home: Path, *numbers: int) -> list[tuple[int, dict[str, float]]]:
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     return [(row.step, dict(row.metrics)) for number in numbers for row in ledger.rows(study, cell, number)]
@@ -109,7 +109,7 @@ def test_what_goes_on_is_said_before_it_starts_and_the_same_again_does_nothing(h
 def test_a_continuation_whose_checkpoint_is_gone_trains_again_and_says_so(
     home_of_four: Path, six_long_trials: Path
 ) -> None:
-    ledger = Ledger.at(home_of_four)
+    ledger = Writer.at(home_of_four)
     study = ledger.study("toy")
     (cell,) = study.cells
     ledger.forget_checkpoints(study, cell, 2)
@@ -123,7 +123,7 @@ def test_a_continuation_whose_checkpoint_is_gone_trains_again_and_says_so(
 
 
 def test_a_study_cut_between_growing_and_continuing_goes_on(home_of_four: Path, six_long_trials: Path) -> None:
-    ledger = Ledger.at(home_of_four)
+    ledger = Writer.at(home_of_four)
     metrics = ledger.metrics(ledger.study("toy"), "tests.toy")
     ledger.open(long(), {"tests.toy": metrics})
     study = ledger.study("toy")
@@ -142,11 +142,11 @@ def test_a_study_cut_between_growing_and_continuing_goes_on(home_of_four: Path, 
 def test_an_interrupted_trial_of_fewer_steps_goes_on_to_the_new_ones_under_its_own_number(
     home: Path, ray_here: str, six_long_trials: Path
 ) -> None:
-    ledger = Ledger.at(home)
-    ledger.open(short(), {"tests.toy": Ledger.at(six_long_trials).metrics(short(), "tests.toy")})
+    ledger = Writer.at(home)
+    ledger.open(short(), {"tests.toy": Writer.at(six_long_trials).metrics(short(), "tests.toy")})
     study = ledger.study("toy")
     (cell,) = study.cells
-    first = Ledger.at(six_long_trials).history(study, cell)[0]
+    first = Writer.at(six_long_trials).history(study, cell)[0]
     ledger.enter(study, cell, first, int(first.user_attrs["seed"]))
     run(long(), home, mirror=False)
     assert [trial.number for trial in lines(home)] == [0, 1, 2, 3]
@@ -190,7 +190,7 @@ def test_a_trial_that_goes_on_just_now_is_shown_by_what_it_had_reached() -> None
 
 def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: Path) -> None:
     run(long(confirm={"top": 1, "seeds": 2}), home_of_four, mirror=False)
-    ledger = Ledger.at(home_of_four)
+    ledger = Writer.at(home_of_four)
     study = ledger.study("toy")
     (found,) = confirm.confirmed(ledger, study).values()
     best = min(lines(home_of_four), key=lambda one: one.values or ())
@@ -200,7 +200,7 @@ def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: P
 
 def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray_here: str) -> None:
     run(long(), home_of_four, mirror=False)
-    ledger = Ledger.at(home_of_four)
+    ledger = Writer.at(home_of_four)
     reasons = {row[1]: row[-1] for row in tables.trials(ledger, ledger.study("toy")).rows}
     assert (reasons["0"], reasons["4"]) == ("continued as 4", "continues 0")
     Mirror(ledger, "toy", home_of_four).sync()
@@ -213,7 +213,7 @@ def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray
 
 def test_the_checkpoints_of_those_that_were_continued_go_when_their_successors_have_ended(home_of_four: Path) -> None:
     run(long(), home_of_four, mirror=False)
-    ledger = Ledger.at(home_of_four)
+    ledger = Writer.at(home_of_four)
     study = ledger.study("toy")
     (cell,) = study.cells
     assert sorted(ledger.checkpoints(study, cell)) == [4, 5, 6, 7]
@@ -226,7 +226,7 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     early = {"ends": "early", "ends_at": 10}
     run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1}), home, mirror=False)
     run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1, "steps": 40}), home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     before, after = ledger.trials(study, cell)
@@ -248,7 +248,7 @@ def test_the_pruner_is_asked_where_a_trial_goes_on_what_it_was_not_asked_at_its_
     ended = lines(home)
     (best,) = [trial for trial in ended if trial.state == "COMPLETE"]
     assert [trial.reason for trial in ended if trial is not best] == ["asha at step 20, 2 rivals"] * 2
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = ledger.study("toy").cells
     first = {trial.number: (trial.values or (9.0,))[0] for trial in ledger.trials(ledger.study("toy"), cell)[:3]}
     assert best.continues == min(first, key=lambda number: first[number])
@@ -266,7 +266,7 @@ def test_fronts_are_of_the_most_steps_alone() -> None:
 
 def test_no_trial_goes_on_after_the_time_is_spent(home: Path, ray_here: str) -> None:
     run(short(budget={"trials": 2, "steps": 20, "time": 3600.0}), home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     ledger.seen(study, "a long one", 3600.0)

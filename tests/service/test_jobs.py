@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 
-from cs330ray.cluster import jobs
+from cs330ray.cluster import jobs, jobserver
 from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
 from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
@@ -148,7 +149,7 @@ class Sent(Exception):  # noqa: N818
     """What would have been sent."""
 
 
-def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wheel(
+def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_package(
     server: StandIn, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.has()
@@ -159,9 +160,12 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wh
     class Client:
         def submit_job(self, **all_of_it: Any) -> str:
             environment = all_of_it["runtime_env"]
-            sent.update(all_of_it, files={path.name: path.read_text() for path in
-                                          Path(environment["working_dir"]).iterdir()},
-                        wheel=Path(environment["py_modules"][0]).stat().st_size)  # fmt: skip
+            folder, package = Path(environment["working_dir"]), Path(environment["py_modules"][0])
+            sent.update(
+                all_of_it,
+                files={path.name: path.read_text() for path in folder.iterdir()},
+                package=sorted(path.name for path in package.glob("*.py")),
+            )
             return str(all_of_it["submission_id"])
 
     monkeypatch.setattr(JobServer, "client", lambda _: Client())
@@ -172,10 +176,11 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_packages_wh
     assert name.startswith("toy-")
     assert len(name) == len("toy-123abc")
     assert sent["files"] == {"toy.toml": file.read_text()}
-    assert sent["wheel"] > 100_000
+    assert sent["package"] == sorted(path.name for path in Path(jobs.cs330ray.__file__).parent.glob("*.py"))
     assert sent["runtime_env"]["py_modules"][1:] == [str(Path(__file__).parents[1])]
     assert sent["metadata"]["study"] == "toy"
     assert sent["metadata"]["digest"] == study.digest
+    assert sent["metadata"]["code"] == f"{jobs.cs330ray.__version__} {jobs.trainables.code_digest('tests.toy')[:16]}"
     assert TOKEN not in str(sent)
 
 
@@ -241,6 +246,26 @@ def test_nobody_at_an_address_is_one_line_with_the_next_step(token: Path, capsys
         "http://127.0.0.1:9: a cluster must answer here, but Connection refused; `ray dashboard cluster.yaml` opens a "
         "tunnel to it, --address names another place\n"
     )
+
+
+def test_a_server_that_takes_the_question_and_never_answers_is_one_line(
+    token: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobserver, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = ran(capsys, "status", "--address", address)
+    assert code == 2
+    assert err.startswith(f"{address}: a cluster must answer here, but timed out; ")
+    assert err.count("\n") == 1
+
+
+def test_the_token_is_sent_whatever_a_netrc_says_of_the_host(server: StandIn, token: Path) -> None:
+    netrc = Path.home() / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login ada password hers\n")
+    netrc.chmod(0o600)
+    JobServer(server.address)
+    assert [header for _, header in server.asked] == [f"Bearer {TOKEN}"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://head:10001", "http://", "http://head:port", "auto"])

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.service import ask
 from cs330ray.spec.study import Cell, Study
 from cs330ray.words import redacted
@@ -22,40 +22,40 @@ from tests.studies_of_tests import toy
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, backend: str) -> Ledger:
-    return Ledger.at(tmp_path)
+def ledger(tmp_path: Path, backend: str) -> Writer:
+    return Writer.at(tmp_path)
 
 
-def counted(ledger: Ledger, table: str) -> int:
+def counted(ledger: Writer, table: str) -> int:
     """Rows of a table, by a connection that is not the ledger's."""
-    engine = sql.create_engine(ledger.url)
+    engine = sql.create_engine(ledger.database.url)
     with engine.connect() as connection:
         number = connection.execute(sql.text(f"select count(*) from {table}")).scalar_one()
     engine.dispose()
     return int(number)
 
 
-def opened(ledger: Ledger, study: Study) -> Cell:
+def opened(ledger: Writer, study: Study) -> Cell:
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     return study.cells[0]
 
 
-def entered(ledger: Ledger, study: Study, cell: Cell) -> int:
+def entered(ledger: Writer, study: Study, cell: Cell) -> int:
     asked = ask.ask(study, cell, ["min"], ledger.history(study, cell))
     return ledger.enter(study, cell, asked, seed=11)
 
 
-def test_a_trial_enters_whole_with_its_parameters_and_seed(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_trial_enters_whole_with_its_parameters_and_seed(ledger: Writer, tmp_path: Path) -> None:
     study = toy()
     cell = opened(ledger, study)
     assert entered(ledger, study, cell) == 0
-    (trial,) = Ledger.at(tmp_path).trials(study, cell)
+    (trial,) = Writer.at(tmp_path).trials(study, cell)
     assert trial.state == "RUNNING"
     assert trial.seed == 11
     assert {"lr", "body"} <= set(trial.params)
 
 
-def test_a_row_is_written_once_and_the_first_one_stays(ledger: Ledger) -> None:
+def test_a_row_is_written_once_and_the_first_one_stays(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -64,7 +64,7 @@ def test_a_row_is_written_once_and_the_first_one_stays(ledger: Ledger) -> None:
     assert [row.metrics["val_loss"] for row in ledger.rows(study, cell, number)] == [0.5, 0.4]
 
 
-def test_a_trials_value_is_the_objective_of_the_last_row_that_holds_it(ledger: Ledger) -> None:
+def test_a_trials_value_is_the_objective_of_the_last_row_that_holds_it(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -76,7 +76,7 @@ def test_a_trials_value_is_the_objective_of_the_last_row_that_holds_it(ledger: L
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_trial_whose_value_is_not_finite_has_failed(ledger: Ledger, value: float) -> None:
+def test_a_trial_whose_value_is_not_finite_has_failed(ledger: Writer, value: float) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -88,7 +88,7 @@ def test_a_trial_whose_value_is_not_finite_has_failed(ledger: Ledger, value: flo
     assert "finite" in trial.reason
 
 
-def test_a_trial_without_a_row_of_the_objective_has_failed(ledger: Ledger) -> None:
+def test_a_trial_without_a_row_of_the_objective_has_failed(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -97,7 +97,7 @@ def test_a_trial_without_a_row_of_the_objective_has_failed(ledger: Ledger) -> No
     )
 
 
-def test_an_end_is_written_once(ledger: Ledger) -> None:
+def test_an_end_is_written_once(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -108,13 +108,13 @@ def test_an_end_is_written_once(ledger: Ledger) -> None:
     assert (trial.state, trial.reason) == ("PRUNED", "first")
 
 
-def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     study = toy()
     cell = opened(ledger, study)
     running, cut = entered(ledger, study, cell), entered(ledger, study, cell)
     ledger.write_rows(study, cell, cut, [Row(5, {"val_loss": 0.5}, 1.0)])
     with monkeypatch.context() as crash:
-        crash.setattr(Ledger, "_tell", lambda *_: None)
+        crash.setattr(Writer, "_tell", lambda *_: None)
         ledger.end(study, cell, cut, Ending("COMPLETE"))
     assert not ledger.history(study, cell)[cut].state.is_finished()
     assert ledger.heal(study, cell) == [running]
@@ -124,27 +124,27 @@ def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Ledger, monkey
     assert healed.intermediate_values == {5: 0.5}
 
 
-def test_optuna_itself_opens_the_ledger(ledger: Ledger) -> None:
+def test_optuna_itself_opens_the_ledger(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
     ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
     ledger.end(study, cell, number, Ending("COMPLETE"))
-    storage = optuna.storages.RDBStorage(ledger.url)
+    storage = optuna.storages.RDBStorage(ledger.database.url)
     found = optuna.load_study(study_name="toy {}", storage=storage)
     assert found.best_value == 0.5
     assert found.direction == optuna.study.StudyDirection.MINIMIZE
     storage.engine.dispose()
 
 
-def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger: Ledger) -> None:
+def test_another_study_under_an_old_name_is_refused_and_the_old_one_stays(ledger: Writer) -> None:
     opened(ledger, toy())
     with pytest.raises(SpecError, match=r"search\.lr\.high: 1\.0 -> 2\.0"):
         ledger.open(toy(search={"lr": {"low": 1e-3, "high": 2.0, "log": True}}), {})
     assert ledger.study("toy") == toy()
 
 
-def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger: Ledger) -> None:
+def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
@@ -159,7 +159,7 @@ def test_a_deleted_study_leaves_nothing_and_its_name_is_free_for_another(ledger:
     assert ledger.uid("toy") != uid
 
 
-def test_a_study_whose_name_begins_like_another_is_not_deleted_with_it(ledger: Ledger) -> None:
+def test_a_study_whose_name_begins_like_another_is_not_deleted_with_it(ledger: Writer) -> None:
     first, second = toy(), toy(name="toy-two")
     opened(ledger, first), opened(ledger, second)
     entered(ledger, second, second.cells[0])
@@ -171,7 +171,7 @@ def test_a_ledger_that_is_no_database_is_refused_in_one_line_and_not_overwritten
     (tmp_path / "ledger.db").write_bytes(b"not a database at all, but long enough to be read as one" * 20)
     before = (tmp_path / "ledger.db").read_bytes()
     with pytest.raises(LedgerError) as error:
-        Ledger.at(tmp_path)
+        Writer.at(tmp_path)
     assert "\n" not in str(error.value)
     assert (tmp_path / "ledger.db").read_bytes() == before
 
@@ -181,7 +181,7 @@ def test_the_database_of_another_program_is_refused_before_a_table_is_made_in_it
     with engine.begin() as connection:
         connection.execute(sql.text("create table alembic_version (version_num varchar)"))  # as MLflow has it
     with pytest.raises(LedgerError, match="a database of its own"):
-        Ledger.at(tmp_path)
+        Writer.at(tmp_path)
     assert sql.inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
 
@@ -213,7 +213,7 @@ def test_an_address_where_no_ledger_is_is_one_line_without_the_password(url: str
     if said == "Connection refused":
         pytest.importorskip("psycopg")
     with pytest.raises(LedgerError, match=said) as error:
-        Ledger(url)
+        Writer(url)
     assert "\n" not in str(error.value)
     assert url == "secret" or "cret" not in str(error.value)
 
@@ -221,20 +221,20 @@ def test_an_address_where_no_ledger_is_is_one_line_without_the_password(url: str
 def test_postgresql_without_its_driver_is_one_line_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(LedgerError, match=re.escape("pip install 'cs330ray[postgres]'")):
-        Ledger("postgresql://me:secret@127.0.0.1/db")
+        Writer("postgresql://me:secret@127.0.0.1/db")
 
 
 def test_a_password_may_hold_every_sign_that_an_address_can_spell(postgres: Server, database: str) -> None:
     before = quote(postgres.password, safe="")
     with postgres.password_changed("p:/@%? #&=é'"):
         address = database.replace(before, quote(postgres.password, safe=""))
-        assert Ledger(address).names() == []
+        assert Writer(address).names() == []
 
 
 def test_a_server_that_goes_away_is_one_line_and_what_was_written_is_there_when_it_comes_back(
     postgres: Server, database: str
 ) -> None:
-    ledger, study = Ledger(database), toy()
+    ledger, study = Writer(database), toy()
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
     ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
@@ -256,10 +256,10 @@ OPENER = """
 import pathlib, sys
 from optuna.storages._rdb import storage, models  # what opening imports takes longer than opening
 import alembic.command
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 print("ready", flush=True)
 sys.stdin.readline()
-Ledger.at(pathlib.Path(sys.argv[1]))
+Writer.at(pathlib.Path(sys.argv[1]))
 """
 
 

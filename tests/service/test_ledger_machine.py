@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Loss, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Cell
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -87,7 +88,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.study = toy(name=f"toy-{next(NUMBERS)}", compare={"data_seed": [0, 1]})
-        self.ledger, self.reader = Ledger(self.url), Ledger(self.url)
+        self.ledger = Writer(self.url)
+        self.reader = Ledger(self.url, access="follow")
         self.ledger.open(self.study, {"tests.toy": toy_trainable.METRICS})
         self.cells = self.study.cells
         self.models: tuple[list[Model], list[Model]] = ([], [])
@@ -171,14 +173,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(place=places, ending=endings)
     def end_and_be_killed_before_optuna_hears_of_it(self, place: tuple[int, int], ending: Ending) -> None:
         cell, number, model = self.at(place)
-        with mock.patch.object(Ledger, "_tell"):
+        with mock.patch.object(Writer, "_tell"):
             self.ledger.end(self.study, cell, number, ending)
         model.ends(ending, told=False)
         self.reopen()
 
     @rule()
     def reopen(self) -> None:
-        self.ledger = Ledger(self.url)
+        self.ledger = Writer(self.url)
         assert self.ledger.open(self.study, {"tests.toy": toy_trainable.METRICS}) == []
 
     @rule(cell=st.integers(0, 1))
@@ -223,7 +225,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert trial.values == ([model.worth] if valued else None)
                 assert repr(sorted(trial.intermediate_values.items())) == repr(sorted(model.reported.items()))
 
-    def seen(self) -> list[tuple[Ledger, Cell, list[Model]]]:
+    def seen(self) -> list[tuple[Writer, Cell, list[Model]]]:
         """Both cells, one through the writer and one through the reader."""
         return (
             list(zip((self.ledger, self.reader), self.cells, self.models, strict=True))

@@ -15,8 +15,8 @@ from cs330ray.checkpoints import local
 from cs330ray.cli import app
 from cs330ray.errors import StudyError
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.service import recorder as record
 from cs330ray.service.ask import ask
 from cs330ray.service.messages import News
@@ -95,7 +95,7 @@ def test_a_worker_that_ends_in_its_test_takes_nothing_from_the_training(tmp_path
 def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_has_failed(home: Path) -> None:
     study = toy(budget={"trials": 1}, confirm={"top": 1, "seeds": 1})
     (cell,) = study.cells
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     ledger.enter(study, cell, ask(study, cell, ["min"], []), seed=1)
     ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5, "val_speed": 0.5}, 1.0)])
@@ -212,7 +212,7 @@ def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
 ) -> None:
     study = toy()
     (cell,) = study.cells
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     ledger.enter(study, cell, ask(study, cell, ["min"], []), seed=1)
     ear = Ear()
@@ -246,7 +246,7 @@ def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep
 ) -> None:
     study = toy(budget={"trials": 5}, resources={"slots": 1, "keep": 2})
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = study.cells
     trials = ledger.trials(study, cell)
     best = sorted(trials, key=lambda trial: trial.values or ())[:2]
@@ -259,7 +259,7 @@ def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep
 
 def test_more_may_be_kept_from_now_on_and_fewer_at_once(home: Path, ray_here: str) -> None:
     run(toy(budget={"trials": 3}, resources={"slots": 1}), home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     assert len(ledger.checkpoints(study, study.cells[0])) == 3
     run(toy(budget={"trials": 3}, resources={"slots": 1, "keep": 0}), home, mirror=False)
@@ -269,7 +269,7 @@ def test_more_may_be_kept_from_now_on_and_fewer_at_once(home: Path, ray_here: st
 def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) -> None:
     study = toy(budget={"trials": 1}, resources={"slots": 1, "keep": 0}, confirm={"top": 1, "seeds": 1})
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = study.cells
     assert ledger.checkpoint(study, cell, 0) is None
     kept = ledger.checkpoint(study, cell.under(0), 0)
@@ -285,7 +285,7 @@ def test_what_a_trial_writes_is_in_a_log_of_its_own_that_show_prints(
 ) -> None:
     study = toy(fixed={"ends": "speaks"}, budget={"trials": 2}, resources={"slots": 1})
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = study.cells
     for trial in ledger.trials(study, cell):
         text = (checkpoints_of(home, "toy", cell, trial.number) / places.LOG).read_text()

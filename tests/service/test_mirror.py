@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.runs import STUDY, Runs
 from cs330ray.mirror.sync import Mirror, MirrorError, attach, forget
 from tests import filled
@@ -29,7 +29,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        ledger = Ledger.at(home)
+        ledger = Writer.at(home)
         filled.fill(ledger)
         Mirror(ledger, "letters", home).sync()
     return home
@@ -111,14 +111,14 @@ def test_the_tags_of_a_run_are_named_as_mlflow_takes_names(home: Path) -> None:
 
 
 def test_a_second_pass_writes_nothing(shown: Path, writes: Counter[str]) -> None:
-    again = Mirror(Ledger.at(shown), "letters", shown)
+    again = Mirror(Writer.at(shown), "letters", shown)
     assert (again.sync(), again.sync(), sum(writes.values())) == (0, 0, 0)
 
 
 def test_a_name_follows_its_trial_and_a_trial_that_ends_costs_a_few_calls_however_many_there_are(
     shown: Path, writes: Counter[str]
 ) -> None:
-    ledger = Ledger.at(shown)
+    ledger = Writer.at(shown)
     study = filled.opened(ledger, filled.letters("live", trials=20))
     cell, mirror = study.cells[0], Mirror(ledger, "live", shown)
     for place in range(12):
@@ -146,7 +146,7 @@ def test_a_name_follows_its_trial_and_a_trial_that_ends_costs_a_few_calls_howeve
 
 
 def test_a_figure_that_holds_no_more_is_not_a_number(shown: Path) -> None:
-    ledger = Ledger.at(shown)
+    ledger = Writer.at(shown)
     filled.fill(ledger, "grown")
     Mirror(ledger, "grown", shown).sync()
     study = filled.opened(ledger, filled.letters("grown", trials=5))
@@ -161,7 +161,7 @@ def test_a_figure_that_holds_no_more_is_not_a_number(shown: Path) -> None:
 
 
 def test_a_description_that_a_person_wrote_stays(shown: Path) -> None:
-    ledger = Ledger.at(shown)
+    ledger = Writer.at(shown)
     study = filled.opened(ledger, filled.letters("noted"))
     mirror, client = Mirror(ledger, "noted", shown), client_of(shown)
     mirror.sync()
@@ -177,7 +177,7 @@ def test_a_description_that_a_person_wrote_stays(shown: Path) -> None:
 
 
 def test_a_report_is_attached_to_the_study_s_run_in_place_of_an_earlier_one(shown: Path, tmp_path: Path) -> None:
-    ledger = Ledger.at(shown)
+    ledger = Writer.at(shown)
     filled.opened(ledger, filled.letters("told"))
     filled.search(ledger, ledger.study("told"), ledger.study("told").cells[0], 0.5)
     report, summary = tmp_path / "report.html", tmp_path / "report.md"
@@ -200,14 +200,14 @@ def test_a_report_without_mlflow_is_one_line_and_stands(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "report.html").write_text("<h1>report</h1>")
     with pytest.raises(MirrorError) as raised:
-        attach(Ledger.at(shown), "letters", shown, [tmp_path / "report.html"])
+        attach(Writer.at(shown), "letters", shown, [tmp_path / "report.html"])
     assert "MLflow must answer" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert (tmp_path / "report.html").read_text() == "<h1>report</h1>"
 
 
 def test_a_deleted_study_leaves_no_description(shown: Path) -> None:
-    ledger = Ledger.at(shown)
+    ledger = Writer.at(shown)
     study = filled.opened(ledger, filled.letters("gone"))
     filled.search(ledger, study, study.cells[0], 0.5)
     Mirror(ledger, "gone", shown).sync()
@@ -218,7 +218,7 @@ def test_a_deleted_study_leaves_no_description(shown: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mirror_that_is_held_by_a_pipe_outlives_a_sigterm_that_was_for_all(home: Path) -> None:
-    Ledger.at(home).open(toy(), {"tests.toy": toy_trainable.METRICS})
+    Writer.at(home).open(toy(), {"tests.toy": toy_trainable.METRICS})
     mirror = subprocess.Popen(
         [sys.executable, "-m", "cs330ray", "sync", "toy", "--follow", "--until-eof"],
         env={**os.environ, "CS330RAY_HOME": str(home)}, stdin=subprocess.PIPE,

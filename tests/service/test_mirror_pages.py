@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror, attach
 from tests import filled
 from tests.browser import Page, browser
@@ -41,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         for name in elsewhere:
             patch.delenv(name, raising=False)
-        ledger = Ledger.at(home)
+        ledger = Writer.at(home)
         filled.fill(ledger)
         (home / "letters").mkdir(exist_ok=True)
         (home / "letters" / "report.html").write_text(REPORT)

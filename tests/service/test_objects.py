@@ -29,9 +29,9 @@ from cs330ray.cli import app, upkeep
 from cs330ray.cli import run as run_
 from cs330ray.errors import CheckpointError, SpecError, StudyError
 from cs330ray.ledger import backup, confirm
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import standing
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.report import tables
 from cs330ray.service import recorder as record
 from cs330ray.service import run as run_module
@@ -602,8 +602,8 @@ def test_a_disk_that_is_full_when_a_copy_is_fetched_keeps_the_trial_waiting(
     assert (waiting.waits, waiting.unsaved) == ("begin", f"{tmp_path / 'second'}: No space left on device")
 
 
-def opened(home: Path, study: Study) -> Ledger:
-    ledger = Ledger.at(home)
+def opened(home: Path, study: Study) -> Writer:
+    ledger = Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     ledger.enter(study, study.cells[0], ask(study, study.cells[0], ["min"], []), seed=1)
     return ledger
@@ -763,7 +763,7 @@ def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one
     assert ear.lines[0] == f"toy: checkpoints are kept at file://{store}"
     shutil.rmtree(home)
     assert not run(study, home, mirror=False).interrupted
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = study.cells
     first, second = ledger.attempts(study, cell, 1)
     assert first["resumed_from_step"] is None
@@ -776,7 +776,7 @@ def test_a_study_whose_disk_is_lost_between_two_calls_ends_as_an_undisturbed_one
 
 
 def fresh_runs(home: Path) -> list[Any]:
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     found = confirm.confirmed(ledger, study)
     return [(run.trial.state, run.trial.values, run.test) for one in found[study.cells[0].key] for run in one.runs]
@@ -788,7 +788,7 @@ def test_of_the_finished_trials_the_best_keep_their_copy_and_a_deleted_study_lea
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home.parent}/mlflow.db")
     study = toy(budget={"trials": 4}, resources={"slots": 1, "keep": 2}, confirm={"top": 1, "seeds": 1})
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = study.cells
     (folder,) = store.iterdir()
     assert folder.name == ledger.folder(study)
@@ -822,7 +822,7 @@ def test_a_study_is_deleted_without_its_store_only_where_that_is_meant(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home.parent}/mlflow.db")
     run(toy(budget={"trials": 1}, resources={"slots": 1}), home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     store.rename(store.with_name("away"))
     store.write_text("no folder")
     with pytest.raises(
@@ -861,7 +861,7 @@ def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(
 ) -> None:
     study = toy(budget={"trials": 2}, resources={"slots": 1})
     run(study, home, mirror=False)
-    ledger, less = Ledger.at(home), toy(budget={"trials": 2}, resources={"slots": 1, "keep": 0})
+    ledger, less = Writer.at(home), toy(budget={"trials": 2}, resources={"slots": 1, "keep": 0})
     (cell,) = study.cells
     held = ledger.checkpoints(study, cell)
     where = {"store": Store(f"file://{store}", fs.PyFileSystem(Fragile(0)), str(store))}
@@ -889,14 +889,14 @@ def test_grown_steps_go_on_from_the_store_on_another_disk(
     shutil.rmtree(home)
     grown = toy(budget={"trials": 2, "steps": 40}, resources={"slots": 1})
     run(grown, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     (cell,) = grown.cells
     values = [trial.values for trial in standing(ledger.trials(grown, cell))]
     assert [ledger.attempts(grown, cell, number)[0]["resumed_from_step"] for number in (2, 3)] == [20, 20]
     monkeypatch.delenv(stores.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")
     run(grown, tmp_path / "undisturbed", mirror=False)
-    assert values == [trial.values for trial in Ledger.at(home).trials(grown, cell)]
+    assert values == [trial.values for trial in Writer.at(home).trials(grown, cell)]
 
 
 def test_two_ledgers_have_studies_of_one_name_in_one_store_and_a_deleted_one_is_not_its_successor(
@@ -904,7 +904,7 @@ def test_two_ledgers_have_studies_of_one_name_in_one_store_and_a_deleted_one_is_
 ) -> None:
     study, folders = toy(), []
     for name in ("one", "another"):
-        ledger = Ledger(f"sqlite:///{tmp_path}/{name}.db")
+        ledger = Writer(f"sqlite:///{tmp_path}/{name}.db")
         ledger.open(study, {"tests.toy": toy_trainable.METRICS})
         assert ledger.folder(study) is None
         folders.append(ledger.make_folder(study))
@@ -923,6 +923,6 @@ def test_a_restored_ledger_finds_its_copies(home: Path, monkeypatch: pytest.Monk
     del ledger
     gc.collect()
     backup.restore(home)
-    restored = Ledger.at(home)
+    restored = Writer.at(home)
     assert restored.uid("toy") != uid
     assert restored.folder(toy()) == folder

@@ -13,7 +13,7 @@ import mlflow
 import psutil
 import pytest
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.service.run import run
 from cs330ray.spec.study import Study
@@ -41,10 +41,10 @@ def on_sqlite(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> list[t
 
 
 @pytest.fixture
-def ledger(home: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+def ledger(home: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
     """The ledger of `home` on PostgreSQL."""
     monkeypatch.setenv("CS330RAY_LEDGER", database)
-    yield Ledger.at(home)
+    yield Writer.at(home)
     left = [name for name in ("ledger.db", "ledger.db.lock") if (home / name).exists()]
     assert left == []
 
@@ -61,7 +61,7 @@ class Driver:
                 env={**os.environ, "RAY_ADDRESS": address}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
-    def until_checkpoint(self, ledger: Ledger, seconds: float = 90) -> None:
+    def until_checkpoint(self, ledger: Writer, seconds: float = 90) -> None:
         """Wait until the first trial has left a checkpoint and runs on."""
         until, study = time.monotonic() + seconds, slow()
         while ledger.find("toy") is None or ledger.checkpoint(study, study.cells[0], 0) is None:
@@ -78,7 +78,7 @@ class Driver:
 
 
 def test_a_killed_driver_goes_on_as_if_nothing_had_been_and_the_mirror_shows_it(
-    home: Path, ledger: Ledger, ray_here: str, on_sqlite: list[tuple[Any, ...]]
+    home: Path, ledger: Writer, ray_here: str, on_sqlite: list[tuple[Any, ...]]
 ) -> None:
     first = Driver(home, ray_here)
     first.until_checkpoint(ledger)
@@ -99,7 +99,7 @@ def test_a_killed_driver_goes_on_as_if_nothing_had_been_and_the_mirror_shows_it(
 
 
 def test_a_server_that_goes_away_ends_the_run_in_one_line_and_the_same_command_goes_on(
-    home: Path, ledger: Ledger, postgres: Server, ray_here: str, on_sqlite: list[tuple[Any, ...]]
+    home: Path, ledger: Writer, postgres: Server, ray_here: str, on_sqlite: list[tuple[Any, ...]]
 ) -> None:
     first = Driver(home, ray_here)
     first.until_checkpoint(ledger)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cs330ray.errors import NodeUnfit, WorkerLost
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.ask import LedgerSearcher
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Circumstances, News, Start, as_config, assigned
@@ -29,7 +29,7 @@ class Desk:
     """A study opened in a ledger, with its searcher and its recorder; `play` is a worker's message."""
 
     def __init__(self, home: Path, study: Study, interrupted: list[int] | None = None) -> None:
-        self.home, self.ledger, self.study, self.cell = home, Ledger.at(home), study, study.cells[0]
+        self.home, self.ledger, self.study, self.cell = home, Writer.at(home), study, study.cells[0]
         self.ledger.open(study, {"tests.toy": toy_trainable.METRICS})
         waiting = [(self.cell, number) for number in interrupted or []]
         self.searcher = LedgerSearcher(self.ledger, study, lambda *_: terms(home), waiting)

@@ -16,8 +16,8 @@ import pytest
 
 from cs330ray.checkpoints import local
 from cs330ray.errors import DataError
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.reproduce.rerun import read, stretches
 from cs330ray.service.ask import ask
 from cs330ray.service.run import run
@@ -65,7 +65,7 @@ def reproduce(copied: Path, capsys: pytest.CaptureFixture[str]) -> Reproduce:
 
 
 def trial_that_is(home: Path, state: str, cell: str = WELL, *, confirmed: bool = False) -> int:
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (found,) = [each for each in study.cells if each.title == cell]
     fresh = {trial.number for trial in ledger.trials(study, found.under(0))}
@@ -112,7 +112,7 @@ def test_a_complete_trial_is_equal_and_the_ledger_is_only_read(copied: Path, rep
 
 def test_a_pruned_trial_is_run_up_to_its_last_row(copied: Path, reproduce: Reproduce) -> None:
     number = trial_that_is(copied, "PRUNED")
-    ledger = Ledger.at(copied)
+    ledger = Writer.at(copied)
     study = ledger.study("toy")
     last = ledger.last_step(study, study.cells[0], number)
     assert last < 20
@@ -282,7 +282,7 @@ def test_test_is_compared_when_asked_for_and_the_ledger_says_that_it_was_opened(
     after = tables(copied)
     ((_, trainable, _, _, metrics, _),) = after.pop("cs330ray_tests")
     assert trainable == "tests.toy"
-    ledger = Ledger.at(copied)
+    ledger = Writer.at(copied)
     study = ledger.study("toy")
     assert json.loads(metrics) == ledger.test_metrics(study, study.cells[0].under(1), number)
     assert before.pop("cs330ray_tests") == []
@@ -357,7 +357,7 @@ def test_a_trial_that_was_given_more_steps_when_it_was_interrupted_after_its_las
     home: Path,
 ) -> None:
     """Its row at step 12 is one that a trial of 23 steps, with a row every 5, does not have."""
-    ledger, study = Ledger.at(home), toy(budget={"trials": 1, "steps": 23})
+    ledger, study = Writer.at(home), toy(budget={"trials": 1, "steps": 23})
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     (cell,) = study.cells
     number = ledger.enter(study, cell, ask(study, cell, ["min"], []), 5)
@@ -399,7 +399,7 @@ def test_the_version_of_ray_is_not_compared_since_nothing_is_left_to_it(copied: 
 
 def test_a_trial_that_was_resumed_on_something_else_says_where(copied: Path, reproduce: Reproduce) -> None:
     number = trial_that_is(copied, "COMPLETE", confirmed=True)
-    ledger = Ledger.at(copied)
+    ledger = Writer.at(copied)
     study = ledger.study("toy")
     (first,) = ledger.attempts(study, study.cells[0], number)
     again = first | {"resumed_from_step": 10, "threads": 8}

@@ -21,8 +21,8 @@ import pytest
 
 from cs330ray.errors import SpecError
 from cs330ray.ledger.fronts import pareto_front
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.runs import Runs
 from cs330ray.mirror.sync import Mirror, MirrorError
 from cs330ray.service import ask
@@ -91,7 +91,7 @@ def test_cells_take_turns_and_share_their_seeds(every_end: Path) -> None:
     trials = whole(every_end)
     assert len(trials) == 12
     assert len({seed for *_, seed, _, _ in trials}) == 3
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     study = ledger.study("toy")
     starts = sorted(
         (trial.started_s, cell.key, trial.number) for cell in study.cells for trial in ledger.trials(study, cell)
@@ -100,7 +100,7 @@ def test_cells_take_turns_and_share_their_seeds(every_end: Path) -> None:
 
 
 def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(every_end: Path) -> None:
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     Mirror(ledger, "toy", every_end).sync()
     runs = runs_of(every_end)
     by_id = {found.info.run_id: found for found in runs}
@@ -126,7 +126,7 @@ def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(eve
 
 
 def test_to_sync_again_changes_nothing(every_end: Path) -> None:
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     Mirror(ledger, "toy", every_end).sync()
     before = dump(every_end / "mlflow.db")
     assert Mirror(ledger, "toy", every_end).sync() == 0
@@ -279,7 +279,7 @@ def test_a_killed_worker_costs_its_trial_the_time_since_the_checkpoint_and_nothi
 ) -> None:
     driver = Driver(home, ray_here)
     driver.until_checkpoint_of_a_running_trial_after(ended=0)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     number = ledger.trials(study, cell)[-1].number
@@ -330,7 +330,7 @@ def test_mlflow_that_is_down_from_start_to_end_hinders_nothing_and_sync_shows_al
     assert driver.end() == 0, driver.text
     assert whole(home) == undisturbed
     assert not (home / "mlflow.db").exists()
-    Mirror(Ledger.at(home), "toy", home).sync()
+    Mirror(Writer.at(home), "toy", home).sync()
     assert sorted(found.data.tags["cs330ray.kind"] for found in runs_of(home)) == ["cell", "study"] + ["trial"] * 4
 
 
@@ -346,7 +346,7 @@ def test_a_mirror_that_is_cut_between_rows_and_its_mark_makes_no_row_twice(
     every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     original = Runs.log
 
     def cut(self: Runs, key: Any, **entries: Any) -> None:
@@ -373,7 +373,7 @@ def test_a_mirror_that_is_cut_before_its_rows_arrive_sends_them_later(
     every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     original = Runs.log
 
     def cut(self: Runs, key: Any, **entries: Any) -> None:
@@ -400,9 +400,9 @@ def test_two_mirrors_at_once_make_each_run_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with ThreadPoolExecutor(2) as both:
-        changes = list(both.map(lambda _: Mirror(Ledger.at(every_end), "toy", every_end).sync(), range(2)))
+        changes = list(both.map(lambda _: Mirror(Writer.at(every_end), "toy", every_end).sync(), range(2)))
     assert min(changes) == 0 < max(changes)
-    ledger = Ledger.at(every_end)
+    ledger = Writer.at(every_end)
     study = ledger.study("toy")
     trials = sum(len(ledger.trials(study, cell)) for cell in study.cells)
     assert len(runs_of(tmp_path)) == 1 + 4 + trials
@@ -414,7 +414,7 @@ def test_a_worker_that_dies_in_the_last_trial_is_replaced_too(
 ) -> None:
     driver = Driver(home, ray_here, "--set", "budget.trials=1")
     driver.until_rows(4)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     os.kill(ledger.attempts(study, cell, 0)[-1]["pid"], signal.SIGKILL)
@@ -441,7 +441,7 @@ def test_the_mirror_of_a_killed_driver_leaves_by_itself_when_it_has_caught_up(ho
     while mirrors_of(home) and time.monotonic() < until:
         time.sleep(0.2)
     assert mirrors_of(home) == []
-    assert Mirror(Ledger.at(home), "toy", home).sync() == 0
+    assert Mirror(Writer.at(home), "toy", home).sync() == 0
 
 
 @pytest.mark.slow
@@ -457,8 +457,8 @@ def test_a_killed_mirror_is_started_again_and_mlflow_agrees_at_the_end(home: Pat
         assert time.monotonic() < until
         time.sleep(0.1)
     assert driver.end() == 0, driver.text
-    Mirror(Ledger.at(home), "toy", home).sync()
-    assert Mirror(Ledger.at(home), "toy", home).sync() == 0
+    Mirror(Writer.at(home), "toy", home).sync()
+    assert Mirror(Writer.at(home), "toy", home).sync() == 0
     assert len(runs_of(home)) == 1 + 1 + 4
 
 
@@ -495,7 +495,7 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
         budget={"trials": 8, "steps": 10},
     )
     run(study, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     trials = ledger.trials(study, study.cells[0])
     assert all(len(trial.values or ()) == 2 for trial in trials)
     best = optuna.load_study(study_name="toy {}", storage=f"sqlite:///{home}/ledger.db").best_trials
@@ -505,7 +505,7 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
 
 def test_two_mirrors_in_turn_make_no_run_twice(tmp_path: Path, every_end: Path) -> None:
     home = Path(shutil.copytree(every_end, tmp_path / "runs"))
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     one, other = Mirror(ledger, "toy", home), Mirror(ledger, "toy", home)
     one.sync()
     run(toy(**{**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}, resources={"slots": 1}), home, mirror=False)
@@ -519,7 +519,7 @@ def test_a_mirror_cut_at_any_write_catches_up(
     every_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_at: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    ledger, original = Ledger.at(every_end), Runs.log
+    ledger, original = Writer.at(every_end), Runs.log
 
     def cut(self: Runs, key: Any, **entries: Any) -> None:
         if entries.get(cut_at):
@@ -572,7 +572,7 @@ def sabotage(home: Path, statement: str) -> None:
 def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = toy(budget={"trials": 1})
     (cell,) = study.cells
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     number = ledger.enter(study, cell, ask.ask(study, cell, ["min"], []), seed=1)
     told = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.run import run
 from cs330ray.spec.reading import parse
 
@@ -27,7 +27,7 @@ def test_two_quarter_gpu_trials_of_one_study_run_at_once(tmp_path: Path) -> None
         "test",
     )  # fmt: skip
     run(study, tmp_path, mirror=False)
-    ledger = Ledger.at(tmp_path)
+    ledger = Writer.at(tmp_path)
     (cell,) = study.cells
     first, second = ledger.trials(study, cell)
     assert first.state == second.state == "COMPLETE"

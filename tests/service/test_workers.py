@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from cs330ray.errors import SpecError
-from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.run import run
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
@@ -47,7 +47,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Trial, li
         confirm={"top": 1, "seeds": 1},
     )
     run(asked, home, mirror=False)
-    ledger = Ledger.at(home)
+    ledger = Writer.at(home)
     found: dict[str, Any] = {
         str(cell.values["ends"]): (
             trial,
@@ -124,7 +124,7 @@ def test_a_trial_that_is_pruned_in_the_middle_frees_its_processes_and_more_wait_
         fixed={"sleep_s": 0.05},
     )
     run(asked, tmp_path, mirror=False)
-    ledger = Ledger.at(tmp_path)
+    ledger = Writer.at(tmp_path)
     (cell,) = asked.cells
     trials = ledger.trials(asked, cell)
     assert {trial.state for trial in trials} == {"COMPLETE", "PRUNED"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -10,6 +11,7 @@ from cs330ray.analysis.comparison import Comparison
 from cs330ray.analysis.frames import Best
 from cs330ray.analysis.standing import Standing
 from cs330ray.ledger.confirm import Confirmed
+from cs330ray.ledger.database import Access
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row, Trial
 from cs330ray.spec.study import Cell, Study
@@ -18,8 +20,8 @@ from cs330ray.spec.study import Cell, Study
 class LedgerOnce(Ledger):
     """A ledger read once: what was asked of a cell before is answered as it was then."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, home: Path | None = None, *, access: Access = "read") -> None:
+        super().__init__(url, home, access=access)
         self.forget()
 
     def forget(self) -> None:

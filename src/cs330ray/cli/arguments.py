@@ -13,6 +13,7 @@ from cs330ray.spec.places import home
 if TYPE_CHECKING:
     from cs330ray.ledger.ledger import Ledger
     from cs330ray.ledger.records import Trial
+    from cs330ray.ledger.writer import Writer
     from cs330ray.spec.study import Cell, Study
 
 
@@ -29,13 +30,25 @@ def prefix() -> str:
     return f"CS330RAY_HOME={shlex.quote(str(home()))} " if home() != Path("runs") else ""
 
 
-def ledger_here() -> "Ledger":
-    """Open the ledger of this home for reading. Raises SpecError where there is none."""
+def ledger_here(*, follow: bool = False) -> "Ledger":
+    """Open the ledger of this home for reading, or to `follow` it. Raises SpecError where there is none."""
     from cs330ray.ledger.ledger import Ledger
 
+    _must_be_here()
+    return Ledger.at(home(), access="follow" if follow else "read")
+
+
+def writer_here() -> "Writer":
+    """Open the ledger of this home for writing. Raises SpecError where there is none."""
+    from cs330ray.ledger.writer import Writer
+
+    _must_be_here()
+    return Writer.at(home())
+
+
+def _must_be_here() -> None:
     if not os.environ.get("CS330RAY_LEDGER") and not (home() / "ledger.db").exists():
         raise SpecError(f"{home()}: a ledger is needed here, but there is none; run a study, or set CS330RAY_HOME")
-    return Ledger.at(home())
 
 
 def cell_of(study: "Study", name: str) -> "Cell":

@@ -148,7 +148,12 @@ def reproduce(
 
 def report(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="several: one question on several splits")],
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to (default: HOME/STUDY/report)")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", "-o", metavar="DIR", help="where to; by default HOME/STUDY/report, and MLflow shows it too"
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="without the HTML page: small enough to commit")] = False,
 ) -> None:
     """Write the answer: one HTML page that needs no network, a Markdown summary, and the figures."""
@@ -158,7 +163,8 @@ def report(
 
     if not markdown:
         html.library()
-    ledger = read_once(home())
+    attached = to is None and not markdown and len(studies) == 1
+    ledger = read_once(home(), follow=attached)
     found = [Opened(ledger, ledger.study(name)) for name in studies]
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
@@ -167,7 +173,7 @@ def report(
     shown = files[: 1 if markdown else 2]
     for file in shown:
         typer.echo(str(file))
-    if len(found) == 1 and not markdown:
+    if attached:
         ledger.forget()  # a study that runs has gone on meanwhile
         _attach(ledger, found[0].name, shown)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs330ray.checkpoints import local
+from cs330ray.cli.arguments import writer_here
 from cs330ray.errors import SpecError
 from cs330ray.spec import reading
 from cs330ray.spec.places import home, study_file
@@ -48,7 +49,7 @@ def study_command(name: str, arguments: Sequence[str], run_study: Callable[[Stud
 
 def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, Any], options: Any) -> None:
     """Run one trial in this process, with a line a row; resume it if it was cut; score it on test if asked."""
-    from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.writer import Writer
     from cs330ray.trial import named
 
     cell = study.cells[0]
@@ -57,7 +58,7 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
     if steps < 1:
         raise SpecError(f"--steps: at least 1 is needed, but got {steps}")
     trainable.prepare(config)
-    ledger = Ledger.at(home())
+    ledger = Writer.at(home())
     identity = canonical({"trainable": name, "config": config.model_dump(mode="json"), "seed": options.seed})
     folder = home() / "alone" / name / hashlib.sha256(identity.encode()).hexdigest()[:12]
     newest = local.newest(folder)
@@ -110,7 +111,7 @@ def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, kee
         outcome = service.run(recorded, trainable, home, _hearer(recorded.rows))
         now, raised = dict[str, float](), outcome.reason
         if test and outcome.rows and not raised:
-            now, raised = service.test(ledger, recorded, trainable, home)
+            now, raised = service.test(writer_here(), recorded, trainable, home)
     again = verdict.Again(
         trial, recorded.rows, outcome.rows, raised, recorded.raised,
         {name: (known.get(name), now.get(name)) for name in [*known, *(name for name in now if name not in known)]},

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cs330ray.cli.arguments import Name, ledger_here
+from cs330ray.cli.arguments import Name, ledger_here, writer_here
 from cs330ray.errors import SpecError
 from cs330ray.spec.places import home
 from cs330ray.words import redacted
@@ -40,7 +40,7 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
     """Delete a study: its trials, checkpoints and MLflow runs."""
     import shutil
 
-    ledger = ledger_here()
+    ledger = writer_here()
     found = ledger.study(study)
     trials = sum(len(ledger.history(found, cell)) for cell in found.cells)
     if not yes and not typer.confirm(f"delete {study} with {trials} trials, their checkpoints and MLflow runs?"):
@@ -49,7 +49,7 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
     from cs330ray.mirror.sync import MirrorError, forget
     from cs330ray.service.thin import remove_copies
 
-    with held(ledger, study):
+    with held(ledger.database, study):
         left = remove_copies(ledger, found)
         try:
             forget(study, ledger.uid(study), home())
@@ -73,7 +73,7 @@ def sync(
     from cs330ray.mirror import sync
     from cs330ray.mirror.runs import tracking_uri
 
-    ledger = ledger_here()
+    ledger = ledger_here(follow=True)
     ledger.study(study)
     if follow:
         raise SystemExit(0 if sync.follow(ledger, study, home(), until_eof=until_eof) else 3)

@@ -1,6 +1,6 @@
 """A cluster file, checked before `ray up`, which would start machines first and then fail in a traceback.
 
-Nothing is asked of a network. The rules are in two rooms: `clusterfile_ray` has what Ray requires, `clusterfile_rules`
+Nothing is asked of a network. The rules are in two rooms: `ray_rules` has what Ray requires, `clusterfile_rules`
 what this service requires beyond it.
 """
 
@@ -81,4 +81,5 @@ def _commands(config: Mapping[str, Any], file: Path) -> Iterator[str]:
     if provider["type"] == "aws" and provider.get("cache_stopped_nodes", True):
         yield "provider.cache_stopped_nodes is on: `ray down` stops the head, and its disk goes on to cost"
     if provider["type"] != "local":
-        yield "what was made before it, a database or a bucket, costs until it is deleted: the end of docs/cluster.md"
+        page = ray_rules.GUIDE
+        yield f"what was made before it, a database or a bucket, costs until it is deleted: the end of {page}"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from cs330ray import package
-from cs330ray.cluster import wheel
 from cs330ray.cluster.jobserver import ANSWER_S, TROUBLE, JobServer, line_of
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.spec.study import Study
@@ -28,6 +27,7 @@ SILENCE_S = 60.0  # a log that says nothing for so long may have lost its connec
 LOST_S = 120.0  # a cluster that does not answer for so long is lost from sight
 AGAIN_S = 1.0
 STOP_S = 60  # a study may take so long to end well; Ray's own 3 s are short for a last pass of the mirror
+SHIPPED = "shipped"  # the folder of the package for the studies that come with it
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 INTERRUPTED = 130
 
@@ -129,18 +129,17 @@ class Cluster:
             folder = Path(scratch, "study")
             folder.mkdir()
             shutil.copyfile(parcel.file, folder / f"{study.name}.toml")
-            code = wheel.build(shipped, Path(scratch))
             try:
                 sent = self._server.client().submit_job(
                     entrypoint=parcel.entrypoint,
                     submission_id=f"{study.name}-{secrets.token_hex(3)}",
                     runtime_env={
                         "working_dir": str(folder),
-                        "py_modules": [str(code), *map(str, own_packages(study))],
+                        "py_modules": [str(running_package(shipped, Path(scratch))), *map(str, own_packages(study))],
                         "excludes": ["__pycache__"],
                         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "CS330RAY_SUBMITTED": parcel.command},
                     },
-                    metadata=_metadata(parcel, code),
+                    metadata=_metadata(parcel),
                 )
             except TROUBLE as error:
                 at = self._server.address
@@ -186,27 +185,47 @@ class Cluster:
         return job
 
 
+def running_package(shipped: Path, into: Path) -> Path:
+    """Copy the running package and the study files of `shipped` into a directory; the folder that Ray is to send.
+
+    Ray puts it before whatever is installed on a node. It names the upload after the content, so the same code is sent
+    once: only files are copied, no bytecode and nothing hidden.
+    """
+    root, folder = package.source(), into / package.NAME
+    files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
+    sent = {name: path for name, path in files.items() if name.parts[0] != SHIPPED and not _stays_here(name)}
+    sent |= {Path(SHIPPED, path.name): path for path in shipped.glob("*.toml")}
+    for name, path in sent.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return folder
+
+
+def _stays_here(name: Path) -> bool:
+    return any(part == "__pycache__" or part.startswith(".") for part in name.parts)
+
+
 def own_packages(study: Study) -> list[Path]:
     """The top folders of a checked study's trainables that are not this package's."""
     folders = {}
     for name in study.trainables():
         top = name.partition(".")[0]
         module = sys.modules.get(name)
-        if name not in named.names() and top != wheel.NAME and module is not None and module.__file__:
+        if name not in named.names() and top != package.NAME and module is not None and module.__file__:
             above = name.count(".") - (0 if hasattr(module, "__path__") else 1)
             folders[top] = Path(module.__file__).absolute().parents[above]
     return list(folders.values())
 
 
-def _metadata(parcel: Parcel, code: Path) -> dict[str, str]:
+def _metadata(parcel: Parcel) -> dict[str, str]:
     by = socket.gethostname()
     with contextlib.suppress(OSError, KeyError):  # a user without a name
         by = f"{getpass.getuser()}@{by}"
-    version = f"{package.VERSION} {code.name.split('-')[2][1:]}"
+    digest = named.code_digest(parcel.study.trainables()[0])  # as the ledger records it
     return {
         "study": parcel.study.name,
         "digest": parcel.study.digest,
-        "code": version,
+        "code": f"{package.VERSION} {digest[:16]}",
         "by": by,
         "command": parcel.command,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cs330ray.cluster.ray_rules import CLIENTS, defaults, present, private, quoted
+from cs330ray.cluster.ray_rules import CLIENTS, GUIDE, defaults, present, private, quoted
 from cs330ray.cluster.strict_yaml import leaves
 
 TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray looks for it
@@ -50,7 +50,7 @@ def placeholders(config: Mapping[str, Any]) -> Iterator[str]:
     """Find what is still to be filled in."""
     for place, value in leaves(config):
         if isinstance(value, str) and PLACEHOLDER.fullmatch(value):
-            yield f"{place}: a value of your own is needed, but got {value}; docs/cluster.md says where it comes from"
+            yield f"{place}: a value of your own is needed, but got {value}; {GUIDE} says where it comes from"
 
 
 def open_ports(config: Mapping[str, Any]) -> Iterator[str]:
@@ -66,7 +66,7 @@ def open_ports(config: Mapping[str, Any]) -> Iterator[str]:
                 node["node_config"].get(key) for key in ("SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate")
             ):
                 place = f"available_node_types.{name}.node_config.SecurityGroupIds"
-                yield f"{place}: it is needed, for Ray's own group opens ssh to the world; docs/cluster.md makes one"
+                yield f"{place}: it is needed, for Ray's own group opens ssh to the world; {GUIDE} makes one"
 
 
 def _is_world(network: str) -> bool:
@@ -201,7 +201,7 @@ def mounts(config: Mapping[str, Any]) -> Iterator[str]:
         elif remote.endswith("auth_token"):
             yield from private(place, local, MAKE_IT)
         elif remote.endswith("pgpass"):
-            yield from private(place, local, "docs/cluster.md makes it")
+            yield from private(place, local, f"{GUIDE} makes it")
         elif present(local) is None:
             here = "" if local.startswith(("/", "~")) else " in this directory"
             yield f"{place}: it must be there, but {local} is not{here}; make it, or mend its name"
@@ -236,9 +236,9 @@ def _environment(local: str) -> Iterator[str]:
     yield from (f"{local}: {problem}" for problem in secrets(text))
     for name, value in _variables(text).items():
         if found := PLACEHOLDER.search(value):
-            yield f"{local}: {name}: a value of your own is needed, but got {found[0]}; docs/cluster.md says which"
+            yield f"{local}: {name}: a value of your own is needed, but got {found[0]}; {GUIDE} says which"
         if NOWHERE.match(value):
-            yield f"{local}: {name}: a host or a bucket is needed, but got {quoted(value)}; docs/cluster.md says which"
+            yield f"{local}: {name}: a host or a bucket is needed, but got {quoted(value)}; {GUIDE} says which"
         if name == "CS330RAY_HOME" and not value.startswith(("/", "~", "$HOME")):
             yield f"{local}: {name}: an absolute path is needed, but got {quoted(value)}; begin it with / or $HOME"
 

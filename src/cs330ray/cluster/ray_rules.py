@@ -17,6 +17,7 @@ from cs330ray.words import short
 
 PROVIDERS = ("aws", "gcp", "azure", "vsphere", "aliyun", "local", "external", "spark")  # what `ray up` can start
 CLIENTS = {"aws": ("boto3", "boto3"), "gcp": ("googleapiclient", "google-api-python-client")}  # module, package
+GUIDE = "docs/guide/cluster.md"
 REFERENCE = "https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html"
 KINDS = {"object": "a table", "array": "a list", "string": "text", "integer": "a whole number", "number": "a number"}
 
@@ -147,7 +148,7 @@ def _on_aws(config: Mapping[str, Any]) -> Iterator[str]:
         if not settings.get("InstanceType"):
             yield f"{place}.InstanceType: it is needed, but missing; add it, for example g5.xlarge"
         if not settings.get("ImageId"):  # Ray's own is Ubuntu 18.04
-            yield f"{place}.ImageId: it is needed, for torch needs a newer one than Ray's own; see docs/cluster.md"
+            yield f"{place}.ImageId: it is needed, for torch needs a newer one than Ray's own; see {GUIDE}"
         if "ssh_private_key" in config.get("auth", {}) and not {"KeyName", "UserData"} & {*settings}:
             yield f"{place}.KeyName: it is needed beside auth.ssh_private_key, but missing; name the key pair"
 

@@ -64,6 +64,29 @@ def keep(home: Path) -> Path | None:
     return final
 
 
+def before_upgrade(file: Path | None, version: int) -> Path | None:
+    """Keep a whole copy of an SQLite ledger as it was in `version`, beside the backups; it, or None for another kind.
+
+    It is not one of the backups that come and go. Raises LedgerError where it cannot be made: then nothing is upgraded.
+    """
+    if file is None:
+        return None
+    final = file.parent / FOLDER / f"version-{version}-{uuid.uuid4().hex[:8]}.db"
+    try:
+        final.parent.mkdir(exist_ok=True)
+        with files.new_file(final) as partial:
+            with _opened(file) as ledger, _opened(partial) as copy:
+                ledger.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")
+            if (problem := damage(partial)) is not None:
+                raise LedgerError(damaged(file, problem))
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(
+            f"{file}: the ledger must be backed up before it is upgraded, but {error}; make room in {final.parent}"
+        ) from None
+    return final
+
+
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left half-made; another driver of this home may be making one just now."""
     for partial in folder.glob(files.PARTIAL):

@@ -14,11 +14,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
+import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.database import Database
+from cs330ray.ledger.tables import LEASES
 
 BEAT_S = 5.0
 SILENCE_S = 60.0  # a driver on another machine that has not beaten for so long is dead
@@ -51,11 +54,73 @@ class Holder:
         return self.is_here and birth_of(self.pid) == self.birth
 
 
+def take(database: Database, study: str, owner: str, holder: str, instead_of: tuple[str, int] | None) -> bool:
+    """Take a study that nobody holds, or from `instead_of` = (owner, beats) if that is still so; whether it was."""
+    if instead_of is None:
+        database.insert(LEASES, [{"study": study, "owner": owner, "holder": holder, "beats": 0}])
+        found = holder_of(database, study)
+        return found is not None and found.owner == owner
+    where = (LEASES.c.study == study) & (LEASES.c.owner == instead_of[0]) & (LEASES.c.beats == instead_of[1])
+    return database.execute(LEASES.update().where(where).values(owner=owner, holder=holder, beats=0)) == 1
+
+
+def beat(database: Database, study: str, owner: str) -> bool:
+    """Say that the owner of a lease lives; whether it is the owner still."""
+    where = (LEASES.c.study == study) & (LEASES.c.owner == owner)
+    return database.execute(LEASES.update().where(where).values(beats=LEASES.c.beats + 1)) == 1
+
+
+def holder_of(database: Database, study: str) -> Any:
+    """The lease of a study with `owner`, `holder` and `beats`, or None."""
+    found = database.select(sql.select(LEASES).where(LEASES.c.study == study))
+    return found[0] if found else None
+
+
+def free(database: Database, study: str, owner: str) -> None:
+    """Let a lease go."""
+    database.execute(LEASES.delete().where((LEASES.c.study == study) & (LEASES.c.owner == owner)))
+
+
+def nobody_works(database: Database, study: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
+    """Make sure that no driver is at work on any study of a ledger, but for `study`, which the caller holds.
+
+    Raises SpecError where one lives: on this machine its process tells, on another one its beats do, within a minute.
+    """
+    leases = [row for row in database.select(sql.select(LEASES)) if row.study != study]
+    afar = {row.study: row for row in leases if not _holder(row).is_here}
+    for row in leases:
+        if _holder(row).lives_here:
+            raise _at_work(study, row)
+    began = time.monotonic()
+    for row in afar.values():
+        says(f"{study}: the ledger is to be upgraded; is {row.study} run on {_holder(row).host}? {SILENCE_S:.0f}s tell")
+    while afar and time.monotonic() - began <= SILENCE_S:
+        for row in database.select(sql.select(LEASES)):
+            before = afar.get(row.study)
+            if before is not None and (row.owner, row.beats) != (before.owner, before.beats):
+                raise _at_work(study, row)
+        waits()
+        time.sleep(LOOK_S)
+
+
+def _holder(row: Any) -> Holder:
+    return Holder(**json.loads(row.holder))
+
+
+def _at_work(study: str, row: Any) -> SpecError:
+    holder = _holder(row)
+    where = f"process {holder.pid}" + ("" if holder.is_here else f" on {holder.host}")
+    return SpecError(
+        f"{study}: the ledger must be upgraded, and nobody else may write to it meanwhile, but {where} runs "
+        f"{row.study}; wait until that has ended, or stop it"
+    )
+
+
 class Lease:
     """A study that this process holds."""
 
-    def __init__(self, ledger: Ledger, study: str, owner: str) -> None:
-        self._ledger, self._study, self._owner = ledger, study, owner
+    def __init__(self, database: Database, study: str, owner: str) -> None:
+        self._database, self._study, self._owner = database, study, owner
         self._lost = threading.Event()
         self._leaving = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
@@ -71,7 +136,7 @@ class Lease:
 
     def fence(self) -> None:
         """Beat now, before a write that must not be made twice. Raises LedgerError like `check`."""
-        if not self._ledger.beat(self._study, self._owner):
+        if not beat(self._database, self._study, self._owner):
             self._lost.set()
         self.check()
 
@@ -80,21 +145,21 @@ class Lease:
         self._leaving.set()
         self._beating.join()
         with contextlib.suppress(LedgerError):  # then a successor finds this process dead
-            self._ledger.free(self._study, self._owner)
+            free(self._database, self._study, self._owner)
 
     def _beat(self) -> None:
         while not self._leaving.wait(BEAT_S):
             try:
-                if not self._ledger.beat(self._study, self._owner):
+                if not beat(self._database, self._study, self._owner):
                     self._lost.set()
                     return
             except LedgerError:  # whoever writes the ledger next says so
-                self._ledger.failure = None
+                self._database.failure = None
 
 
 @contextlib.contextmanager
 def held(
-    ledger: Ledger,
+    database: Database,
     study: str,
     says: Callable[[str], None] = lambda _: None,
     waits: Callable[[], None] = lambda: None,
@@ -105,25 +170,25 @@ def held(
     `waits` is called meanwhile, and may raise.
     """
     owner = uuid.uuid4().hex
-    _take(ledger, study, owner, says, waits)
-    lease = Lease(ledger, study, owner)
+    _take(database, study, owner, says, waits)
+    lease = Lease(database, study, owner)
     try:
         yield lease
     finally:
         lease.end()
 
 
-def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
+def _take(database: Database, study: str, owner: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
     me = json.dumps(vars(Holder.here()))
     began, seen = time.monotonic(), None
-    while not ledger.take(study, owner, me, instead_of=None):
-        found = ledger.holder(study)
+    while not take(database, study, owner, me, instead_of=None):
+        found = holder_of(database, study)
         if found is None:
             continue  # it has just left
         holder, now = Holder(**json.loads(found.holder)), (found.owner, found.beats)
         waited_s = time.monotonic() - began
         if holder.is_here:
-            if not holder.lives_here and ledger.take(study, owner, me, instead_of=now):
+            if not holder.lives_here and take(database, study, owner, me, instead_of=now):
                 return
             if holder.lives_here and waited_s > DYING_S:
                 raise _refused(study, f"process {holder.pid}")
@@ -131,7 +196,7 @@ def _take(ledger: Ledger, study: str, owner: str, says: Callable[[str], None], w
             raise _refused(study, f"process {holder.pid} on {holder.host}")
         elif seen is None:
             says(f"{study}: process {holder.pid} on {holder.host} holds it; succeeded when silent for {SILENCE_S:.0f}s")
-        elif waited_s > SILENCE_S and ledger.take(study, owner, me, instead_of=now):
+        elif waited_s > SILENCE_S and take(database, study, owner, me, instead_of=now):
             return
         seen = now
         waits()

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Study
 from cs330ray.words import plural
 
@@ -72,7 +73,7 @@ def announced(ledger: Ledger, study: Study) -> list[str]:
     return lines
 
 
-def enter(ledger: Ledger, study: Study) -> None:
+def enter(ledger: Writer, study: Study) -> None:
     """Enter the trials that go on; a crash in the midst leaves the others waiting."""
     for trial in waiting(ledger, study):
         before = ledger.history(study, trial.cell)[trial.number]

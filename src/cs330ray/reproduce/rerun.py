@@ -23,6 +23,7 @@ from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError, DataError, SpecError
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row, Trial
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Study, first_values
 from cs330ray.trial import environment, named
 from cs330ray.trial.contract import Progress, Trainable, run_alone
@@ -273,7 +274,7 @@ def _rows(recorded: Recorded, trainable: Trainable, config: Any, home: Path) -> 
             yield Row(int(progress.step), metrics, wall_s())
 
 
-def test(ledger: Ledger, recorded: Recorded, trainable: Trainable, home: Path) -> tuple[dict[str, float], str]:
+def test(ledger: Writer, recorded: Recorded, trainable: Trainable, home: Path) -> tuple[dict[str, float], str]:
     """Score the weights that `run` left under `home` on the test split, and record that it was opened.
 
     The metrics, or what it raised.

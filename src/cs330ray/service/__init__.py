@@ -1,9 +1,7 @@
 """The service: one truth (the ledger), one mirror (MLflow), and Ray Tune between a study and its trials.
 
-Reading order: trainables, records, ledger, lease, lines, fronts, confirm, standing, importance, messages, search,
-prune, memory, places, objects, copies, process, workers, actor, thin, machine, preflight, ground, record, backup,
-beside, run, captions, answer, mlflow_runs, mirror; estimate and reproduce aside. A model as a directory: exported,
-export. For a cluster: wheel, jobserver, jobs.
+Reading order: messages, listener, ask, queue, prune, recorder, workers, machines, tune, session, run; estimate and thin
+aside.
 """
 
 import os

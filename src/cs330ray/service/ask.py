@@ -24,8 +24,9 @@ from ray import tune
 from scipy.stats import qmc
 
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger, directions
+from cs330ray.ledger.ledger import directions
 from cs330ray.ledger.records import continues, standing
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.messages import Assignment, Continuation, Terms, as_config
 from cs330ray.spec.study import Cell, Study, fresh_seed, hashed, trial_seed
 from cs330ray.spec.tables import Choice, Domain, applies
@@ -152,7 +153,7 @@ class LedgerSearcher(tune.search.Searcher):
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Writer,
         study: Study,
         terms: Callable[[Cell, int], Terms],
         interrupted: Sequence[tuple[Cell, int]],

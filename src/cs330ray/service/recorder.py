@@ -20,6 +20,7 @@ from cs330ray.ledger import confirm
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished
 from cs330ray.ledger.records import Ending, Loss
+from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.machines.nodes import Nodes
 from cs330ray.service.messages import Assignment, News, Start, assigned, news_of
@@ -39,7 +40,7 @@ class Recorder:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Writer,
         study: Study,
         listener: Listener,
         place: Callable[[Cell, int], Path] | None = None,

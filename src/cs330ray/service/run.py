@@ -33,6 +33,7 @@ from cs330ray.ledger.backup import Backups
 from cs330ray.ledger.lease import Lease, held
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import standing
+from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.process import mirrored
 from cs330ray.service.ask import LedgerSearcher
 from cs330ray.service.listener import Listener
@@ -74,11 +75,12 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     began = time.monotonic()
     ground = survey(study, home, listener.says)
     with _interruptible() as interrupted:
-        ledger = Ledger.at(home)
+        ledger = Writer.at(home)
         compared = ledger.compare(study)  # what is refused leaves no trace, not even of a lease
         _folder(study, home)
         try:
-            with held(ledger, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
+            with held(ledger.database, study.name, listener.says, lambda: _leave_if(interrupted)) as lease:
+                ledger.upgrade(study.name, listener.says, lambda: _leave_if(interrupted))
                 metrics = {name: named.load(name).METRICS for name in study.trainables()}
                 for line in [*ledger.open(study, metrics, compared), *lines.announced(ledger, study)]:
                     listener.says(f"grown: {line}")
@@ -130,7 +132,7 @@ class _Session(Listener):
     """Passes on what happens, keeps time, and stops the loop when a signal came."""
 
     def __init__(
-        self, ledger: Ledger, study: Study, lease: Lease, listener: Listener, interrupted: Callable[[], bool]
+        self, ledger: Writer, study: Study, lease: Lease, listener: Listener, interrupted: Callable[[], bool]
     ) -> None:
         self.name = uuid.uuid4().hex
         self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
@@ -270,8 +272,8 @@ def _hand_to_tune(session: _Session, ground: Ground, recorder: Recorder, searche
                 verbose=0,
             )
     except tune.TuneError:
-        if session.ledger.failure is not None:
-            raise session.ledger.failure from None
+        if session.ledger.database.failure is not None:
+            raise session.ledger.database.failure from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -279,7 +281,7 @@ def _hand_to_tune(session: _Session, ground: Ground, recorder: Recorder, searche
             ray.shutdown()
 
 
-def _copies(ledger: Ledger, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
+def _copies(ledger: Writer, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
     """The copies of each trial's checkpoints in a store, whose folder for the study is made."""
     if store is None:
         return None

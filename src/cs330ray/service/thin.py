@@ -13,12 +13,12 @@ from cs330ray.checkpoints.copies import Copies, must_be_seen
 from cs330ray.checkpoints.store import StoreFault
 from cs330ray.errors import StudyError
 from cs330ray.ledger import confirm
-from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Cell, Study
 
 
 def thin(
-    ledger: Ledger,
+    ledger: Writer,
     study: Study,
     cell: Cell,
     place: Callable[[Cell, int], Path],
@@ -48,7 +48,7 @@ def thin(
     return removed
 
 
-def remove_copies(ledger: Ledger, study: Study) -> list[str]:
+def remove_copies(ledger: Writer, study: Study) -> list[str]:
     """Remove a study's folder in the store; the recorded copies that are left elsewhere. Raises StudyError."""
     cells = [*study.cells, *confirm.fresh_cells(study)]
     left = sorted({place for cell in cells for place in ledger.checkpoints(study, cell).values() if "://" in place})

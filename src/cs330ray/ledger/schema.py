@@ -1,0 +1,130 @@
+"""The version of a ledger's tables, and the numbered steps from each version to the next.
+
+A step runs in one transaction together with the number that it reaches, so that it is taken whole or not at all. Only
+a driver takes steps. Readers read every version: what a step adds is derived while reading, by the functions that the
+step itself uses.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+import sqlalchemy as sql
+
+from cs330ray.ledger.records import Cause
+from cs330ray.ledger.tables import CHECKPOINTS, ENDS, LOSSES, STUDIES, TABLES, TESTS
+
+VERSION = 1
+SCHEMA = sql.Table("cs330ray_schema", sql.MetaData(), sql.Column("version", sql.Integer, nullable=False))
+LATER = (ENDS.c.cause, LOSSES.c.nodes)  # columns that a ledger of version 0 lacks
+CAUSES: Mapping[str, Cause] = {  # by how a reason began in version 0
+    "diverged: ": "diverged",
+    "raised: ": "raised",
+    "out of memory": "memory",
+    "worker lost": "lost",
+}
+
+
+def version_of(engine: sql.Engine) -> int | None:
+    """Read the version of a ledger; None where there is none yet."""
+    tables = set(sql.inspect(engine).get_table_names())
+    if SCHEMA.name not in tables:
+        return 0 if STUDIES.name in tables else None
+    with engine.connect() as connection:
+        return int(connection.execute(sql.select(SCHEMA.c.version)).scalar_one())
+
+
+def make(engine: sql.Engine) -> None:
+    """Make the tables of a new ledger, in the newest version."""
+    with transaction(engine) as connection:
+        TABLES.create_all(connection)
+        SCHEMA.create(connection)
+        connection.execute(SCHEMA.insert().values(version=VERSION))
+
+
+def upgrade(engine: sql.Engine, version: int) -> None:
+    """Take a ledger from `version` to the newest, one transaction a step."""
+    for number in range(version + 1, VERSION + 1):
+        with transaction(engine) as connection:
+            STEPS[number](connection)
+            connection.execute(SCHEMA.update().values(version=number))
+
+
+def missing_columns(engine: sql.Engine) -> frozenset[sql.Column[Any]]:
+    """List the columns that an older ledger lacks; it is only read."""
+    inspector = sql.inspect(engine)
+    there = {table.name: {each["name"] for each in inspector.get_columns(table.name)} for table in (ENDS, LOSSES)}
+    return frozenset(column for column in LATER if column.name not in there[column.table.name])
+
+
+@contextmanager
+def transaction(engine: sql.Engine) -> Iterator[sql.Connection]:
+    """Begin a transaction that holds changes of tables too, and writes from its first statement on.
+
+    SQLite's driver commits before it changes a table, unless the transaction is begun by hand.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN")
+        try:
+            yield connection
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")
+
+
+# Version 0: causes and nodes stand in the words of reasons alone, and paths are absolute --------------------------
+
+
+def cause_of(reason: str, state: str) -> Cause | None:
+    """Read the cause of an end from the words of its reason, as version 0 has it."""
+    if state in ("COMPLETE", "PRUNED"):
+        return "pruned" if state == "PRUNED" else None
+    return next((cause for words, cause in CAUSES.items() if reason.startswith(words)), "unscored")
+
+
+def nodes_of(reason: str) -> frozenset[str]:
+    """Read the nodes of a loss from the words of its reason, as version 0 has them."""
+    named = re.search(r" \[on ([0-9a-z ]+)\]$", reason)
+    return frozenset(named[1].split()) if named else frozenset()
+
+
+def relative(path: str) -> str:
+    """Make the place of a checkpoint relative to the home, wherever that was; an address in a store stays.
+
+    A home holds `STUDY/checkpoints/CELL/TRIAL/STEP` and `alone/SYSTEM/DIGEST/STEP`.
+    """
+    if "://" in path or not PurePosixPath(path).is_absolute():
+        return path
+    parts = PurePosixPath(path).parts
+    if len(parts) > 5 and parts[-4] == "checkpoints":
+        return str(PurePosixPath(*parts[-5:]))
+    return str(PurePosixPath(*parts[-4:])) if len(parts) > 4 and parts[-4] == "alone" else path
+
+
+def _to_version_1(connection: sql.Connection) -> None:
+    """Give ends their cause and losses their nodes, make paths relative to the home, and begin to count versions."""
+    held = {
+        table: {each["name"] for each in sql.inspect(connection).get_columns(table.name)} for table in (ENDS, LOSSES)
+    }
+    for column in LATER:
+        if column.name not in held[column.table]:
+            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} TEXT")
+    for row in connection.execute(sql.select(ENDS).where(ENDS.c.cause.is_(None))).all():
+        key = (ENDS.c.study == row.study) & (ENDS.c.cell == row.cell) & (ENDS.c.trial == row.trial)
+        connection.execute(ENDS.update().where(key).values(cause=cause_of(row.reason, row.state)))
+    for row in connection.execute(sql.select(LOSSES).where(LOSSES.c.nodes.is_(None))).all():
+        key = (LOSSES.c.study == row.study) & (LOSSES.c.cell == row.cell) & (LOSSES.c.trial == row.trial)
+        nodes = json.dumps(sorted(nodes_of(row.reason)))
+        connection.execute(LOSSES.update().where(key & (LOSSES.c.attempt == row.attempt)).values(nodes=nodes))
+    for table, column in ((CHECKPOINTS, CHECKPOINTS.c.path), (TESTS, TESTS.c.checkpoint)):
+        for (path,) in connection.execute(sql.select(column).distinct()).all():
+            connection.execute(table.update().where(column == path).values({column: relative(path)}))
+    SCHEMA.create(connection)
+    connection.execute(SCHEMA.insert().values(version=0))
+
+
+STEPS: Mapping[int, Callable[[sql.Connection], None]] = {1: _to_version_1}

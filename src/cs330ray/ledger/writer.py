@@ -1,0 +1,315 @@
+"""Writing the ledger: what a driver records of a study. A row is written once; the first writer wins."""
+
+import datetime
+import json
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from cs330ray.clock import wall_s
+from cs330ray.errors import SpecError
+from cs330ray.ledger import backup, lease
+from cs330ray.ledger.database import Access
+from cs330ray.ledger.ledger import Ledger, directions
+from cs330ray.ledger.records import (
+    Ending,
+    Loss,
+    Row,
+    cause_in,
+    from_json,
+)
+from cs330ray.ledger.tables import (
+    ATTEMPTS,
+    CHECKPOINTS,
+    ENDS,
+    LOSSES,
+    METRICS,
+    ROWS,
+    SCORES,
+    SESSIONS,
+    STORES,
+    STUDIES,
+    TESTS,
+    UNTESTED,
+    of_trial,
+)
+from cs330ray.spec import growth
+from cs330ray.spec.study import Cell, Study
+from cs330ray.trial.contract import Metric, Scores
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A study beside the recorded one of its name."""
+
+    recorded: Study | None  # None where there is none
+    grown: Sequence[str]  # what has grown, in words
+
+
+class Writer(Ledger):
+    """A connection to the ledger at `url` for the one that writes; the ledger is made where there is none."""
+
+    def __init__(self, url: str, home: Path | None = None, *, access: Access = "write") -> None:
+        super().__init__(url, home, access=access)
+        self._trial_ids: dict[tuple[str, str, int], int] = {}
+
+    @classmethod
+    def at(cls, home: Path, *, access: Access = "write") -> Self:
+        """Open the ledger of the home directory `home`, made where there is none. Raises SpecError or LedgerError."""
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecError(
+                f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
+            ) from None
+        return super().at(home, access=access)
+
+    def upgrade(self, study: str, says: Callable[[str], None], waits: Callable[[], None] = lambda: None) -> None:
+        """Take an older ledger to the newest version, for the driver of `study`, after a backup.
+
+        Raises SpecError where another driver is at work in the ledger; `waits` is called while that is found out.
+        """
+        if not self.database.is_old:
+            return
+        lease.nobody_works(self.database, study, says, waits)
+        kept = backup.before_upgrade(self.database.file, self.database.version)
+        said = f"; as it was it is kept as {kept}" if kept else ""
+        before = self.database.version
+        self.database.upgrade()
+        says(f"{study}: the ledger is upgraded from version {before} to {self.database.version}{said}")
+
+    def open(
+        self, study: Study, metrics: Mapping[str, Mapping[str, Metric]], compared: Compared | None = None
+    ) -> Sequence[str]:
+        """Enter a study with the metrics of its trainables, or take it up again; what has grown, in words.
+
+        `compared` is what `compare` said, if it was asked; it is asked again where the record has changed since. Raises
+        SpecError where another study has its name. The study itself is written last: it is there whole or not.
+        """
+        if compared is None or self.find(study.name) != compared.recorded:
+            compared = self.compare(study)
+        for trainable, described in metrics.items():
+            self._describe_metrics(study, trainable, described)
+        spec = study.model_dump_json()
+        if compared.recorded is None:
+            row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
+            self.database.insert(STUDIES, [{**row, "wall_s": wall_s()}])
+        else:
+            self.database.execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
+        return compared.grown
+
+    def _refuse_trials_of_unknown_steps(self, old: Study) -> None:
+        for cell in old.cells:
+            if any("steps" not in trial.user_attrs for trial in self.history(old, cell)):
+                raise SpecError(
+                    f"{old.name}: budget.steps: trials must say how many steps they had, but these are of an earlier "
+                    f"version; keep {old.budget.steps}, or `--fork NAME`"
+                )
+
+    def delete(self, name: str) -> None:
+        """Remove a study and all that was recorded of it."""
+        study = self.study(name)
+        for summary in optuna.get_all_study_summaries(self.database.storage):
+            if summary.study_name.startswith(f"{name} "):
+                optuna.delete_study(study_name=summary.study_name, storage=self.database.storage)
+        for table in (METRICS, SESSIONS, STORES, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES, UNTESTED):
+            self.database.execute(table.delete().where(table.c.study == study.name))
+        self.database.execute(STUDIES.delete().where(STUDIES.c.name == study.name))
+        self._ids, self._trial_ids, self._readers = {}, {}, {}
+
+    def _describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
+        """Record goal, range and unit of each metric of a trainable."""
+        rows = [
+            {"study": study.name, "trainable": trainable, "metric": name, "description": json.dumps(vars(metric))}
+            for name, metric in metrics.items()
+        ]
+        self.database.insert(METRICS, rows)
+
+    def seen(self, study: Study, session: str, worked_s: float) -> None:
+        """Note that a session has worked on a study for so many seconds by now."""
+        now = wall_s()
+        self.database.insert(SESSIONS, [{"study": study.name, "session": session, "started_s": now, "seen_s": now}])
+        where = (SESSIONS.c.study == study.name) & (SESSIONS.c.session == session)
+        self.database.execute(SESSIONS.update().where(where).values(seen_s=SESSIONS.c.started_s + worked_s))
+
+    def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int, *, continues: int | None = None) -> int:
+        """Enter a trial whole, in one transaction; its number. It `continues` a trial of fewer steps, or none."""
+        of_another = {} if continues is None else {"continues": continues}
+        whole = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"seed": seed, "steps": study.budget.steps, **of_another},
+            system_attrs=trial.system_attrs,
+        )
+        whole.datetime_start = datetime.datetime.fromtimestamp(wall_s())  # as Optuna keeps it: naive, local
+        with self.database.guarded():
+            trial_id = self.database.storage.create_new_trial(self._optuna_id(study, cell), whole)
+            number = self.database.storage.get_trial(trial_id).number
+        self._trial_ids[study.name, cell.key, number] = trial_id
+        return int(number)
+
+    def retarget(self, study: Study, cell: Cell, number: int) -> None:
+        """Give an interrupted trial the steps that the study has by now."""
+        with self.database.guarded():
+            self.database.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
+
+    def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
+        """Record rows of a trial; those already there stay as they are."""
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        written = [
+            {**place, "step": row.step, "metrics": json.dumps(dict(row.metrics)), "wall_s": row.wall_s} for row in rows
+        ]
+        self.database.insert(ROWS, written)
+
+    def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
+        """Report an intermediate value of the one objective to Optuna."""
+        with self.database.guarded():
+            self.database.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
+
+    def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
+        """Record a checkpoint of a trial."""
+        place = {"study": study.name, "cell": cell.key, "trial": number, "step": step}
+        self.database.insert(
+            CHECKPOINTS, [{**place, "path": self._recorded(path), "digest": digest, "wall_s": wall_s()}]
+        )
+
+    def forget_checkpoints(self, study: Study, cell: Cell, number: int) -> None:
+        """Note that a trial's checkpoints are there no more."""
+        self.database.execute(CHECKPOINTS.delete().where(of_trial(CHECKPOINTS, study, cell, number)))
+
+    def make_folder(self, study: Study) -> str:
+        """Name the study's folder in stores, once; it."""
+        self.database.insert(STORES, [{"study": study.name, "name": f"{study.name}-{uuid.uuid4().hex[:12]}"}])
+        return str(self.folder(study))
+
+    def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
+        """Record on what a trial was started or taken up again: host, device, code, data, versions."""
+        place = {
+            "study": study.name,
+            "cell": cell.key,
+            "trial": number,
+            "attempt": len(self.attempts(study, cell, number)),
+        }
+        self.database.insert(
+            ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}]
+        )
+
+    def write_loss(self, study: Study, cell: Cell, number: int, loss: Loss) -> list[Loss]:
+        """Record that a trial's worker was lost; all its losses by now."""
+        so_far = self.losses(study, cell, number)
+        place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": len(so_far)}
+        nodes = json.dumps(sorted(loss.nodes))
+        self.database.insert(LOSSES, [{**place, "reason": loss.reason, "nodes": nodes, "wall_s": wall_s()}])
+        return [*so_far, loss]
+
+    def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
+        """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""
+        values = self.values(study, cell, number)
+        if ending.state != "FAIL" and values is None:
+            ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}", cause="unscored")
+        elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
+            unscored = f"{', '.join(study.objective)} must be finite, but got {values}"
+            ending = Ending("FAIL", unscored, cause="unscored")
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
+        self.database.insert(ENDS, [row])
+        if cell.fresh is None:  # no sampler sees a confirmation
+            self._tell(study, cell, number)
+        (held,) = self._ends(study, cell, [number])
+        return Ending(held.state, held.reason, held.traceback, cause_in(held))
+
+    def heal(self, study: Study, cell: Cell) -> list[int]:
+        """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
+        interrupted = []
+        for trial in self.history(study, cell):
+            if trial.state.is_finished():
+                continue
+            for row in self.rows(study, cell, trial.number):
+                if len(study.objective) == 1 and study.objective[0] in row.metrics:
+                    self.report(study, cell, trial.number, row.step, row.metrics[study.objective[0]])
+            if not self._tell(study, cell, trial.number):
+                interrupted.append(trial.number)
+        return interrupted
+
+    def _tell(self, study: Study, cell: Cell, number: int) -> bool:
+        """Give Optuna the end that our table holds; whether there is one."""
+        found = self.database.select(self.database.all_of(ENDS).where(of_trial(ENDS, study, cell, number)))
+        if not found:
+            return False
+        trial_id = self._trial_id(study, cell, number)
+        with self.database.guarded():
+            if not self.database.storage.get_trial(trial_id).state.is_finished():
+                self.database.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
+                values = None if found[0].state == "FAIL" else from_json(found[0].worth)
+                self.database.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
+        return True
+
+    def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
+        """Record what a confirmation reached on the test split."""
+        items = {
+            name: {"units": [item.unit for item in found], "scores": [item.score for item in found]}
+            for name, found in scores.items.items()
+        }
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        row = {**place, "metrics": json.dumps(dict(scores.metrics)), "scored": json.dumps(items), "wall_s": wall_s()}
+        self.database.insert(SCORES, [row])
+
+    def write_untested(self, study: Study, cell: Cell, number: int, reason: str, traceback: str) -> None:
+        """Record that a confirmation's test failed, and why."""
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        self.database.insert(UNTESTED, [{**place, "reason": reason, "traceback": traceback, "wall_s": wall_s()}])
+
+    def write_opening(self, trainable: str, config: str, checkpoint: str) -> str:
+        """Record that a lone trial is about to be scored on the test split; the opening's name."""
+        row = {"opening": uuid.uuid4().hex, "trainable": trainable, "config": config}
+        row |= {"checkpoint": self._recorded(checkpoint)}
+        self.database.insert(TESTS, [{**row, "metrics": "{}", "wall_s": wall_s()}])
+        return row["opening"]
+
+    def write_opened(self, opening: str, metrics: Mapping[str, float]) -> None:
+        """Record what an opening of the test split showed."""
+        self.database.execute(
+            TESTS.update().where(TESTS.c.opening == opening).values(metrics=json.dumps(dict(metrics)))
+        )
+
+    def _optuna_id(self, study: Study, cell: Cell) -> int:
+        found = self._find_optuna_id(study, cell)
+        if found is None:
+            optuna.create_study(
+                storage=self.database.storage,
+                study_name=f"{study.name} {cell.key}",
+                directions=directions(self.goals(study)),
+            )
+            found = self._find_optuna_id(study, cell)
+        assert found is not None
+        return found
+
+    def _trial_id(self, study: Study, cell: Cell, number: int) -> int:
+        key = (study.name, cell.key, number)
+        if key not in self._trial_ids:
+            self._trial_ids[key] = self.database.storage.get_trial_id_from_study_id_trial_number(
+                self._optuna_id(study, cell), number
+            )
+        return self._trial_ids[key]
+
+    def compare(self, study: Study) -> Compared:
+        """Compare a study with the recorded one of its name; what has grown, in words. Raises SpecError."""
+        recorded = self.find(study.name)
+        if recorded is None:
+            return Compared(None, ())
+        grown = growth.growth(recorded, study)
+        if study.budget.steps > recorded.budget.steps:
+            self._refuse_trials_of_unknown_steps(recorded)
+        return Compared(recorded, grown)
+
+    def _recorded(self, path: str) -> str:
+        """Name the place of a checkpoint as the ledger keeps it: relative to the home, or an address in a store."""
+        below = Path(path)
+        return str(below.relative_to(self.home)) if "://" not in path and below.is_relative_to(self.home) else path
