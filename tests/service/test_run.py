@@ -105,7 +105,7 @@ def test_mlflow_shows_the_same_states_runs_parameters_and_curves_in_one_tree(eve
     runs = runs_of(every_end)
     by_id = {found.info.run_id: found for found in runs}
     trials = {
-        (found.data.tags["cs330ray.cell"], int(found.data.tags["cs330ray.trial.contract"])): found
+        (found.data.tags["cs330ray.cell"], int(found.data.tags["cs330ray.trial"])): found
         for found in runs
         if found.data.tags["cs330ray.kind"] == "trial"
     }
@@ -392,7 +392,7 @@ def test_a_mirror_that_is_cut_before_its_rows_arrive_sends_them_later(
         tags = found.data.tags
         if tags["cs330ray.kind"] == "trial":
             steps = [point.step for point in client.get_metric_history(found.info.run_id, "val_speed")]
-            assert steps == recorded[tags["cs330ray.cell"], tags["cs330ray.trial.contract"]]
+            assert steps == recorded[tags["cs330ray.cell"], tags["cs330ray.trial"]]
 
 
 def test_two_mirrors_at_once_make_each_run_once(
@@ -535,7 +535,7 @@ def test_a_mirror_cut_at_any_write_catches_up(
         (found,) = [
             found
             for found in runs_of(tmp_path)
-            if (found.data.tags["cs330ray.cell"], found.data.tags["cs330ray.trial.contract"]) == (key, str(number))
+            if (found.data.tags["cs330ray.cell"], found.data.tags["cs330ray.trial"]) == (key, str(number))
         ]
         assert {name: found.data.params[name] for name in params} == {name: str(params[name]) for name in params}
 
