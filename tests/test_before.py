@@ -30,7 +30,7 @@ from cs330ray.ledger import lease
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row
 from cs330ray.service.run import run
-from cs330ray.spec import study as spec
+from cs330ray.spec import reading
 from cs330ray.spec.study import Cell, Study
 from tests.before import slope
 from tests.test_cli import ran
@@ -39,15 +39,8 @@ BEFORE = Path(__file__).parent / "before"
 MADE_AT = "/home/ada/studies/runs"
 STUDIES = ("endings", "slope", "front", "grown", "interrupted")
 DRAWINGS, LANGUAGE = ("maml", "protonet", "mann"), ("finetune", "icl")
-ABSOLUTE = "a ledger holds absolute paths of checkpoints, which a copy does not have"
-WRITES = "opening a ledger for reading makes files beside it"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*trained by other code:UserWarning")
-
-
-def lacking(*values: Any, why: str) -> Any:
-    """A parameter that does not work yet."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +75,9 @@ def place(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
 
 
-def in_both(*, moved_lacks: str | None = None) -> pytest.MarkDecorator:
-    """Run a test where the home was made, and in a copy elsewhere, which may not work yet."""
-    elsewhere = "moved" if moved_lacks is None else lacking("moved", why=moved_lacks)
-    return pytest.mark.parametrize("place", ["settled", elsewhere], indirect=True)
+def in_both() -> pytest.MarkDecorator:
+    """Run a test where the home was made, and in a copy elsewhere."""
+    return pytest.mark.parametrize("place", ["settled", "moved"], indirect=True)
 
 
 # What is in it ---------------------------------------------------------------------------------------------------
@@ -172,7 +164,7 @@ def test_list_prints_every_study(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-@in_both(moved_lacks=ABSOLUTE)
+@in_both()
 def test_show_and_best_print_each_trial_with_its_checkpoint_where_it_is(
     place: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +207,7 @@ READING = {
     "show": ["show", "slope"],
     "show one": ["show", "slope", "0", "--cell", "body=flat", "--log"],
     "best": ["best", "slope"],
-    "report": ["report", "slope", "--markdown", "--to"],
+    "report": ["report", "slope", "-o"],
     "export": ["best", "slope", "--export"],
     "reproduce": ["reproduce", "slope", "0", "--cell", "body=flat"],
 }
@@ -228,17 +220,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("words", [lacking(words, why=WRITES) for words in READING.values()], ids=[*READING])
+@pytest.mark.parametrize("words", READING.values(), ids=[*READING])
 def test_what_reads_changes_no_file_and_adds_none(
     settled: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(settled)
-    elsewhere = [str(tmp_path / "out")] if words[-1] in ("--to", "--export") else []
+    elsewhere = [str(tmp_path / "out")] if words[-1] in ("-o", "--export") else []
     assert ran(capsys, *words, *elsewhere)[0] == 0
     assert contents(settled) == before
 
 
-@pytest.mark.xfail(strict=True, reason=WRITES)
 def test_a_study_that_is_opened_in_python_changes_no_file_and_adds_none(settled: Path) -> None:
     before = contents(settled)
     study = cs330ray.open("slope", settled)
@@ -255,7 +246,7 @@ def study_file(name: str) -> Path:
 
 
 def run_again(name: str, home: Path, *overrides: str) -> tuple[Ledger, Study]:
-    run(spec.read(study_file(name), overrides), home, mirror=False)
+    run(reading.read(study_file(name), overrides), home, mirror=False)
     return opened(home, name)
 
 
@@ -288,7 +279,7 @@ def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(moved: Path, 
     assert asked == wanted
 
 
-@in_both(moved_lacks=ABSOLUTE)
+@in_both()
 def test_a_finished_study_is_given_more_trials_and_more_steps(place: Path, ray_here: str) -> None:
     before, old = opened(place, "slope")
     complete = {cell.key: [trial for trial in before.trials(old, cell) if trial.state == "COMPLETE"]
@@ -340,7 +331,7 @@ def test_a_trial_is_reproduced(place: Path, words: list[str], capsys: pytest.Cap
     assert out.splitlines()[-1].startswith("equal:")
 
 
-@in_both(moved_lacks=ABSOLUTE)
+@in_both()
 def test_the_confirmed_choice_is_exported_and_loads(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,7 +343,7 @@ def test_the_confirmed_choice_is_exported_and_loads(
     assert loss == rows_of(slope.Config(**told["config"]), seed, 12)[-1][1]["val_loss"]
 
 
-@in_both(moved_lacks=ABSOLUTE)
+@in_both()
 def test_the_mirror_shows_every_trial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mlflow
 

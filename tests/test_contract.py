@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cs330ray import studies
+from cs330ray.course import systems
 from cs330ray.checkpoints import local
 from cs330ray.ledger.records import Ending
 from cs330ray.service.workers.trial_run import TrialRun
@@ -83,9 +83,9 @@ def test_every_trainable_of_the_package_is_in_this_suite() -> None:
 
 
 def test_every_module_that_is_a_trainable_is_known_by_name() -> None:
-    modules = [found.name for found in pkgutil.iter_modules(studies.__path__)]
-    systems = [name for name in modules if hasattr(importlib.import_module(f"{studies.__name__}.{name}"), "train")]
-    assert sorted(systems) == named.names()
+    modules = [found.name for found in pkgutil.iter_modules(systems.__path__)]
+    known = [name for name in modules if hasattr(importlib.import_module(f"{systems.__name__}.{name}"), "train")]
+    assert sorted(known) == named.names()
 
 
 @each

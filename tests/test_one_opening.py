@@ -8,6 +8,7 @@ import pytest
 
 from cs330ray.cli import app, run
 from cs330ray.cli.live import StudyConsole
+from cs330ray.ledger.database import Database
 from cs330ray.ledger.writer import Writer
 from cs330ray.spec import growth
 from tests.filled import fill
@@ -49,7 +50,7 @@ def filled(home: Path) -> Path:
     ids=" ".join,
 )
 def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str]) -> None:
-    openings = Calls(monkeypatch, Writer, "__init__")
+    openings = Calls(monkeypatch, Database, "__init__")
     monkeypatch.setattr("sys.argv", ["cs330ray", *command])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -61,7 +62,7 @@ def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.Monke
 def test_a_run_opens_the_ledger_once_compares_the_study_once_and_hears_what_had_ended(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    openings, comparisons = Calls(monkeypatch, Writer, "__init__"), Calls(monkeypatch, growth, "growth")
+    openings, comparisons = Calls(monkeypatch, Database, "__init__"), Calls(monkeypatch, growth, "growth")
     heard: list[list[tuple[int, str]]] = []
     hear = StudyConsole.had_ended
 

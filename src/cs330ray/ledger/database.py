@@ -53,6 +53,9 @@ class Database:
         self.file = Path(address.database or "") if address.get_backend_name() == "sqlite" else None
         self.failure: LedgerError | None = None  # the first, for callers whose framework wraps it
         with self.guarded():
+            self._must_not_be_lost()
+            if access != "write":
+                self._must_be_there()
             if access == "read" and self.file is not None:
                 address = address.set(database=str(self._copy(self.file)))
             self.engine = _engine(address)
@@ -70,8 +73,6 @@ class Database:
 
     def _copy(self, file: Path) -> Path:
         """Copy an SQLite file with its log to a temporary directory that goes with this object; the copy."""
-        if not file.is_file():
-            return file  # SQLite says what is wrong with it
         folder = tempfile.TemporaryDirectory(prefix="cs330ray-ledger-", ignore_cleanup_errors=True)
         weakref.finalize(self, folder.cleanup)
         copied_whole(file, Path(folder.name))
@@ -80,7 +81,6 @@ class Database:
     def _make(self) -> None:
         """Make the tables where there are none. Two processes that find none must not both make them."""
         with alone(self.engine):
-            self._must_not_be_lost()
             self._must_be_ours()
             if self.engine.dialect.name == "sqlite":
                 with self.engine.connect() as connection:
@@ -119,6 +119,14 @@ class Database:
         storage = _optuna_storage(url, create=False)
         weakref.finalize(self, storage.engine.dispose)
         return storage
+
+    def _must_be_there(self) -> None:
+        """Refuse to read what is not there: SQLite would make an empty file. Raises LedgerError."""
+        if self.file is not None and not self.file.is_file():
+            raise self._none_here()
+
+    def _none_here(self) -> LedgerError:
+        return LedgerError(f"{redacted(self.url)}: a ledger is needed here, but there is none; run a study first")
 
     def _must_not_be_lost(self) -> None:
         """Refuse to start over where there was a ledger: SQLite takes an empty file for an empty database."""

@@ -6,7 +6,9 @@ What is there already is never made again, so that making it so twice changes no
 import math
 import os
 import re
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ OURS = "(This text follows the ledger. Take this line out, and what you write he
 TRAINING = "workflowType=machine_learning"  # the face of MLflow's pages that shows runs; by default they show traces
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the same, for versions that go by the experiment
 STUDY = ("study", "", "")
+DATABASE = "mlflow.db"  # of a home
 
 Key = tuple[str, str, str]  # kind, cell, trial
 
 
 def tracking_uri(home: Path) -> str:
     """Where the mirror writes: MLFLOW_TRACKING_URI, else a database in the home directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/{DATABASE}"
 
 
 def client_of(home: Path) -> MlflowClient:
@@ -186,10 +189,23 @@ def _experiment(client: MlflowClient, home: Path, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    if found is not None:
-        return str(found.experiment_id)
     artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (home.resolve() / "artifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=artifacts))
+    if found is None:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    if artifacts is not None and found.artifact_location != artifacts:
+        _move_artifacts(home / DATABASE, str(found.experiment_id), found.artifact_location, artifacts)
+    return str(found.experiment_id)
+
+
+def _move_artifacts(database: Path, experiment: str, before: str, now: str) -> None:
+    """Have an experiment keep files where its home is now: MLflow holds absolute addresses, and changes none."""
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (now, experiment))
+        connection.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+            "WHERE experiment_id = ? AND instr(artifact_uri, ?) = 1",
+            (now, len(before) + 1, experiment, f"{before}/"),
+        )
 
 
 def _same(one: float | None, other: float) -> bool:
