@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
+from tests.postgres import backend, database, postgres  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
