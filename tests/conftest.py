@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cs330ray.quiet import quiet
+from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
+from tests.postgres import backend, database, postgres  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 

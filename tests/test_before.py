@@ -33,7 +33,7 @@ from cs330ray.service.run import run
 from cs330ray.spec import reading
 from cs330ray.spec.study import Cell, Study
 from tests.before import slope
-from tests.test_cli import ran
+from tests.cli.test_cli import ran
 
 BEFORE = Path(__file__).parent / "before"
 MADE_AT = "/home/ada/studies/runs"

@@ -15,7 +15,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.trial import named
 from cs330ray.trial.contract import Trainable
-from tests.test_cli import ran
+from tests.cli.test_cli import ran
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "guide" / "your-own-code.md").read_text()

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import ROOT, Hosts, hosts, why_not
-from tests.service.conftest import DEBIAN, Server
+from tests.postgres import DEBIAN, Server
 
 NAMES = ("desk", "head", "worker")
 BOOT_S = 120

@@ -26,7 +26,7 @@ from cs330ray.service import ask
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from cs330ray.trial.contract import Metric, Scores
-from tests.report.conftest import made
+from tests.made_study import made
 
 RATE = {"lr": {"low": 0.001, "high": 1.0}}
 

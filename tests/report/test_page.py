@@ -17,7 +17,7 @@ from cs330ray.report.files import write
 from cs330ray.report.open_study import Opened, opened
 from cs330ray.report.page import Code, Drawn, Heading, Page, Points, Words, page
 from tests.browser import browser
-from tests.report.conftest import made
+from tests.made_study import made
 
 MARKS = ", ".join(f".mark-{kind} path, .mark-{kind} line" for kind in ("symbol", "line", "rule", "rect", "bar"))
 DRAWN = "document.body.dataset.drawn !== undefined"
