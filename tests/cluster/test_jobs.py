@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import ray
 
-from cs330ray import package
 from cs330ray.cluster import jobs, jobserver
 from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
 from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
-from cs330ray.package import shipped
+from cs330ray.package import VERSION, shipped, source
 from cs330ray.trial import named
 from cs330ray.trial.check import check
 from tests.cli.test_cli import ran
@@ -179,11 +178,11 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_package(
     assert name.startswith("toy-")
     assert len(name) == len("toy-123abc")
     assert sent["files"] == {"toy.toml": file.read_text()}
-    assert sent["package"] == sorted(path.name for path in Path(jobs.cs330ray.__file__).parent.glob("*.py"))
+    assert sent["package"] == sorted(path.name for path in source().glob("*.py"))
     assert sent["runtime_env"]["py_modules"][1:] == [str(Path(__file__).parents[1])]
     assert sent["metadata"]["study"] == "toy"
     assert sent["metadata"]["digest"] == study.digest
-    assert sent["metadata"]["code"] == f"{package.VERSION} {named.code_digest('tests.toy')[:16]}"
+    assert sent["metadata"]["code"] == f"{VERSION} {named.code_digest('tests.toy')[:16]}"
     assert TOKEN not in str(sent)
 
 
