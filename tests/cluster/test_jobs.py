@@ -20,7 +20,8 @@ from cs330ray.cluster import jobs, jobserver
 from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
 from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
-from cs330ray.package import VERSION, shipped, source
+from cs330ray.package import VERSION as OURS
+from cs330ray.package import shipped, source
 from cs330ray.trial import named
 from cs330ray.trial.check import check
 from tests.cli.test_cli import ran
@@ -182,7 +183,7 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_package(
     assert sent["runtime_env"]["py_modules"][1:] == [str(Path(__file__).parents[1])]
     assert sent["metadata"]["study"] == "toy"
     assert sent["metadata"]["digest"] == study.digest
-    assert sent["metadata"]["code"] == f"{VERSION} {named.code_digest('tests.toy')[:16]}"
+    assert sent["metadata"]["code"] == f"{OURS} {named.code_digest('tests.toy')[:16]}"
     assert TOKEN not in str(sent)
 
 
