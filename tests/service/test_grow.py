@@ -204,7 +204,7 @@ def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray
     reasons = {row[1]: row[-1] for row in tables.trials(ledger, ledger.study("toy")).rows}
     assert (reasons["0"], reasons["4"]) == ("continued as 4", "continues 0")
     Mirror(ledger, "toy", home_of_four).sync()
-    tags = {found.data.tags["cs330ray.trial.contract"]: found.data.tags for found in runs_of(home_of_four)}
+    tags = {found.data.tags["cs330ray.trial"]: found.data.tags for found in runs_of(home_of_four)}
     assert tags["4"]["cs330ray.continues"] == "0"
     (cell,) = (found for found in runs_of(home_of_four) if found.data.tags["cs330ray.kind"] == "cell")
     assert int(cell.data.tags["cs330ray.best_trial"]) >= 4

@@ -93,7 +93,7 @@ def test_a_killed_driver_goes_on_as_if_nothing_had_been_and_the_mirror_shows_it(
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
     tags = [run.data.tags for run in runs if run.data.tags["cs330ray.kind"] == "trial"]
-    shown = {(int(tag["cs330ray.trial.contract"]), tag["cs330ray.state"]) for tag in tags}
+    shown = {(int(tag["cs330ray.trial"]), tag["cs330ray.state"]) for tag in tags}
     assert len(tags) == 3
     assert shown == {(number, state) for _, number, state, *_ in on_sqlite}
 

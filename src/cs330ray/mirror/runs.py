@@ -87,7 +87,7 @@ class Runs:
             "cs330ray.uid": self._uid,
             "cs330ray.kind": key[0],
             "cs330ray.cell": key[1],
-            "cs330ray.trial.contract": key[2],
+            "cs330ray.trial": key[2],
         }
         parents = {"mlflow.parentRunId": self._runs[parent].info.run_id} if parent else {}
         start = int((started_s or wall_s()) * 1000)
