@@ -21,7 +21,6 @@ import pytest
 
 from cs330ray.errors import SpecError
 from cs330ray.ledger.fronts import pareto_front
-from cs330ray.ledger.records import Row
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.runs import Runs
 from cs330ray.mirror.sync import Mirror, MirrorError
@@ -32,6 +31,7 @@ from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
+from tests.assignments import assignment
 from tests.studies_of_tests import toml, toy, whole
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -575,22 +575,15 @@ def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: 
     ledger = Writer.at(home)
     ledger.open(study, {"tests.toy": toy_trainable.METRICS})
     number = ledger.enter(study, cell, ask.ask(study, cell, ["min"], []), seed=1)
-    told = {
-        "trainable": "tests.toy",
-        "config": {"lr": 0.5},
-        "seed": 1,
-        "steps": 20,
-        "recorded_step": 0,
-        "begun": False,
-        "cpus": 1,
-        "code": "old",
-        "data": "toy",
-    }
-    told |= {"home": str(checkpoints_of(home, "toy", cell, number)), "checkpoint_s": 0, "batch_s": 0, "prune_every": 0}
+    place = checkpoints_of(home, "toy", cell, number)
+    told = assignment(
+        place, cell=cell.key, trial=number, config={"lr": 0.5, "eval_every_steps": 1}, seed=1, recorded_step=0,
+        begun=False, checkpoint_s=0, batch_s=0, code="old", data="toy",
+    )  # fmt: skip
     first = TrialRun(told)
-    batch = first.next_batch()
-    ledger.write_attempt(study, cell, number, batch["circumstances"])
-    ledger.write_rows(study, cell, number, [Row(**row) for row in batch["rows"]])
+    news = first.next_batch()
+    ledger.write_attempt(study, cell, number, news.start.recorded())
+    ledger.write_rows(study, cell, number, news.rows)
     first.next_batch()
     ear = Ear()
     run(study, home, ear, mirror=False)
