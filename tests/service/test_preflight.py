@@ -51,7 +51,7 @@ def test_nodes_with_gpus_have_one_cuda_and_those_without_none():
 
 
 def test_versions_are_compared_without_what_they_say_of_accelerators(monkeypatch):
-    monkeypatch.setattr(nodes.importlib.metadata, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(fitness.importlib.metadata, "version", lambda name: "2.13.0+cu130")
     fitness.versions.cache_clear()
     try:
         assert set(fitness.versions().values()) == {"2.13.0"}
