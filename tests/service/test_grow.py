@@ -158,7 +158,7 @@ def trial(number: int, state: str, loss: float | None, steps: int, *line: int | 
     (cell,) = toy().cells
     continues, continued_as = line or (None, None)
     values = None if loss is None else (loss,)
-    return Trial(cell, number, state, {"lr": number}, 1, values, "", "", 0.0, 1.0, steps, continues, continued_as)
+    return Trial(cell, number, state, {"lr": number}, 1, values, "", None, "", 0.0, 1.0, steps, continues, continued_as)
 
 
 def test_values_of_different_numbers_of_steps_are_never_ranked_together() -> None:
