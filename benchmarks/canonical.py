@@ -180,7 +180,7 @@ def _runs(path: Path) -> list[dict[str, Any]]:
     for run in runs:
         run["tags"] = tags.get(run["run_uuid"], {})
         run["key"] = (run["experiment"], *(run["tags"].get(f"cs330ray.{part}", "") for part in ("kind", "cell")))
-        run["key"] += (int(run["tags"].get("cs330ray.trial.contract") or -1),)
+        run["key"] += (int(run["tags"].get("cs330ray.trial") or -1),)
     return runs
 
 

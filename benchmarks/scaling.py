@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import cs330ray.service  # noqa: F401 - before Ray: sets its environment, with a token that the driver inherits
+from cs330ray.quiet import quiet
+
+quiet()  # before Ray: sets its environment, with a token that the driver inherits
 
 ROOT = Path(__file__).parents[1]
 NODE_SLOTS = 8

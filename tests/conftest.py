@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cs330ray.quiet import quiet
 from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
 from tests.postgres import backend, database, postgres  # noqa: F401
+
+quiet()  # before any test imports Ray or MLflow
 
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
@@ -24,8 +27,6 @@ def ray_here(your_own: Path) -> Iterator[str]:
         [str(ROOT), str(ROOT / "src"), str(your_own), os.environ.get("PYTHONPATH", "")]
     )
     import ray
-
-    import cs330ray.service  # noqa: F401 - sets Ray's environment
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -314,7 +314,7 @@ def test_help_takes_less_than_a_second() -> None:
 
 
 def lone(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cs330ray.course.systems.maml", *arguments]
+    command = [sys.executable, "-m", "cs330ray.studies.maml", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 

@@ -497,7 +497,10 @@ def test_a_driver_that_is_told_a_clusters_address_uses_the_token_that_lies_there
     (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    said = "import os, cs330ray.service; print(os.environ.get('RAY_AUTH_MODE'), os.environ.get('RAY_AUTH_TOKEN'))"
+    said = (
+        "import os; from cs330ray.quiet import quiet; quiet(); "
+        "print(os.environ.get('RAY_AUTH_MODE'), os.environ.get('RAY_AUTH_TOKEN'))"
+    )
     for home, wanted in ((tmp_path, "token None\n"), (tmp_path / "without", "None None\n")):
         done = subprocess.run(
             [sys.executable, "-c", said], env={**kept, "HOME": str(home), "RAY_ADDRESS": "10.0.0.1:6379"},

@@ -1,52 +1,15 @@
-"""The recorder and the searcher, driven without Ray: what Tune would call, in the order in which it would."""
+"""The recorder, driven without Ray: what Tune would say, in the order in which it would."""
 
-import contextlib
-import json
-import pickle
-import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cs330ray.errors import NodeUnfit, WorkerLost
-from cs330ray.ledger.records import Ending, Row
-from cs330ray.ledger.writer import Writer
-from cs330ray.service.ask import LedgerSearcher
-from cs330ray.service.listener import Listener
-from cs330ray.service.messages import Assignment, Circumstances, News, Start, as_config, assigned
-from cs330ray.service.recorder import ForwardingCallback, Recorder
+from cs330ray.ledger.records import Ending
+from cs330ray.service.messages import News
 from cs330ray.spec.places import checkpoints_of
-from cs330ray.spec.study import Study
-from tests import toy as toy_trainable
-from tests.assignments import terms
+from tests.desk import Desk, begun
 from tests.studies_of_tests import toy
-
-
-class Desk:
-    """A study opened in a ledger, with its searcher and its recorder; `play` is a worker's message."""
-
-    def __init__(self, home: Path, study: Study, interrupted: list[int] | None = None) -> None:
-        self.home, self.ledger, self.study, self.cell = home, Writer.at(home), study, study.cells[0]
-        self.ledger.open(study, {"tests.toy": toy_trainable.METRICS})
-        waiting = [(self.cell, number) for number in interrupted or []]
-        self.searcher = LedgerSearcher(self.ledger, study, lambda *_: terms(home), waiting)
-        self.recorder = Recorder(self.ledger, study, Listener())
-        self._messages = 0
-
-    def ask(self) -> Assignment:
-        self._messages += 1
-        config = self.searcher.suggest(f"tune-{self._messages}")
-        assert isinstance(config, dict)
-        return assigned(config)
-
-    def play(self, told: Assignment, *rows: tuple[int, float], **news: Any) -> bool:
-        """News with rows, each a step and a value of every metric; whether the trial stops."""
-        self._messages += 1
-        sent = [Row(step, {"val_loss": value, "val_speed": value}, 0.0) for step, value in rows]
-        return self.recorder.take(f"tune-{told.cell}-{told.trial}", self._messages, told, News(rows=sent, **news))
 
 
 @pytest.fixture
@@ -54,15 +17,7 @@ def desk(tmp_path: Path) -> Callable[..., Desk]:
     return lambda interrupted=None, **changes: Desk(tmp_path, toy(**changes), interrupted)
 
 
-# The recorder
-
 COMPLETE = Ending("COMPLETE")
-
-
-def begun(*nodes: str, resumed_from_step: int | None = None) -> Start:
-    """A start on these nodes."""
-    on = Circumstances("host", "cpu", 1, "3.12", {}, nodes, pid=1, seed=7, code="c", data="d")
-    return Start(resumed_from_step, 0.0, on)
 
 
 ASHA = {"prune": {"kind": "asha", "min_steps": 5, "reduction": 2}, "budget": {"trials": 9, "steps": 20}}
@@ -181,73 +136,12 @@ def test_a_trial_that_takes_every_node_along_fails_in_the_end(desk: Callable[...
     assert (trial.state, trial.reason) == ("FAIL", "worker lost 21 times: died [on gone]")
 
 
-class FewNodes:
-    """Some nodes of a cluster."""
-
-    def __init__(self) -> None:
-        self.unfit = dict[str, str]()
-
-    def live(self) -> set[str]:
-        return {"second", "third"}
-
-    def exclude(self, node: str, why: str) -> None:
-        self.unfit[node] = why
-
-
-class Lost:
-    """A trial of Tune's whose worker was lost."""
-
-    def __init__(self, told: Assignment, file: Path, error: Exception | None = None) -> None:
-        self.config, self.error_file, self.pickled_error_file = as_config(told), None, None
-        if error is not None:
-            file.write_bytes(pickle.dumps(error))
-            self.pickled_error_file = str(file)
-
-
-def losses(at: Desk) -> list[tuple[str, list[str]]]:
-    """The reason and the nodes of each loss in the ledger's own table."""
-    with contextlib.closing(sqlite3.connect(at.home / "ledger.db")) as ledger:
-        query = "select reason, nodes from cs330ray_losses order by attempt"
-        return [(reason, json.loads(nodes)) for reason, nodes in ledger.execute(query)]
-
-
-def test_a_loss_is_recorded_with_why_and_the_nodes_of_the_last_attempt(
-    desk: Callable[..., Desk], tmp_path: Path
-) -> None:
-    at, again = desk(), []
-    told = at.ask()
-    nodes = FewNodes()
-    callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
-    at.play(told, (5, 0.5), start=begun("first"))
-    callback.on_trial_error(0, [], Lost(told, tmp_path / "error"))
-    at.play(told, (10, 0.5), start=begun("second", resumed_from_step=5))
-    callback.on_trial_error(0, [], Lost(told, tmp_path / "error", WorkerLost("one of 2 workers is gone")))
-    assert again == [0, 0]
-    assert losses(at) == [
-        ("no word of it [on first]", ["first"]),
-        ("one of 2 workers is gone [on second]", ["second"]),
-    ]
-
-
 def test_a_loss_on_one_machine_names_no_node(desk: Callable[..., Desk]) -> None:
     at = desk()
     told = at.ask()
     at.play(told, (5, 0.5), start=begun("here"))
     at.recorder.lose(told, "died")
-    assert losses(at) == [("died", [])]
-
-
-def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_other(
-    desk: Callable[..., Desk], tmp_path: Path
-) -> None:
-    at, again = desk(), []
-    told = at.ask()
-    nodes = FewNodes()
-    callback = ForwardingCallback(at.recorder, lambda _, number: again.append(number), lambda: None, nodes)  # type: ignore[arg-type]
-    callback.on_trial_error(0, [], Lost(told, tmp_path / "error", NodeUnfit("third", "torch must be 2.13.0")))
-    assert nodes.unfit == {"third": "torch must be 2.13.0"}
-    assert again == [0]
-    assert losses(at) == []
+    assert at.losses() == [("died", [])]
 
 
 def test_every_trial_has_a_place_of_its_own_for_its_checkpoints(tmp_path: Path) -> None:
@@ -255,65 +149,3 @@ def test_every_trial_has_a_place_of_its_own_for_its_checkpoints(tmp_path: Path) 
     each = [(study, cell, number) for study in studies for cell in study.cells for number in (0, 1)]
     places = {checkpoints_of(tmp_path, study.name, cell, number) for study, cell, number in each}
     assert len(places) == len(each) == 8
-
-
-# The searcher
-
-
-def test_cells_are_asked_in_turn_with_common_seeds_until_the_budget_is_spent(desk: Callable[..., Desk]) -> None:
-    at = desk(compare={"data_seed": [0, 1]}, budget={"trials": 2})
-    told = [at.ask() for _ in range(4)]
-    assert [(json.loads(each.cell)["data_seed"], each.trial) for each in told] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert told[0].seed == told[1].seed != told[2].seed == told[3].seed
-    assert at.searcher.suggest("one more") is None  # a worker may yet be lost
-    for number in range(1, 5):
-        at.searcher.on_trial_complete(f"tune-{number}")
-    assert at.searcher.suggest("one more") == at.searcher.FINISHED
-
-
-def test_no_more_are_asked_than_there_is_room_for_just_now(desk: Callable[..., Desk]) -> None:
-    at, room = desk(), [1]
-    at.searcher._room = lambda: room[0]
-    at.ask()
-    assert at.searcher.suggest("one more") is None
-    room[0] = 3
-    assert [at.ask().trial, at.ask().trial] == [1, 2]
-    room[0] = 2  # a node has left
-    at.searcher.on_trial_complete("tune-1")
-    assert at.searcher.suggest("one more") is None
-
-
-def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one(desk: Callable[..., Desk]) -> None:
-    at = desk()
-    told = [at.ask(), at.ask()]
-    at.play(told[1], (5, 0.5), start=begun())
-    at.searcher.again(at.cell, 1)
-    told[1] = replace(told[1], recorded_step=5, begun=True)
-    assert at.ask() == told[1]
-    assert at.searcher.suggest("one more") is None  # until that one has begun, lest a new one take its place
-    at.searcher.began(at.cell, 1)
-    assert at.ask().trial == 2
-    later = desk(interrupted=[0, 1])
-    assert [later.ask(), later.ask()] == told
-    later.searcher.began(at.cell, 0)
-    assert later.searcher.suggest("one more") is None
-    later.searcher.on_trial_complete("tune-2", error=True)  # lost before it began
-    assert later.ask().trial == 3
-
-
-@pytest.mark.parametrize(("time_s", "starts"), [(90.0, False), (110.0, True)])
-def test_the_time_of_earlier_sessions_counts(
-    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, time_s: float, starts: bool
-) -> None:
-    """Two earlier sessions have worked for 50 seconds each, while the clock jumped back by an hour."""
-    budget = {"trials": 4, "steps": 20, "time": time_s}
-    earlier = desk(budget=budget)
-    clock = tmp_path / "clock"
-    monkeypatch.setenv("CS330RAY_CLOCK", str(clock))
-    for name in ("one", "two"):
-        for worked_s, jump in ((20.0, "0"), (50.0, "-3600")):
-            clock.write_text(jump)
-            earlier.ledger.seen(earlier.study, name, worked_s)
-    searcher = desk(budget=budget).searcher
-    searcher.start_clock()
-    assert isinstance(searcher.suggest("tune"), dict) is starts

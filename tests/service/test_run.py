@@ -26,7 +26,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.runs import Runs
 from cs330ray.mirror.sync import Mirror, MirrorError
 from cs330ray.service import ask
-from cs330ray.service.listener import Listener
+from cs330ray.service.listener import Silent
 from cs330ray.service.run import run
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec.places import checkpoints_of
@@ -44,7 +44,7 @@ ALL_ENDS = {
 }
 
 
-class Ear(Listener):
+class Ear(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -474,7 +474,7 @@ def mirrors_of(home: Path) -> list[int]:
 
 def test_a_spent_study_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(toy(budget={"trials": 1}), home, mirror=False)
-    monkeypatch.setattr("cs330ray.service.run.tune.run", lambda *_, **__: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr("cs330ray.service.tune.tune.run", lambda *_, **__: pytest.fail("nothing is left to run"))
     run(toy(budget={"trials": 1}), home, mirror=False)
     assert len(whole(home)) == 1
 

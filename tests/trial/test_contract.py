@@ -1,4 +1,4 @@
-"""One suite for every trainable, and for every way to run one: the contract of `cs330ray.trial.contract`."""
+"""One suite for every trainable, and for every way to run one: the contract of `cs330ray.trial`."""
 
 import importlib
 import json

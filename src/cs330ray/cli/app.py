@@ -7,6 +7,7 @@ import typer
 
 from cs330ray.cli import cluster, data, results, run, upkeep
 from cs330ray.errors import Cs330rayError, Diverged
+from cs330ray.quiet import quiet
 
 app = typer.Typer(
     help="Hyperparameter studies of multi-task, meta- and few-shot learning on Ray, Optuna and MLflow.",
@@ -23,6 +24,7 @@ app.add_typer(cluster.cluster_app, name="cluster")
 
 def main() -> None:
     """Run the command line: what a person can act on is one line and exit code 2."""
+    quiet()  # before a command imports Ray or MLflow
     guarded(app)
 
 
@@ -40,6 +42,7 @@ def guarded(command: Any, *arguments: Any) -> None:
 
 def study_main(trainable: str, arguments: list[str] | None = None) -> None:
     """What `python -m cs330ray.studies.NAME` does: run studies/NAME.toml, or one trial alone with `--trial`."""
+    quiet()  # before the study imports Ray
     from cs330ray.cli.trial import study_command
 
     guarded(study_command, trainable, sys.argv[1:] if arguments is None else arguments, run.run_study)

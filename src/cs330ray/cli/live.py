@@ -19,7 +19,7 @@ REFRESH_S = 0.25
 
 
 class StudyConsole:
-    """Shows a study while it runs; a `service.record.Listener` by shape."""
+    """Shows a study while it runs; a `service.listener.Listener` by shape."""
 
     def __init__(self, study: Study, goals: Sequence[str]) -> None:
         self._study = study

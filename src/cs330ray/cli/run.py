@@ -45,7 +45,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
     check.check(study, source)
     metrics = named.load(study.trainables()[0]).METRICS
     with StudyConsole(study, [metrics[name].goal for name in study.objective]) as console:
-        outcome = service.run(study, home(), console)  # type: ignore[arg-type]
+        outcome = service.run(study, home(), console)
     if outcome.interrupted:
         console.says(f"interrupted after {duration(outcome.seconds)}; nothing is lost")
         console.says(f"Go on with: {os.environ.get('CS330RAY_SUBMITTED') or prefix() + command}")

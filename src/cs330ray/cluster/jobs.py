@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cs330ray import package
-from cs330ray.cluster.jobserver import ANSWER_S, TROUBLE, JobServer, line_of
+from cs330ray.cluster.jobserver import ANSWER_S, JobServer, line_of, trouble
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.spec.study import Study
 from cs330ray.trial import named
@@ -141,7 +141,7 @@ class Cluster:
                     },
                     metadata=_metadata(parcel),
                 )
-            except TROUBLE as error:
+            except trouble() as error:
                 at = self._server.address
                 raise SpecError(
                     f"{study.name}: the study must reach {at}, but {line_of(error)}; nothing was started"
@@ -152,7 +152,7 @@ class Cluster:
         """Write what a job has said, and says, until it ends; the ended job. None where the cluster fell silent."""
         reader, answered_s = _Reader(write), time.monotonic()
         while time.monotonic() - answered_s < LOST_S:
-            with contextlib.suppress(*TROUBLE):
+            with contextlib.suppress(*trouble()):
                 reader.begin()
                 asyncio.run(_tail(self._server.client(), name, reader))
             try:

@@ -16,14 +16,18 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cs330ray.errors import SpecError
+from cs330ray.quiet import quiet
 
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` brings a cluster's dashboard
 ANSWER_S = 30.0  # for one answer of the cluster
-# What Ray's client raises where a cluster refuses, or is gone.
-TROUBLE = (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError)
+
+
+def trouble() -> tuple[type[Exception], ...]:
+    """What Ray's client raises where a cluster refuses, or is gone."""
+    import ray
+
+    return (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError)
 
 
 class JobServer:
@@ -31,6 +35,7 @@ class JobServer:
 
     def __init__(self, address: str | None = None, token_file: Path | None = None) -> None:
         """Reach the job server at an address, by default the end of a tunnel here. Raises SpecError."""
+        quiet()  # before Ray is imported
         self.address = _address(address)
         self._token_file, token = _token(token_file)
         # An empty one, where there is none, keeps Ray's client from adding the token of this process's own Ray.
@@ -38,6 +43,8 @@ class JobServer:
         self._check()
 
     def _check(self) -> None:
+        import ray
+
         found = self.ask("GET", "/api/version")
         theirs = found.get("ray_version") if isinstance(found, dict) else None
         if theirs is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import ray
 import yaml
 
 from cs330ray.words import short
@@ -24,7 +23,7 @@ KINDS = {"object": "a table", "array": "a list", "string": "text", "integer": "a
 
 def against_schema(config: Mapping[str, Any]) -> Iterator[str]:
     """What Ray's own schema says against a file."""
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text("utf-8"))
+    schema = json.loads((_autoscaler() / "ray-schema.json").read_text("utf-8"))
     for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(_as_ray_sees(config)):
         yield f"{_in_words(error)}; see {REFERENCE}"
     if (kind := config["provider"]["type"]) not in PROVIDERS:
@@ -33,8 +32,16 @@ def against_schema(config: Mapping[str, Any]) -> Iterator[str]:
 
 def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """What Ray puts in the place of what a file leaves out."""
-    file = Path(ray.__file__).parent / "autoscaler" / config["provider"]["type"] / "defaults.yaml"
+    file = _autoscaler() / config["provider"]["type"] / "defaults.yaml"
     return dict(yaml.safe_load(file.read_text("utf-8"))) if file.is_file() else {}
+
+
+def _autoscaler() -> Path:
+    """Where the Ray that is installed here keeps its schema and its defaults; Ray itself is not imported."""
+    spec = find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "autoscaler"
 
 
 def _as_ray_sees(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,20 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 WAIT_S = 10.0  # for the mirror at the end
 AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
 MOST_S = 120.0
-
-
-class Hears(Protocol):
-    """Who is told that the mirror is behind."""
-
-    def says(self, line: str) -> None:
-        """Hear a line that a person should read."""
 
 
 class MirrorProcess:
@@ -82,8 +74,10 @@ class NoMirror:
 
 
 @contextlib.contextmanager
-def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
-    """Keep the mirror running beside the study, and wait a little for it at the end."""
+def mirrored(
+    study: str, home: Path, says: Callable[[str], None], *, wanted: bool
+) -> Iterator[MirrorProcess | NoMirror]:
+    """Keep the mirror running beside the study, and wait a little for it at the end; `says` hears if it is behind."""
     if not wanted:
         yield NoMirror()
         return
@@ -92,4 +86,4 @@ def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterat
         yield mirror
     finally:
         if not mirror.end():
-            listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")
+            says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")

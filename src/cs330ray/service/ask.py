@@ -1,13 +1,12 @@
-"""Search: what the next trial is. Asking is a pure function of (study, cell, history); Tune's Searcher only forwards.
+"""Asking: the configuration of a cell's next trial, a pure function of study, cell and history.
 
 A trial is asked in memory and then entered into the ledger whole. Samplers are made anew for every ask, seeded by
 (study seed, cell, number), so that a study asks the same after a crash as without one.
 """
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,10 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from ray import tune
 from scipy.stats import qmc
 
-from cs330ray.ledger import confirm
 from cs330ray.ledger.ledger import directions
-from cs330ray.ledger.records import continues, standing
-from cs330ray.ledger.writer import Writer
-from cs330ray.service.messages import Assignment, Continuation, Terms, as_config
-from cs330ray.spec.study import Cell, Study, fresh_seed, hashed, trial_seed
+from cs330ray.spec.study import Cell, Study, hashed
 from cs330ray.spec.tables import Choice, Domain, applies
 
 
@@ -146,140 +140,3 @@ def _at_quantile(wanted: BaseDistribution, u: float) -> Any:
         value = low + u * (high - low)
     value = min(max(value, wanted.low), wanted.high)
     return round(value) if isinstance(wanted, IntDistribution) else value
-
-
-class LedgerSearcher(tune.search.Searcher):
-    """Tune's way to the next trial: first the interrupted ones, then the cells in turn, until the budget is spent."""
-
-    def __init__(
-        self,
-        ledger: Writer,
-        study: Study,
-        terms: Callable[[Cell, int], Terms],
-        interrupted: Sequence[tuple[Cell, int]],
-        confirms: Callable[[int], None] = lambda _: None,
-        fence: Callable[[], None] = lambda: None,
-        room: Callable[[], float] = lambda: math.inf,
-    ) -> None:
-        super().__init__()
-        self._ledger = ledger
-        self._study = study
-        self._goals = ledger.goals(study)
-        self._terms = terms  # on which a trial of a cell runs
-        self._waiting = list(interrupted)
-        self._live: dict[str, tuple[str, int]] = {}  # the trials under way, by Tune's names
-        self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
-        self._left_s: float | None = None  # of the study's time, when this session began
-        self._deadline = math.inf
-        self.ran_out_of_time = False
-        self.is_over = False
-        self._fence = fence  # raises where another driver has the study by now
-        self._room = room  # how many trials may be under way
-        self._confirms = confirms  # hears, once, how many runs of confirmation there are to come
-        self._searches = True
-
-    def start_clock(self) -> None:
-        """Count the study's time from the first trial on; what earlier sessions worked is spent."""
-        if self._study.budget.time is not None:
-            self._left_s = self._study.budget.time - self._ledger.worked_s(self._study)
-            self._deadline = math.inf if self._left_s > 0 else time.monotonic()
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial, as Tune's configuration of it; None while the last ones run, then FINISHED."""
-        if self._live and len(self._live) >= self._room():  # where nothing runs, Tune would wait for long and not tick
-            return None
-        coming = self._next()
-        if not isinstance(coming, Assignment):
-            return coming
-        self._live[trial_id] = coming.cell, coming.trial
-        return as_config(coming)
-
-    def _next(self) -> Assignment | str | None:
-        while self._waiting:
-            cell, number = self._waiting.pop(0)
-            if self._is_too_late(cell, number):
-                self.ran_out_of_time = True
-                continue
-            self._again.add((cell.key, number))
-            return self._assignment(cell, self._ledger.history(self._study, cell.searched)[number])
-        if self._again:
-            return None
-        histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
-        open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
-        late = bool(open_cells) and time.monotonic() >= self._deadline
-        self.ran_out_of_time |= late
-        if not open_cells or late:
-            return self._next_to_confirm()
-        cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
-        history = histories[cell.key]
-        asked = ask(self._study, cell, self._goals, history, self._ledger.lost(self._study, cell))
-        self._fence()
-        number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
-        return self._assignment(cell, self._ledger.history(self._study, cell)[number])
-
-    def _is_too_late(self, cell: Cell, number: int) -> bool:
-        """Whether a trial that was entered, as those that continue others are, but never begun waits for more time."""
-        never = not self._ledger.begun(self._study, cell, number)
-        return cell.fresh is None and never and time.monotonic() >= self._deadline
-
-    def _next_to_confirm(self) -> Assignment | str | None:
-        if self._live:  # a worker may yet be lost, and its trial come again; and who is confirmed hangs on every end
-            return None
-        if self._searches:
-            self._searches = False
-            self._waiting = confirm.pending(self._ledger, self._study)
-            if self._waiting:
-                self._confirms(len(self._waiting))
-                return self._next()
-        self.is_over = True
-        return str(self.FINISHED)
-
-    def began(self, cell: Cell, number: int) -> None:
-        """Hear that a trial is under way."""
-        if self._left_s is not None and self._deadline == math.inf:
-            self._deadline = time.monotonic() + self._left_s
-        self._again.discard((cell.key, number))
-
-    def again(self, cell: Cell, number: int) -> None:
-        """Put a trial whose worker was lost first in the queue."""
-        self._waiting.insert(0, (cell, number))
-
-    def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:
-        study, ledger, number = self._study, self._ledger, trial.number
-        searched = cell.fresh is None
-        if searched and trial.user_attrs.get("steps") != study.budget.steps:
-            ledger.retarget(study, cell, number)
-        continuation = self._continuation(cell, trial)
-        after_step = continuation.after_step if continuation else 0
-        return Assignment(
-            cell=cell.key,
-            trial=number,
-            trainable=cell.trainable,
-            config={**cell.fixed, **trial.params},
-            seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0),
-            steps=study.budget.steps,
-            test=not searched,
-            recorded_step=max(ledger.last_step(study, cell, number), after_step),
-            begun=ledger.begun(study, cell, number),
-            continues=continuation,
-            terms=self._terms(cell, number),
-        )
-
-    def _continuation(self, cell: Cell, trial: FrozenTrial) -> Continuation | None:
-        """After which rows of the record a trial continues another, and from which checkpoint."""
-        before = continues(trial) if cell.fresh is None else None
-        if before is None:
-            return None
-        ledger, study = self._ledger, self._study
-        after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
-        return Continuation(after, ledger.checkpoint(study, cell, before))
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Forget a trial; `record` has told the ledger."""
-        self._again.discard(self._live.pop(trial_id, ("", -1)))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger holds all there is."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger holds all there is."""

@@ -1,14 +1,14 @@
 """Who hears what happens to a study: a console, for one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cs330ray.ledger.records import Ending, Row, Trial
 from cs330ray.spec.study import Cell
 
 
-class Listener:
-    """Hears what happens; this one keeps silent."""
+class Listener(Protocol):
+    """Hears what happens to a study."""
 
     def says(self, line: str) -> None:
         """Hear a line that a person should read."""
@@ -33,3 +33,31 @@ class Listener:
 
     def ticked(self) -> None:
         """Hear that time has passed."""
+
+
+class Silent:
+    """Hears what happens, and keeps silent."""
+
+    def says(self, line: str) -> None:
+        """Do nothing."""
+
+    def had_ended(self, trials: Sequence[Trial]) -> None:
+        """Do nothing."""
+
+    def took_up(self, cell: Cell, number: int, params: Mapping[str, Any], resumed_from_step: int | None) -> None:
+        """Do nothing."""
+
+    def reached(self, cell: Cell, number: int, row: Row) -> None:
+        """Do nothing."""
+
+    def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
+        """Do nothing."""
+
+    def lost(self, cell: Cell, number: int, times: int) -> None:
+        """Do nothing."""
+
+    def confirms(self, runs: int) -> None:
+        """Do nothing."""
+
+    def ticked(self) -> None:
+        """Do nothing."""

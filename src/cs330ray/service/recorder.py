@@ -4,32 +4,25 @@ Rows first, then the report to Optuna, then the pruner, then the end of the tria
 """
 
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, cast
-
-import ray
-from ray import tune
 
 from cs330ray.checkpoints.copies import Copies
-from cs330ray.errors import Cs330rayError, NodeUnfit, StudyError, WorkerLost
+from cs330ray.errors import Cs330rayError, StudyError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished
 from cs330ray.ledger.records import Ending, Loss
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
-from cs330ray.service.machines.nodes import Nodes
-from cs330ray.service.messages import Assignment, News, Start, assigned, news_of
+from cs330ray.service.messages import Assignment, News, Start
 from cs330ray.service.prune import asha_stops, is_rung, median_stops
 from cs330ray.service.thin import thin
 from cs330ray.spec.study import Cell, Study
-from cs330ray.words import first_line, plural
+from cs330ray.words import plural
 
-REASON_LENGTH = 200
 DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
 LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
 NODES_ALLOWED = 20  # and one that loses more nodes than this: it may be what ends them
@@ -237,63 +230,3 @@ def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
         f"{reason}; see `cs330ray show {study.name} {one.number}{which} --log`. Mend it and `--fork NAME`, or go on "
         f"with `--set budget.fail_share=1` (now {study.budget.fail_share:g})"
     )
-
-
-def _error_of(trial: Any) -> Exception | None:
-    """What left the actor of a trial, where it could be kept."""
-    file = Path(trial.pickled_error_file) if trial.pickled_error_file else None
-    if file is None or not file.exists():
-        return None
-    error = ray.cloudpickle.loads(file.read_bytes())  # written by Tune in this process, a moment ago
-    return cast("Exception", getattr(error, "cause", error))
-
-
-def _why(trial: Any) -> str:
-    """What is known of a lost worker, in one line."""
-    if isinstance(error := _error_of(trial), WorkerLost):
-        return first_line(error)[:REASON_LENGTH]
-    file = Path(trial.error_file) if trial.error_file else None
-    text = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file is not None and file.exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
-    causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
-    return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]
-
-
-class ForwardingCallback(tune.Callback):
-    """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        again: Callable[[Cell, int], None],
-        tick: Callable[[], None],
-        nodes: Nodes | None = None,
-    ) -> None:
-        self._recorder = recorder
-        self._again = again
-        self._tick = tick
-        self._nodes = nodes  # of a cluster
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
-    ) -> None:
-        """Record the result; the scheduler has done so already unless it is the last."""
-        self._recorder.take(trial.trial_id, int(result["training_iteration"]), assigned(trial.config), news_of(result))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
-        error, assignment = _error_of(trial), assigned(trial.config)
-        if self._nodes is not None and isinstance(error, NodeUnfit):
-            self._nodes.exclude(error.node, error.why)
-        elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
-            return
-        self._again(self._recorder.cell(assignment), assignment.trial)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
-        for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
-            kept.clear()
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Let time pass."""
-        self._tick()

@@ -262,7 +262,7 @@ def test_an_answer_that_is_likeliest_token_by_token_is_what_decoding_finds(steps
     found = finetune._score(settings, state, [state.encode(example) for example in examples])
     ours = finetune._answers(settings, state, examples, found)
     questions = [finetune._question(settings, example) for example in examples]
-    window = finetune.weights.window(state.model)
+    window = finetune.models.window(state.model)
     assert ours == greedy(state.model, state.tokenizer, questions, max_new_tokens=9, batch=4, window=window)
     assert (asked[0] < len(examples)) == bool(steps)
 
@@ -443,13 +443,13 @@ def test_a_question_that_has_other_tokens_with_an_answer_behind_it_is_refused():
 
 
 def test_what_does_not_fit_the_window_is_refused_with_the_numbers(monkeypatch):
-    monkeypatch.setattr(finetune.weights, "window", lambda _: 20)
+    monkeypatch.setattr(finetune.models, "window", lambda _: 20)
     with pytest.raises(DataError, match=r"the 20 tokens of tiny, but have \d+ \+ \d+; lower max_words or take"):
         list(finetune.train(config(), 0, 2))
 
 
 def test_a_training_example_needs_room_for_its_own_answer_alone(monkeypatch):
-    monkeypatch.setattr(finetune.weights, "window", lambda _: 26)  # bytes of "Where is Al? In the attic."
+    monkeypatch.setattr(finetune.models, "window", lambda _: 26)  # bytes of "Where is Al? In the attic."
     example = Example("u", "Where is Al?", "attic")
     assert len(fresh(config()).encode(example).ids) == 26
     with pytest.raises(DataError, match=r"the 26 tokens of tiny, but have 19 \+ 8; lower max_new_tokens or take"):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cs330ray.course.data import text
 from cs330ray.course.learners.decoding import Decoder
 from cs330ray.course.systems import icl
 
@@ -13,12 +14,12 @@ pytestmark = [
 def test_twenty_questions_on_cuda_are_answered_as_on_a_cpu(monkeypatch):
     """The logits agree to 1e-4 or so; only answers that two tokens are about equally good for may differ."""
     config = icl.Config(dataset="rooms", model="tiny", shots=4, eval_every_steps=5, eval_examples=20)
-    asked = [config.asking.prompt(example.text) for example in icl.text.examples("rooms", "val", 0)[:20]]
+    asked = [config.asking.prompt(example.text) for example in text.examples("rooms", "val", 0)[:20]]
     rows, logits_BV, answers = {}, {}, {}
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("CS330RAY_DEVICE", device)
         rows[device] = [progress.metrics for progress in icl.train(config, 0, 20)]
-        model, tokenizer = icl.weights.causal("tiny", device=torch.device(device))
+        model, tokenizer = icl.models.causal("tiny", device=torch.device(device))
         decoder = Decoder(model, tokenizer, window=2048, prefix="Anna ran to the attic. Where is Anna? In the attic. ")
         logits_BV[device] = decoder.logits(asked, batch=8)
         answers[device] = decoder.greedy(asked, max_new_tokens=6, batch=8)

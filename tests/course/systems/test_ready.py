@@ -194,9 +194,8 @@ def reviews(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "digest", lambda dataset: "reviews")
 
 
-def asked(module: Any, config: Any) -> list[Example]:
-    read = module._part if hasattr(module, "_part") else module._examples
-    return list(read(config, "test")[: config.eval_examples])
+def asked(config: Any) -> list[Example]:
+    return list(config.texts.part("test")[: config.eval_examples])
 
 
 def told(model: Any, example: Example) -> str:
@@ -234,7 +233,7 @@ def test_a_classifier_of_texts_tells_the_classes_of_the_test(trained: Train):
         "finetune", TINY_FINETUNE | {"model": "tiny-encoder", "answers": "classes"}, steps=6, shots=2, eval_examples=40
     )
     scores = finetune.test(one.config, SEED, one.checkpoint)
-    right = [float(told(one.model, example) == example.answer) for example in asked(finetune, one.config)]
+    right = [float(told(one.model, example) == example.answer) for example in asked(one.config)]
     assert right == [item.score for item in scores.items["test_accuracy"]]
     assert 0 < sum(right) < len(right)
 
@@ -244,8 +243,8 @@ def test_a_fine_tuned_encoder_tells_the_stars_of_the_test(trained: Train, review
     values = TINY_FINETUNE | {"dataset": "amazon", "model": "tiny-encoder", "shots": 2}
     one = trained("finetune", values, method="all", steps=4, eval_examples=20)
     scores = finetune.test(one.config, SEED, one.checkpoint)
-    said = [told(one.model, example) for example in asked(finetune, one.config)]
-    right = [float(answer == example.answer) for answer, example in zip(said, asked(finetune, one.config), strict=True)]
+    said = [told(one.model, example) for example in asked(one.config)]
+    right = [float(answer == example.answer) for answer, example in zip(said, asked(one.config), strict=True)]
     assert right == [item.score for item in scores.items["test_accuracy"]]
     assert len({*said}) > 1
 
@@ -254,7 +253,7 @@ def test_a_model_answers_behind_its_examples_as_in_the_test(trained: Train):
     pytest.importorskip("transformers")
     one = trained("icl", TINY_ICL, eval_examples=8, ordering="seed", shots=3)
     order = icl._State.load(one.checkpoint).order or []
-    examples = asked(icl, one.config)
+    examples = asked(one.config)
     reader = icl._Reader.of(one.config, SEED, examples, torch.device("cpu"))
     answers = reader.answer(reader.behind(order), examples)
     assert [told(one.model, example) for example in examples] == answers

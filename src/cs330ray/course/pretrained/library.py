@@ -10,13 +10,25 @@ from typing import Any
 from cs330ray.errors import DataError, SpecError
 from cs330ray.words import first_line
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-if not sys.stderr.isatty():
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+def settle_hub() -> None:
+    """Import what holds the Hugging Face hub's settings, with no telemetry and, but at a terminal, no bars.
+
+    It reads them from the environment when it is imported; the environment is left as it was.
+    """
+    wanted = ["HF_HUB_DISABLE_TELEMETRY", *([] if sys.stderr.isatty() else ["HF_HUB_DISABLE_PROGRESS_BARS"])]
+    unset = {name: "1" for name in wanted if name not in os.environ}
+    os.environ.update(unset)
+    try:
+        import huggingface_hub.constants  # noqa: F401
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 def import_transformers(model: str) -> Any:
     """Import transformers, which takes seconds; raises SpecError without it."""
+    settle_hub()
     try:
         import gguf  # noqa: F401
         import transformers

@@ -16,6 +16,7 @@ from cs330ray.course.models import card
 from cs330ray.course.models import language as answerers
 from cs330ray.course.models.language import LanguageModel
 from cs330ray.course.pretrained import models
+from cs330ray.course.pretrained.library import settle_hub
 from cs330ray.course.systems import language
 from cs330ray.course.systems.finetune_config import CLASSES, METRICS, Config
 from cs330ray.errors import DataError
@@ -37,6 +38,7 @@ def prepare(config: Config) -> str:
     """Find, verify and pack the text and the weights; the digest of both. Raises DataError or SpecError."""
     device()
     if config.tuning.method == "lora":
+        settle_hub()  # peft imports it
         lora.require_peft()
     _draw(config, seed=0)  # DataError where there are too few
     return language.digest(config.dataset, config.model)
@@ -102,6 +104,7 @@ def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG
 def ready(config: Config, exported: Weights) -> LanguageModel:
     """A model that answers as the test asks. Raises DataError where the tensors or the model below are others."""
     if config.tuning.method == "lora":
+        settle_hub()  # peft imports it
         lora.require_peft()
     answerers.check_base(config.model, exported.notes)
     state = _State.fresh(config, 0, device()).filled(exported.tensors)

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from cs330ray.errors import Cs330rayError, NodeUnfit
+from cs330ray.quiet import quiet
 from cs330ray.service.messages import Assignment, Facts
 from cs330ray.trial import named
 
@@ -24,6 +25,7 @@ LEAST_FREE_BYTES = 1024**3
 
 def facts(prepares: Mapping[str, tuple[str, Mapping[str, Any]]], home: str, *, has_gpu: bool) -> Facts:
     """On what this node would run trials; prepares the data of each cell, see `preparations`."""
+    quiet()
     data = {key: _data(*cell) for key, cell in prepares.items()}
     cuda = _cuda() if has_gpu else ""
     return Facts(platform.python_version(), versions(), cuda, _free_bytes(Path(home)), data)

@@ -4,6 +4,7 @@ from typing import Any
 
 from ray import tune
 
+from cs330ray.quiet import quiet
 from cs330ray.service.messages import Assignment, as_result, assigned
 from cs330ray.service.workers.alone import Alone, Runs
 from cs330ray.service.workers.team import Team
@@ -16,6 +17,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
         """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
+        quiet()  # on another node the driver's environment is not here, and a trainable may import MLflow
         self._store_url = store_url
         terms = assigned(config).terms
         see_no_more_gpus_than_asked(terms.gpus)

@@ -20,6 +20,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cs330ray.errors import WorkerLost
+from cs330ray.quiet import quiet
 from cs330ray.service.machines import fitness
 from cs330ray.service.messages import Assignment, Circumstances
 from cs330ray.service.workers.alone import Alone
@@ -182,6 +183,7 @@ class Worker:
     """One of a team: a process that runs its share of one trial after another."""
 
     def __init__(self, gpus: float) -> None:
+        quiet()
         see_no_more_gpus_than_asked(gpus)
         self._runs = Alone()
         self._rows: Iterator[Progress] | None = None

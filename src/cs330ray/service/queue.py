@@ -1,0 +1,156 @@
+"""The queue: which trial is next. First those that were cut off, then the cells in turn, then confirmation.
+
+It knows the ledger and nothing of Tune: it is told when a trial has begun, must come again, or has left its worker.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from optuna.trial import FrozenTrial
+
+from cs330ray.ledger import confirm
+from cs330ray.ledger.lease import Lease
+from cs330ray.ledger.records import continues, standing
+from cs330ray.ledger.writer import Writer
+from cs330ray.service.ask import ask
+from cs330ray.service.listener import Listener
+from cs330ray.service.messages import Assignment, Continuation, Terms
+from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
+
+
+class Queue:
+    """Names one trial after another until the budget is spent and what it found is confirmed."""
+
+    def __init__(
+        self,
+        ledger: Writer,
+        study: Study,
+        terms: Callable[[Cell, int], Terms],
+        *,
+        lease: Lease,
+        listener: Listener,
+        interrupted: Sequence[tuple[Cell, int]] = (),
+    ) -> None:
+        self._ledger = ledger
+        self._study = study
+        self._goals = ledger.goals(study)
+        self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
+        self._terms = terms  # on which a trial of a cell runs
+        self._lease = lease
+        self._listener = listener
+        self._waiting = list(interrupted)
+        self._live: set[tuple[str, int]] = set()  # the trials under way, by key of the cell and number
+        self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
+        self._left_s: float | None = None  # of the study's time, when this session began
+        self._deadline = math.inf
+        self._searches = True
+        self.ran_out_of_time = False
+        self.is_over = False
+
+    def start_clock(self) -> None:
+        """Count the study's time from the first trial on; what earlier sessions worked is spent."""
+        if self._study.budget.time is not None:
+            self._left_s = self._study.budget.time - self._ledger.worked_s(self._study)
+            self._deadline = math.inf if self._left_s > 0 else time.monotonic()
+
+    def next(self) -> Assignment | None:
+        """Name the next trial, which is under way from now on; None while others must end first, or all `is_over`.
+
+        Raises LedgerError where another driver has taken the study over.
+        """
+        trial = self._waiting_trial() or self._searched_trial() or self._confirming_trial()
+        if trial is not None:
+            self._live.add((trial.cell, trial.trial))
+        return trial
+
+    def began(self, trial: Assignment) -> None:
+        """Hear that a trial has begun to train."""
+        if self._left_s is not None and self._deadline == math.inf:
+            self._deadline = time.monotonic() + self._left_s
+        self._again.discard((trial.cell, trial.trial))
+
+    def left(self, trial: Assignment) -> None:
+        """Hear that a trial has left its worker: it has ended, or the worker is lost."""
+        self._live.discard((trial.cell, trial.trial))
+        self._again.discard((trial.cell, trial.trial))
+
+    def again(self, trial: Assignment) -> None:
+        """Put a trial whose worker was lost first in the queue."""
+        self._waiting.insert(0, (self._cells[trial.cell], trial.trial))
+
+    def _waiting_trial(self) -> Assignment | None:
+        """Take up the first of the trials that wait; an assignment, or None where none waits."""
+        while self._waiting:
+            cell, number = self._waiting.pop(0)
+            if self._is_too_late(cell, number):
+                self.ran_out_of_time = True
+                continue
+            self._again.add((cell.key, number))
+            return self._assignment(cell, self._ledger.history(self._study, cell.searched)[number])
+        return None
+
+    def _is_too_late(self, cell: Cell, number: int) -> bool:
+        """Whether a trial that was entered, as those that continue others are, but never begun waits for more time."""
+        never = not self._ledger.begun(self._study, cell, number)
+        return cell.fresh is None and never and time.monotonic() >= self._deadline
+
+    def _searched_trial(self) -> Assignment | None:
+        """Ask and enter the next trial of the cell that has fewest; None where no cell may have another just now."""
+        if self._again:
+            return None
+        histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
+        open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
+        late = bool(open_cells) and time.monotonic() >= self._deadline
+        self.ran_out_of_time |= late
+        if not open_cells or late:
+            return None
+        cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
+        history = histories[cell.key]
+        asked = ask(self._study, cell, self._goals, history, self._ledger.lost(self._study, cell))
+        self._lease.fence()
+        number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
+        return self._assignment(cell, self._ledger.history(self._study, cell)[number])
+
+    def _confirming_trial(self) -> Assignment | None:
+        """Name the first run of confirmation once every trial has ended; None before, and where nothing is left."""
+        if self._live:  # a worker may yet be lost, and its trial come again; who is confirmed depends on every end
+            return None
+        if self._searches:
+            self._searches = False
+            self._waiting = confirm.pending(self._ledger, self._study)
+            if self._waiting:
+                self._listener.confirms(len(self._waiting))
+                return self._waiting_trial()
+        self.is_over = True
+        return None
+
+    def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:
+        study, ledger, number = self._study, self._ledger, trial.number
+        searched = cell.fresh is None
+        if searched and trial.user_attrs.get("steps") != study.budget.steps:
+            ledger.retarget(study, cell, number)
+        continuation = self._continuation(cell, trial)
+        after_step = continuation.after_step if continuation else 0
+        return Assignment(
+            cell=cell.key,
+            trial=number,
+            trainable=cell.trainable,
+            config={**cell.fixed, **trial.params},
+            seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0),
+            steps=study.budget.steps,
+            test=not searched,
+            recorded_step=max(ledger.last_step(study, cell, number), after_step),
+            begun=ledger.begun(study, cell, number),
+            continues=continuation,
+            terms=self._terms(cell, number),
+        )
+
+    def _continuation(self, cell: Cell, trial: FrozenTrial) -> Continuation | None:
+        """After which rows of the record a trial continues another, and from which checkpoint."""
+        before = continues(trial) if cell.fresh is None else None
+        if before is None:
+            return None
+        ledger, study = self._ledger, self._study
+        after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
+        return Continuation(after, ledger.checkpoint(study, cell, before))

@@ -1,0 +1,240 @@
+"""Ray Tune, as far as it is driven: it starts the trials that the queue names, and hands their news to the recorder.
+
+Each class here forwards and keeps nothing that the ledger does not hold. Called once for every Ray that is started.
+"""
+
+import contextlib
+import functools
+import logging
+import re
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from cs330ray.checkpoints import store as stores
+from cs330ray.errors import NodeUnfit, WorkerLost
+from cs330ray.service.machines.machine import Machine
+from cs330ray.service.machines.nodes import Nodes
+from cs330ray.service.machines.setup import Ground
+from cs330ray.service.messages import Assignment, as_config, assigned, news_of
+from cs330ray.service.queue import Queue
+from cs330ray.service.recorder import Recorder
+from cs330ray.service.session import Session
+from cs330ray.service.workers.actor import TrialActor
+from cs330ray.spec.study import Study
+from cs330ray.words import first_line
+
+OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
+REASON_LENGTH = 200
+
+
+class _RayDied(Exception):  # noqa: N818 - not an error: another is started
+    """The Ray that this process had started is gone."""
+
+
+class _Over(Exception):  # noqa: N818 - not an error
+    """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
+
+
+def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue) -> bool:
+    """Have Tune run what the queue names until all is over; False where the Ray that was started for it died before.
+
+    Raises Interrupted after a signal, and what stops the study.
+    """
+    session.tick()  # a Ctrl-C need not wait for Ray
+    study, raylet = session.study, _start_ray(ground.machine)
+    queue.start_clock()
+    scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
+    tick = functools.partial(_tick, session, ground, recorder, queue, raylet)
+    try:
+        with warnings.catch_warnings(), contextlib.suppress(_Over):
+            warnings.simplefilter("ignore")
+            tune.run(
+                tune.with_parameters(TrialActor, store_url=stores.wanted()) if ground.store else TrialActor,
+                name=study.name,
+                search_alg=ForwardingSearcher(queue, ground),
+                scheduler=ForwardingScheduler(queue, recorder, ground, study),
+                callbacks=[ForwardingCallback(queue, recorder, tick, ground.nodes)],
+                num_samples=-1,
+                max_concurrent_trials=ground.slots,
+                resources_per_trial=ground.request(study),
+                reuse_actors=True,
+                max_failures=0,
+                raise_on_failed_trial=False,
+                storage_path=scratch,
+                verbose=0,
+            )
+    except _RayDied:
+        return False
+    except tune.TuneError:
+        if session.ledger.database.failure is not None:
+            raise session.ledger.database.failure from None
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if raylet is not None:
+            ray.shutdown()
+    return True
+
+
+def _tick(session: Session, ground: Ground, recorder: Recorder, queue: Queue, raylet: psutil.Process | None) -> None:
+    """Let time pass. Raises _Over or _RayDied, Interrupted, or why the study stops."""
+    if recorder.failure is not None:
+        raise recorder.failure
+    session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
+    if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
+        raise _RayDied
+    if queue.is_over:
+        raise _Over
+    if ground.nodes is not None:
+        ground.nodes.look()
+
+
+def _start_ray(machine: Machine) -> psutil.Process | None:
+    """Start Ray on this machine; its raylet, without which no worker starts. None where there is a Ray already."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray.init(
+        address="local",
+        num_cpus=int(machine.cpus),
+        num_gpus=int(machine.gpus),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would abort on it
+            signal.signal(number, handler)
+    return next(child for child in psutil.Process().children() if child.name() == "raylet")
+
+
+def _lives(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+class ForwardingSearcher(tune.search.Searcher):
+    """Tune's way to the next trial: the queue's."""
+
+    def __init__(self, queue: Queue, ground: Ground) -> None:
+        super().__init__()
+        self._queue, self._ground = queue, ground
+        self._live: dict[str, Assignment] = {}  # the trials under way, by Tune's names
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial, as Tune's configuration of it; None while the last ones run, then FINISHED."""
+        if self._live and len(self._live) >= self._ground.room():  # where nothing runs, Tune would wait and not tick
+            return None
+        trial = self._queue.next()
+        if trial is None:
+            return str(self.FINISHED) if self._queue.is_over else None
+        self._live[trial_id] = trial
+        return as_config(trial)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Forget a trial; the recorder has told the ledger."""
+        if trial_id in self._live:
+            self._queue.left(self._live.pop(trial_id))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+
+class ForwardingScheduler(FIFOScheduler):
+    """Tune's scheduler: first come, first served; whether a trial stops is the recorder's word."""
+
+    def __init__(self, queue: Queue, recorder: Recorder, ground: Ground, study: Study) -> None:
+        super().__init__()
+        self._queue, self._recorder, self._ground, self._study = queue, recorder, ground, study
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Keep the trial off nodes that have turned out to be unfit since Tune was started."""
+        trial.update_resources(self._ground.request(self._study))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """STOP where the pruner said so, else CONTINUE."""
+        stops = _pass_on(self._queue, self._recorder, trial, result)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune starts what waits, in order, by itself; to look for it here would be a walk over all trials."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger holds all there is."""
+
+
+class ForwardingCallback(tune.Callback):
+    """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
+
+    def __init__(self, queue: Queue, recorder: Recorder, tick: Callable[[], None], nodes: Nodes | None = None) -> None:
+        self._queue, self._recorder, self._tick = queue, recorder, tick
+        self._nodes = nodes  # of a cluster
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """Record the result; the scheduler has done so already unless it is the last."""
+        _pass_on(self._queue, self._recorder, trial, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
+        error, assignment = _error_of(trial), assigned(trial.config)
+        if self._nodes is not None and isinstance(error, NodeUnfit):
+            self._nodes.exclude(error.node, error.why)
+        elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
+            return
+        self._queue.again(assignment)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
+        for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
+            kept.clear()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Let time pass."""
+        self._tick()
+
+
+def _pass_on(queue: Queue, recorder: Recorder, trial: Any, result: Mapping[str, Any]) -> bool:
+    """Pass on a result of a trial, which the recorder takes once; whether the trial stops."""
+    assignment, news = assigned(trial.config), news_of(result)
+    if news.start is not None:
+        queue.began(assignment)
+    return recorder.take(trial.trial_id, int(result["training_iteration"]), assignment, news)
+
+
+def _error_of(trial: Any) -> Exception | None:
+    """What left the actor of a trial, where it could be kept."""
+    file = Path(trial.pickled_error_file) if trial.pickled_error_file else None
+    if file is None or not file.exists():
+        return None
+    error = ray.cloudpickle.loads(file.read_bytes())  # written by Tune in this process, a moment ago
+    return cast("Exception", getattr(error, "cause", error))
+
+
+def _why(trial: Any) -> str:
+    """What is known of a lost worker, in one line."""
+    if isinstance(error := _error_of(trial), WorkerLost):
+        return first_line(error)[:REASON_LENGTH]
+    file = Path(trial.error_file) if trial.error_file else None
+    text = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file is not None and file.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
+    causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
+    return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]

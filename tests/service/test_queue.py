@@ -1,0 +1,231 @@
+"""The queue, driven without Ray: which trial is next, and which must wait."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cs330ray.errors import LedgerError
+from cs330ray.ledger.records import Ending
+from cs330ray.service import queue
+from cs330ray.service.messages import Assignment
+from tests.desk import Desk, begun
+from tests.studies_of_tests import toy
+
+COMPLETE = Ending("COMPLETE")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Callable[..., Desk]:
+    return lambda interrupted=None, **changes: Desk(tmp_path, toy(**changes), interrupted)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The queue's seconds, as the one item of a list."""
+    now = [1000.0]
+    monkeypatch.setattr(queue.time, "monotonic", lambda: now[0])
+    return now
+
+
+def completed(at: Desk, trial: Assignment, loss: float) -> None:
+    """Train a trial to its last step, and let it leave its worker."""
+    at.queue.began(trial)
+    at.play(trial, (20, loss), start=begun())
+    at.play(trial, end=COMPLETE)
+    at.queue.left(trial)
+
+
+# The order
+
+
+def test_cells_are_asked_in_turn_with_common_seeds_until_the_budget_is_spent(desk: Callable[..., Desk]) -> None:
+    at = desk(compare={"data_seed": [0, 1]}, budget={"trials": 2})
+    told = [at.ask() for _ in range(4)]
+    assert [(json.loads(each.cell)["data_seed"], each.trial) for each in told] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert told[0].seed == told[1].seed != told[2].seed == told[3].seed
+    assert at.queue.next() is None  # a worker may yet be lost
+    assert not at.queue.is_over
+    for each in told:
+        at.queue.left(each)
+    assert at.queue.next() is None
+    assert at.queue.is_over
+
+
+def test_a_lost_trial_comes_again_first_as_it_was_and_so_does_an_interrupted_one(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = [at.ask(), at.ask()]
+    at.play(told[1], (5, 0.5), start=begun())
+    at.queue.left(told[1])
+    at.queue.again(told[1])
+    told[1] = replace(told[1], recorded_step=5, begun=True)
+    assert at.ask() == told[1]
+    assert at.queue.next() is None  # until that one has begun, lest a new one take its place
+    at.queue.began(told[1])
+    assert at.ask().trial == 2
+    later = desk(interrupted=[0, 1])
+    assert [later.ask(), later.ask()] == told
+    later.queue.began(told[0])
+    assert later.queue.next() is None
+    later.queue.left(told[1])  # lost before it began
+    assert later.ask().trial == 3
+
+
+def test_of_the_trials_that_wait_the_one_that_was_lost_last_comes_first(desk: Callable[..., Desk]) -> None:
+    first, second, third = (at := desk()).ask(), at.ask(), at.ask()
+    later = desk(interrupted=[first.trial, second.trial, third.trial])
+    taken = later.ask()
+    assert taken.trial == first.trial
+    later.queue.left(taken)
+    later.queue.again(taken)
+    assert [later.ask().trial for _ in range(3)] == [first.trial, second.trial, third.trial]
+
+
+def test_a_lost_run_of_confirmation_comes_again_under_its_fresh_seed(desk: Callable[..., Desk]) -> None:
+    at = desk(budget={"trials": 1}, confirm={"top": 1, "seeds": 1})
+    completed(at, at.ask(), 0.5)
+    run = at.ask()
+    at.queue.left(run)
+    at.queue.again(run)
+    again = at.ask()
+    assert (again.cell, again.trial, again.seed, again.test) == (run.cell, run.trial, run.seed, True)
+
+
+# The lease
+
+
+def test_a_driver_that_has_lost_the_study_enters_no_trial(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = desk()
+
+    def lost() -> None:
+        raise LedgerError("another took the study over")
+
+    monkeypatch.setattr(at.lease, "fence", lost)
+    with pytest.raises(LedgerError, match="another took the study over"):
+        at.queue.next()
+    assert at.ledger.trials(at.study, at.cell) == []
+
+
+def test_the_lease_is_looked_at_before_every_entry_and_for_none_that_is_entered_already(
+    desk: Callable[..., Desk],
+) -> None:
+    at = desk()
+    at.ask()
+    at.ask()
+    assert at.lease.fences == 2
+    later = desk(interrupted=[0, 1])
+    later.ask()
+    later.ask()
+    assert later.lease.fences == 0
+
+
+# Confirmation
+
+
+def test_confirmation_waits_until_every_trial_has_left_and_is_announced_once(desk: Callable[..., Desk]) -> None:
+    at = desk(budget={"trials": 2}, confirm={"top": 1, "seeds": 2})
+    better, worse = at.ask(), at.ask()
+    completed(at, better, 0.1)
+    assert at.queue.next() is None
+    assert at.ear.confirmations == []
+    completed(at, worse, 0.9)
+    runs = [at.ask(), at.ask()]
+    assert at.ear.confirmations == [2]
+    assert {run.trial for run in runs} == {better.trial}
+    assert all(run.test for run in runs)
+    assert len({run.cell for run in runs} | {better.cell}) == 3
+    assert len({run.seed for run in runs} | {better.seed}) == 3
+    for run in runs:
+        at.queue.began(run)
+    assert at.queue.next() is None
+    assert not at.queue.is_over
+    for run in runs:
+        at.queue.left(run)
+    assert at.queue.next() is None
+    assert at.queue.is_over
+    assert at.ear.confirmations == [2]
+
+
+def test_where_there_is_nothing_to_confirm_nobody_hears_of_it(desk: Callable[..., Desk]) -> None:
+    at = desk(budget={"trials": 1}, confirm={"top": 1, "seeds": 2})
+    failed = at.ask()
+    at.play(failed, end=Ending("FAIL", "raised: planted", cause="raised"))
+    at.queue.left(failed)
+    assert at.queue.next() is None
+    assert at.queue.is_over
+    assert at.ear.confirmations == []
+
+
+# Time
+
+
+@pytest.mark.parametrize(("time_s", "starts"), [(90.0, False), (110.0, True)])
+def test_the_time_of_earlier_sessions_counts(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, time_s: float, starts: bool
+) -> None:
+    """Two earlier sessions have worked for 50 seconds each, while the clock jumped back by an hour."""
+    budget = {"trials": 4, "steps": 20, "time": time_s}
+    earlier = desk(budget=budget)
+    clock = tmp_path / "clock"
+    monkeypatch.setenv("CS330RAY_CLOCK", str(clock))
+    for name in ("one", "two"):
+        for worked_s, jump in ((20.0, "0"), (50.0, "-3600")):
+            clock.write_text(jump)
+            earlier.ledger.seen(earlier.study, name, worked_s)
+    later = desk(budget=budget).queue
+    later.start_clock()
+    assert (later.next() is not None) is starts
+    assert later.ran_out_of_time is not starts
+
+
+def test_time_runs_from_the_first_trial_that_begins(desk: Callable[..., Desk], clock: list[float]) -> None:
+    at = desk(budget={"trials": 4, "steps": 20, "time": 60})
+    at.queue.start_clock()
+    clock[0] += 3600  # Ray takes its time
+    first = at.ask()
+    at.queue.began(first)
+    clock[0] += 59
+    at.queue.began(at.ask())  # a second one sets no other deadline
+    assert not at.queue.ran_out_of_time
+    clock[0] += 1
+    assert at.queue.next() is None
+    assert at.queue.ran_out_of_time
+
+
+def test_after_its_time_a_trial_that_had_begun_comes_again_and_one_that_had_not_waits_for_more_time(
+    desk: Callable[..., Desk], clock: list[float]
+) -> None:
+    budget = {"trials": 4, "steps": 20, "time": 60}
+    at = desk(budget=budget)
+    had_begun, had_not = at.ask(), at.ask()
+    at.play(had_begun, (5, 0.5), start=begun())
+    at.ledger.seen(at.study, "earlier", 61.0)
+    later = desk(budget=budget, interrupted=[had_not.trial, had_begun.trial])
+    later.queue.start_clock()
+    assert later.ask().trial == had_begun.trial
+    assert later.queue.ran_out_of_time
+
+
+def test_a_study_that_runs_out_of_time_is_confirmed_all_the_same(desk: Callable[..., Desk], clock: list[float]) -> None:
+    at = desk(budget={"trials": 4, "steps": 20, "time": 60}, confirm={"top": 1, "seeds": 1})
+    at.queue.start_clock()
+    only = at.ask()
+    completed(at, only, 0.5)
+    clock[0] += 61
+    run = at.ask()
+    assert (run.trial, run.test) == (only.trial, True)
+
+
+# What it needs
+
+
+def test_neither_the_queue_nor_the_recorder_needs_ray() -> None:
+    said = "import sys, cs330ray.service.queue, cs330ray.service.recorder; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
