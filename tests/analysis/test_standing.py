@@ -36,7 +36,7 @@ def trial(
     continued_as: int | None = None,
     cell: Cell = ONE,
 ) -> Trial:
-    return Trial(cell, number, state, {}, 7, values or None, "", "", 0.0, 1.0, steps, continues, continued_as)
+    return Trial(cell, number, state, {}, 7, values or None, "", None, "", 0.0, 1.0, steps, continues, continued_as)
 
 
 def standing(*trials: Trial, cell: Cell = ONE, candidates: Sequence[Confirmed] = ()) -> Standing:

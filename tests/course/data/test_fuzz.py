@@ -459,7 +459,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }  # fmt: skip
 DEFUSED = """
 import resource, sys
-from cs330ray.data import omniglot, text_archives
+from cs330ray.course.data import omniglot, text_archives
 from cs330ray.errors import DataError
 
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -93,7 +93,7 @@ PACK = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from cs330ray.data import packed
+from cs330ray.course.data import packed
 
 def build():
     with open(sys.argv[1], "a") as log:
@@ -121,7 +121,7 @@ def test_two_processes_that_pack_at_once_build_one_whole_thing(tmp_path):
 KILL = """
 import os, signal, sys
 import numpy as np
-from cs330ray.data import packed
+from cs330ray.course.data import packed
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
