@@ -31,8 +31,8 @@ TAGS_OF_MLFLOW = ("mlflow.user", "mlflow.source.")  # they begin so
 UNMARKED = ("cs330ray.rank", "cs330ray.best")  # "none" only where a pass of the mirror had said otherwise before
 WORDS = (  # pattern and what stands in its place, in all that a command prints
     (re.compile(r"\b\d+(?:\.\d+)?(?:ms|[smh])\b(?: \d\d[sm]\b)?"), "TIME"),
-    (re.compile(r"\b\d+(?:\.\d+)? (?:s|seconds)\b"), "TIME"),
-    (re.compile(r"\d+% on pruned"), "SHARE on pruned"),
+    (re.compile(r"\b\d+(?:\.\d+)? (?:s|min|h|seconds)\b"), "TIME"),
+    (re.compile(r"\d+% on (pruned|failed)"), r"SHARE on \1"),
     (re.compile(r"#/experiments/\d+/"), "#/experiments/N/"),
 )
 TIMED = re.compile(r"seconds( of .*)?|time")  # titles of columns in Markdown

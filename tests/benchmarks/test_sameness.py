@@ -172,7 +172,8 @@ def test_times_leave_the_tables_of_a_report_and_its_other_columns_stay() -> None
     ("said", "plain"),
     [
         ("done in 1h 02m (22.1s until the first trial)", "done in TIME (TIME until the first trial)\n"),
-        ("2 trials took 8.99 s of wall time, 14% on pruned.", "2 trials took TIME of wall time, SHARE on pruned.\n"),
+        ("9 took 8.99 s of wall time, 14% on pruned.", "9 took TIME of wall time, SHARE on pruned.\n"),
+        ("9 took 1.67 min of wall time, 6% on failed.", "9 took TIME of wall time, SHARE on failed.\n"),
         ("all   0      COMPLETE  8 steps   ", "all  0  COMPLETE  8 steps\n"),
         ("chosen by 3 seeds of 5", "chosen by 3 seeds of 5\n"),
     ],
