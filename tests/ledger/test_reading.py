@@ -11,14 +11,17 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from cs330ray.errors import LedgerError
 from cs330ray.ledger import database
 from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.tables import STUDIES
 from cs330ray.ledger.writer import Writer
 from tests.filled import fill, search
+from tests.postgres import Server
 
 BEFORE = Path(__file__).parents[1] / "before"
 COMMANDS = [
@@ -192,3 +195,27 @@ def test_opening_a_study_in_python_leaves_no_lock_and_no_log(home: Path) -> None
     before = contents(home)
     assert Ledger.at(home).study(study.name) == study
     assert contents(home) == before
+
+
+def test_a_role_that_may_only_select_reads_a_ledger_in_postgresql(
+    postgres: Server, database: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setenv("CS330RAY_LEDGER", database)
+    study = fill(Writer.at(home), "letters")
+    with psycopg.connect(database, autocommit=True) as owner:
+        owner.execute("create role colleague login password 'only-reads'")
+        try:
+            owner.execute("grant select on all tables in schema public to colleague")
+            address = database.replace(quote(postgres.password, safe=""), "only-reads").replace("tester:", "colleague:")
+            ledger = Ledger(address, home)
+            assert ledger.study("letters") == study
+            assert [trial.number for trial in ledger.trials(study, study.cells[0])] == [0, 1, 2, 3]
+            with pytest.raises(LedgerError, match="permission denied"):
+                ledger.database.execute(STUDIES.delete())
+            ledger.database.engine.dispose()
+            ledger.database.storage.engine.dispose()
+        finally:
+            owner.execute("drop owned by colleague")
+            owner.execute("drop role colleague")
