@@ -40,11 +40,11 @@ def observe(ledger: Path) -> Moment | None:
     if not ledger.is_file():
         return Moment()
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(ledger, timeout=1)) as connection:
-        return _moment(connection)
+        return _moment(connection, ledger.parent)
     return None
 
 
-def _moment(connection: sqlite3.Connection) -> Moment:
+def _moment(connection: sqlite3.Connection, home: Path) -> Moment:
     def one(query: str, *values: object) -> tuple | None:
         return connection.execute(query, values).fetchone()
 
@@ -63,7 +63,7 @@ def _moment(connection: sqlite3.Connection) -> Moment:
     newest = one(
         "select path from cs330ray_checkpoints where cell = ? and trial = ? order by step desc limit 1", cell, trial
     )
-    return Moment(recorded, pid, (cell, trial), losses, Path(newest[0]) if newest else None)
+    return Moment(recorded, pid, (cell, trial), losses, home / newest[0] if newest else None)
 
 
 def writes_a_checkpoint(checkpoints: Path) -> bool:

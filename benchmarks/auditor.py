@@ -198,7 +198,10 @@ def _read_ledger(path: Path, study: str, findings: Findings) -> Held | None:
         held.rows.setdefault(place, {})[row["step"]] = (json.loads(row["metrics"]), row["wall_s"])
         held.written.append(place)
     for row in ours("checkpoints"):
-        held.checkpoints.setdefault((row["cell"], row["trial"]), {})[row["step"]] = (row["path"], row["digest"])
+        there = (
+            row["path"] if "://" in row["path"] else str(path.parent.resolve() / row["path"])
+        )  # relative to the home
+        held.checkpoints.setdefault((row["cell"], row["trial"]), {})[row["step"]] = (there, row["digest"])
     for row in ours("attempts"):
         place = (row["cell"], row["trial"])
         held.attempts.setdefault(place, []).append((row["attempt"], json.loads(row["circumstances"])))
@@ -624,7 +627,7 @@ def _audit_run(held: Held, place: Place, shown: Shown, findings: Findings) -> No
     recorded = held.checkpoints.get(place, {})
     if recorded:
         wanted["checkpoint"] = recorded[max(recorded)][0]
-    elif shown.tags.get("cs330ray.checkpoints.local", "none") != "none":
+    elif shown.tags.get("cs330ray.checkpoint", "none") != "none":
         findings.add("mirror_wrong", f"{name}: tag checkpoint", "the ledger names none")
     _compare_tags(name, shown, wanted, findings)
     params = {**held.cells.get(searched, {}), **(trial.params if trial is not None else {})}

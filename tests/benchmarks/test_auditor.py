@@ -165,7 +165,7 @@ def test_a_checkpoint_cut_short_is_lost(copy: Path) -> None:
     number = complete(copy)
     where = f"cell = '{WELL}' and trial = {number}"
     path = value(copy, f"select path from cs330ray_checkpoints where {where} order by step desc limit 1")
-    os.truncate(Path(path) / "state.json", 10)
+    os.truncate(copy / path / "state.json", 10)
     (line,) = counted(audited(copy), "lost")
     assert line.startswith(f"trial {number} of {WELL}: checkpoint 20:")
     assert "state.json does not match its digest" in line

@@ -20,7 +20,10 @@ from cs330ray.cluster import jobs, jobserver
 from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
 from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
-from cs330ray.package import shipped
+from cs330ray.package import VERSION as OURS
+from cs330ray.package import shipped, source
+from cs330ray.trial import named
+from cs330ray.trial.check import check
 from tests.cli.test_cli import ran
 from tests.studies_of_tests import toml, toy
 
@@ -141,7 +144,7 @@ def test_a_trainable_of_ones_own_travels_with_its_top_folder(tmp_path: Path, mon
     monkeypatch.syspath_prepend(tmp_path)
     study = toy(trainable=None, compare={"trainable": ["lab.deep.net", "tests.toy", "maml"]})
     for name in ("lab.deep.net", "tests.toy"):
-        jobs.trainables.load(name)
+        named.load(name)
     assert own_packages(study) == [tmp_path / "lab", Path(__file__).parents[1]]
 
 
@@ -169,18 +172,18 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_package(
             return str(all_of_it["submission_id"])
 
     monkeypatch.setattr(JobServer, "client", lambda _: Client())
-    jobs.trainables.check(study, "toy")
+    check(study, "toy")
     name = Cluster(JobServer(server.address)).send(
         Parcel(study, file, [], "cs330ray submit 'any name.toml'"), shipped()
     )
     assert name.startswith("toy-")
     assert len(name) == len("toy-123abc")
     assert sent["files"] == {"toy.toml": file.read_text()}
-    assert sent["package"] == sorted(path.name for path in Path(jobs.cs330ray.__file__).parent.glob("*.py"))
+    assert sent["package"] == sorted(path.name for path in source().glob("*.py"))
     assert sent["runtime_env"]["py_modules"][1:] == [str(Path(__file__).parents[1])]
     assert sent["metadata"]["study"] == "toy"
     assert sent["metadata"]["digest"] == study.digest
-    assert sent["metadata"]["code"] == f"{jobs.cs330ray.__version__} {jobs.trainables.code_digest('tests.toy')[:16]}"
+    assert sent["metadata"]["code"] == f"{OURS} {named.code_digest('tests.toy')[:16]}"
     assert TOKEN not in str(sent)
 
 

@@ -49,7 +49,7 @@ def noisy(**changes: Any) -> Study:
 def trial(number: int, *values: float, state: str = "COMPLETE", quality: float | None = None) -> Trial:
     params = {"quality": number if quality is None else quality}
     return Trial(
-        noisy().cells[0], number, state, params, 0, values or None, "", "", 0.0, 1.0, steps=noisy().budget.steps
+        noisy().cells[0], number, state, params, 0, values or None, "", None, "", 0.0, 1.0, steps=noisy().budget.steps
     )
 
 
