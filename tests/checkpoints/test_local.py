@@ -245,14 +245,14 @@ def test_what_a_kill_between_two_writes_leaves_is_no_checkpoint(tmp_path):
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
-from cs330ray import checkpoint
+from cs330ray.checkpoints import local
 
 def save(path):
     (path / "state.json").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoint.write(Path(sys.argv[1]), 5, lambda path: (path / "state.json").write_text("whole"))
-checkpoint.write(Path(sys.argv[1]), 6, save)
+local.write(Path(sys.argv[1]), 5, lambda path: (path / "state.json").write_text("whole"))
+local.write(Path(sys.argv[1]), 6, save)
 """
 
 

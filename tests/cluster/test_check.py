@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("cs330ray.env", "local.env"):
         (checkout / "clusters" / name).write_text(filled((ROOT / "clusters" / f"{name}.example").read_text()))
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(ray_rules, "find_spec", lambda module: module)  # each client library, installed or not
+    monkeypatch.setattr(ray_rules, "find_spec", lambda module: find_spec("ray"))  # each client is installed
     monkeypatch.chdir(checkout)
     return checkout
 
@@ -412,7 +413,7 @@ def test_what_is_mounted_where_nobody_looks_for_it_is_refused(
 def test_a_provider_whose_library_is_not_here_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, kind: str, module: str
 ) -> None:
-    monkeypatch.setattr(ray_rules, "find_spec", lambda name: None if name == module else name)
+    monkeypatch.setattr(ray_rules, "find_spec", lambda name: None if name == module else find_spec("ray"))
     text = (here / "cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("type: aws", f"type: {kind}").replace("{}", "{CPU: 4}"))
     assert problem("cluster.yaml").endswith(

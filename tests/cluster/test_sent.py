@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from ray._private.runtime_env.packaging import create_package, get_uri_for_directory
 
-import cs330ray
 from cs330ray.cluster.jobs import running_package
 from cs330ray.package import shipped
 from cs330ray.trial import named as trainables
@@ -21,7 +20,8 @@ AGAIN = """
 import json, sys
 from pathlib import Path
 import cs330ray
-from cs330ray.package import shipped, study_file
+from cs330ray.package import shipped
+from cs330ray.spec.places import study_file
 from cs330ray.trial import named as trainables
 from cs330ray.cluster.jobs import running_package
 print(json.dumps({
@@ -99,7 +99,7 @@ def test_ray_packs_all_of_it_but_bytecode_and_hidden_files_whatever_git_ignores(
     (package / ".gitignore").write_text("*.css\n")
     studies.mkdir()
     (studies / "one.toml").touch()
-    monkeypatch.setattr(cs330ray, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("cs330ray.package.source", lambda: package)
     archive = tmp_path / "sent.zip"
     create_package(
         str(running_package(studies, tmp_path / "scratch")), archive, include_gitignore=True, include_parent_dir=True
