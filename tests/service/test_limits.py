@@ -60,7 +60,7 @@ def test_a_memory_error_of_a_trial_is_out_of_memory(tmp_path: Path, monkeypatch:
 def test_a_process_that_ran_another_trial_before_leaves_no_mark_but_ends(tmp_path: Path) -> None:
     """It may hold what that one left; a fresh process decides."""
     script = (
-        "import sys, time; from pathlib import Path; from cs330ray.service import memory\n"
+        "import sys, time; from pathlib import Path; from cs330ray.service.workers import memory\n"
         "limit_gib = {name: 99.0 for name in sys.argv[2:]} | {sys.argv[-1]: 1e-6}\n"
         "for name in limit_gib: memory.leave(); memory.watch(Path(sys.argv[1], name), limit_gib[name])\n"
         "time.sleep(20)"
@@ -231,9 +231,9 @@ def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
 
 def test_a_disk_that_takes_no_word_of_a_trial_does_not_fail_it(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from cs330ray.service import actor\n"
-        "actor.log_into(Path(sys.argv[1])); import os; full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1)\n"
-        "print('x' * 100_000, flush=True); actor.log_into(Path(sys.argv[1]))"
+        "import os, sys; from pathlib import Path; from cs330ray.trial import environment\n"
+        "environment.log_into(Path(sys.argv[1])); full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1)\n"
+        "print('x' * 100_000, flush=True); environment.log_into(Path(sys.argv[1]))"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 0
 
