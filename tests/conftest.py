@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cs330ray.quiet import quiet
 from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
@@ -15,6 +16,8 @@ from tests.postgres import backend, database, postgres  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside one another
+settings.register_profile("beside others", deadline=None)
+settings.load_profile("beside others")
 
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():

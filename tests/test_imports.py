@@ -96,6 +96,7 @@ def test_the_house_as_it_stands_holds(house):
         ("own-face", "trial/check.py", "from cs330ray.trial import Item"),
         ("clock", "analysis/table.py", "from cs330ray.clock import wall_s"),
         ("package", "course/data/packed.py", "from cs330ray.package import VERSION"),
+        ("quiet", "reproduce/rerun.py", "def f():\n    from cs330ray.quiet import quiet"),
         ("spec", "course/data/packed.py", "from cs330ray.spec.study import Study"),
         ("local-checkpoints", "report/html.py", "from cs330ray.checkpoints import local"),
         ("stores", "reproduce/rerun.py", "from cs330ray.checkpoints import store"),

@@ -43,10 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("cs330ray.env", "local.env"):
         (checkout / "clusters" / name).write_text(filled((ROOT / "clusters" / f"{name}.example").read_text()))
     monkeypatch.setenv("HOME", str(home))
-    found = {"ray": find_spec("ray")}
-    monkeypatch.setattr(
-        ray_rules, "find_spec", lambda name: found.get(name, name)
-    )  # each client library, installed or not
+    monkeypatch.setattr(ray_rules, "find_spec", lambda module: find_spec("ray"))  # each client is installed
     monkeypatch.chdir(checkout)
     return checkout
 
@@ -416,8 +413,7 @@ def test_what_is_mounted_where_nobody_looks_for_it_is_refused(
 def test_a_provider_whose_library_is_not_here_is_refused(
     here: Path, monkeypatch: pytest.MonkeyPatch, kind: str, module: str
 ) -> None:
-    found = {"ray": find_spec("ray"), module: None}
-    monkeypatch.setattr(ray_rules, "find_spec", lambda name: found.get(name, name))
+    monkeypatch.setattr(ray_rules, "find_spec", lambda name: None if name == module else find_spec("ray"))
     text = (here / "cluster.yaml").read_text()
     Path("cluster.yaml").write_text(text.replace("type: aws", f"type: {kind}").replace("{}", "{CPU: 4}"))
     assert problem("cluster.yaml").endswith(

@@ -231,9 +231,8 @@ def test_a_disk_that_stays_full_stops_the_study_with_one_line_and_loses_nothing(
 
 def test_a_disk_that_takes_no_word_of_a_trial_does_not_fail_it(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from cs330ray.trial import environment\n"
-        "environment.log_into(Path(sys.argv[1])); import os\n"
-        "full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1)\n"
+        "import os, sys; from pathlib import Path; from cs330ray.trial import environment\n"
+        "environment.log_into(Path(sys.argv[1])); full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1)\n"
         "print('x' * 100_000, flush=True); environment.log_into(Path(sys.argv[1]))"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 0
