@@ -1,5 +1,6 @@
 """Reading writes nothing: on a read-only mount, for a colleague who may only read, and beside a driver at work."""
 
+import errno
 import gc
 import hashlib
 import os
@@ -219,3 +220,47 @@ def test_a_role_that_may_only_select_reads_a_ledger_in_postgresql(
         finally:
             owner.execute("drop owned by colleague")
             owner.execute("drop role colleague")
+
+
+def test_a_ledger_behind_a_link_is_read_with_the_log_that_lies_beside_the_file(home: Path, tmp_path: Path) -> None:
+    writer = Writer.at(home)
+    study = fill(writer, "letters")
+    before = len(Ledger.at(home).trials(study, study.cells[0]))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "ledger.db").symlink_to(home / "ledger.db")
+    search(writer, study, study.cells[0], 0.5)
+    assert Path(f"{home}/ledger.db-wal").stat().st_size > 0
+    assert len(Ledger.at(tmp_path / "linked").trials(study, study.cells[0])) == before + 1
+
+
+def test_half_a_transaction_in_a_file_with_a_rollback_journal_is_not_read(tmp_path: Path) -> None:
+    file, folder = tmp_path / "ledger.db", tmp_path / "copy"
+    folder.mkdir()
+    script = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("create table rows (text)")
+database.executemany("insert into rows values (?)", [("x" * 900,)] * 39)
+database.execute("pragma cache_size=1")
+database.execute("begin")
+database.execute("delete from rows")
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", script, str(file)], check=False)
+    assert Path(f"{file}-journal").exists()
+    copy = database.copied_whole(file, folder)
+    with closing(sqlite3.connect(copy)) as copied:
+        assert copied.execute("select count(*) from rows").fetchall() == [(39,)]
+
+
+def test_a_temporary_directory_without_room_is_named_and_not_the_ledger(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(Writer.at(home), "letters")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(database.shutil, "copyfileobj", full)
+    with pytest.raises(LedgerError, match="temporary files, but No space left on device; set TMPDIR"):
+        Ledger.at(home)

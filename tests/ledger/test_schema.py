@@ -1,6 +1,7 @@
 """The ledger's version: who upgrades an older one, when not, and that a step is taken whole or not at all."""
 
 import json
+import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ def test_an_upgrade_makes_every_path_relative_to_the_home(of_before: Path, ask: 
         ("/a/alone/maml/0123456789ab/step-00000012", "alone/maml/0123456789ab/step-00000012"),
         ("slope/checkpoints/0123456789ab/trial-00001/step-00000012", None),
         ("s3://bucket/slope-1/0123/trial-00001/step-00000012", "s3://bucket/slope-1/0123/trial-00001/step-00000012"),
+        ("runs/slope/checkpoints/0123456789ab/trial-00001/step-00000012", None),
+        ("runs/alone/maml/0123456789ab/step-00000012", "alone/maml/0123456789ab/step-00000012"),
         ("/somewhere/else", "/somewhere/else"),
     ],
 )
@@ -168,8 +171,85 @@ def test_optunas_own_older_tables_are_upgraded_too(of_before: Path, monkeypatch:
     ledger = Writer.at(of_before)
     upgrades = list[int]()
     monkeypatch.setattr(ledger.database.storage, "upgrade", lambda: upgrades.append(1))
-    ledger.upgrade("slope", lambda _: None)
-    assert upgrades == [1]
-    assert not ledger.database.is_old
     monkeypatch.setattr(ledger.database.storage, "get_current_version", lambda: "v3.0.0.d")
     assert ledger.database.is_old
+    ledger.upgrade("slope", lambda _: None)
+    assert upgrades == [1]
+
+
+@pytest.mark.parametrize("table", ["losses", "stores", "untested", "tests", "leases", "scores"])
+def test_a_ledger_that_is_older_than_a_table_is_read_and_upgraded(of_before: Path, table: str) -> None:
+    with closing(sqlite3.connect(of_before / "ledger.db")) as database, database:
+        database.execute(f"drop table cs330ray_{table}")
+    ledger = Ledger.at(of_before)
+    study = ledger.study("endings")
+    states = [trial.state for cell in study.cells for trial in ledger.trials(study, cell)]
+    assert states
+    assert (ledger.folder(study), ledger.losses(study, study.cells[0], 0)) == (None, [])
+    upgraded(of_before)
+    with closing(sqlite3.connect(of_before / "ledger.db")) as database:
+        assert database.execute(f"select count(*) from cs330ray_{table}").fetchall() == [(0,)]
+    again = Ledger.at(of_before)
+    assert [trial.state for cell in study.cells for trial in again.trials(study, cell)] == states
+
+
+def test_tables_of_an_optuna_that_is_newer_are_refused_in_one_line(of_before: Path) -> None:
+    with closing(sqlite3.connect(of_before / "ledger.db")) as database, database:
+        database.execute("update alembic_version set version_num = 'v9.9.9.a'")
+    for opens in (Ledger.at, Writer.at):
+        with pytest.raises(LedgerError, match=r"but got v9\.9\.9\.a; install the newer Optuna"):
+            opens(of_before)
+
+
+def test_an_upgrade_prints_nothing_and_leaves_logging_as_it_was(
+    of_before: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Writer.at(of_before)
+    monkeypatch.setattr(ledger.database, "_optuna_is_old", lambda: True)
+    handlers, disabled = [*logging.getLogger().handlers], logging.getLogger("optuna").disabled
+    ledger.upgrade("slope", lambda _: None)
+    assert ([*logging.getLogger().handlers], logging.getLogger("optuna").disabled) == (handlers, disabled)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_driver_of_before_that_starts_while_another_waits_keeps_the_ledger_from_being_upgraded(
+    of_before: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LOOK_S", 0.01)
+    monkeypatch.setattr(lease, "SILENCE_S", 5.0)
+    ledger, far = Writer.at(of_before), json.dumps(vars(Holder("faraway", "another machine", 7, "1")))
+    lease.take(ledger.database, "grown", "far", far, None)
+    here = json.dumps(vars(Holder.here()))
+    with pytest.raises(SpecError, match=r"process \d+ runs front"):
+        ledger.upgrade("slope", lambda _: None, lambda: lease.take(ledger.database, "front", "near", here, None))
+    assert Ledger.at(of_before).database.version == 0
+
+
+def test_who_opened_before_another_upgraded_upgrades_nothing(of_before: Path) -> None:
+    first, second, said = Writer.at(of_before), Writer.at(of_before), list[str]()
+    first.upgrade("slope", said.append)
+    second.upgrade("grown", said.append)
+    assert len(said) == 1
+    assert second.database.version == schema.VERSION
+    assert len([*(of_before / "backups").glob("version-*.db")]) == 1
+
+
+def test_what_was_kept_before_an_upgrade_is_a_way_back_too(of_before: Path) -> None:
+    upgraded(of_before)
+    (kept,) = (of_before / "backups").glob("version-0-*.db")
+    (of_before / "ledger.db").unlink()
+    with pytest.raises(LedgerError, match=f"it is gone.*restore {kept}`"):
+        Writer.at(of_before)
+
+
+def test_the_checkpoint_of_a_lone_trial_is_relative_to_the_home_however_that_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.chdir(tmp_path)
+    for name in (Path("runs"), tmp_path / "link", home):
+        Writer.at(name).write_opening("maml", "{}", str(name / "alone" / "maml" / "0123" / "step-00000004"))
+    with closing(sqlite3.connect(home / "ledger.db")) as database:
+        written = database.execute("select distinct checkpoint from cs330ray_tests").fetchall()
+    assert written == [("alone/maml/0123/step-00000004",)]

@@ -164,7 +164,7 @@ def report(
     if not markdown:
         html.library()
     attached = to is None and not markdown and len(studies) == 1
-    ledger = read_once(home(), follow=attached)
+    ledger = read_once(home())
     found = [Opened(ledger, ledger.study(name)) for name in studies]
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
@@ -174,18 +174,17 @@ def report(
     for file in shown:
         typer.echo(str(file))
     if attached:
-        ledger.forget()  # a study that runs has gone on meanwhile
-        _attach(ledger, found[0].name, shown)
+        _attach(found[0].name, shown)
 
 
-def _attach(ledger: "Ledger", study: str, files: list[Path]) -> None:
+def _attach(study: str, files: list[Path]) -> None:
     """Put a report on the study's run in MLflow, where a mirror has shown the study there."""
     from cs330ray.mirror.sync import Mirror, MirrorError, was_shown
 
     if not was_shown(home(), study):
         return
     try:
-        Mirror(ledger, study, home()).attach(files)
+        Mirror(ledger_here(follow=True), study, home()).attach(files)  # a study that runs has more by now
     except MirrorError as error:
         sys.stderr.write(f"the report is written, but not attached: {error}\n")
 

@@ -60,7 +60,7 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
     trainable.prepare(config)
     ledger = Writer.at(home())
     identity = canonical({"trainable": name, "config": config.model_dump(mode="json"), "seed": options.seed})
-    folder = home() / "alone" / name / hashlib.sha256(identity.encode()).hexdigest()[:12]
+    folder = home().resolve() / "alone" / name / hashlib.sha256(identity.encode()).hexdigest()[:12]
     newest = local.newest(folder)
     if newest is not None and newest.step > steps:
         raise SpecError(f"--steps: at least the {newest.step} that {folder} holds are needed, but got {steps}")

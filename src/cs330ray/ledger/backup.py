@@ -35,6 +35,11 @@ def backups(home: Path) -> list[Path]:
     return sorted((home / FOLDER).glob("ledger-*.db"))
 
 
+def copies(home: Path) -> list[Path]:
+    """The copies of a home's ledger: those that were kept before an upgrade, then the backups, oldest first."""
+    return [*sorted((home / FOLDER).glob("version-*.db"), key=lambda path: path.stat().st_mtime), *backups(home)]
+
+
 def keep(home: Path) -> Path | None:
     """Back up the ledger, if it is an SQLite file that is whole; the backup. The oldest ones beyond a few are removed.
 
@@ -127,11 +132,12 @@ def damage(file: Path) -> str | None:
 
 def damaged(file: Path, problem: str) -> str:
     """What a person reads of a damaged ledger: the newest whole backup and the way back."""
-    whole = [path for path in backups(file.parent) if damage(path) is None]
+    whole = [path for path in copies(file.parent) if damage(path) is None]
     if not whole:
         way = "there is no backup of it; move it away to begin anew"
     else:
-        command = f"{_prefix(file.parent)}cs330ray restore"
+        named = "" if whole[-1] in backups(file.parent) else f" {whole[-1]}"
+        command = f"{_prefix(file.parent)}cs330ray restore{named}"
         way = f"the newest backup is {whole[-1]} ({_age(whole[-1])} old), and `{command}` puts it in place"
         way += f" (to begin anew, move {whole[-1].parent} away)" if not file.exists() or not file.stat().st_size else ""
     return f"{file}: the ledger must be a whole database, but {problem}; nothing was overwritten, {way}"

@@ -6,6 +6,7 @@ there yet. A PostgreSQL ledger is read in place; a role that may only SELECT is 
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -30,7 +31,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 OPEN_S = 60
 COPIES_ALLOWED = 20  # of a ledger that is written to meanwhile
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
-WAL_HEADER_BYTES = 32  # with the salts that change whenever the log starts again
+LOGS = ("-wal", "-journal")  # of SQLite, beside its file
+LOG_HEADER_BYTES = 32  # with the salts that change whenever the write-ahead log starts again
 ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is opened again
     "sqlite": {"connect_args": {"timeout": 60}},
     "postgresql": {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True},
@@ -69,14 +71,16 @@ class Database:
                 )
             self.version = self._known(version)
             self.storage = self._optuna(address.render_as_string(hide_password=False))
-            self.lacks = schema.missing_columns(self.engine)
+            self.lacks = schema.missing(self.engine)
 
     def _copy(self, file: Path) -> Path:
         """Copy an SQLite file with its log to a temporary directory that goes with this object; the copy."""
-        folder = tempfile.TemporaryDirectory(prefix="cs330ray-ledger-", ignore_cleanup_errors=True)
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="cs330ray-ledger-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise _no_room(file, error) from None
         weakref.finalize(self, folder.cleanup)
-        copied_whole(file, Path(folder.name))
-        return Path(folder.name) / file.name
+        return copied_whole(file, Path(folder.name))
 
     def _make(self) -> None:
         """Make the tables where there are none. Two processes that find none must not both make them."""
@@ -103,34 +107,51 @@ class Database:
         The caller has made sure that nobody else writes, and has backed the ledger up.
         """
         with self.guarded(), alone(self.engine):
-            self.storage.upgrade()
+            if self._optuna_is_old():
+                with _silent():
+                    self.storage.upgrade()
             schema.upgrade(self.engine, schema.version_of(self.engine) or 0)
-        self.version, self.lacks = schema.VERSION, frozenset()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read the version again: another driver may have upgraded the ledger."""
+        with self.guarded():
+            self.version = self._known(schema.version_of(self.engine) or 0)
+            self.lacks = schema.missing(self.engine)
 
     @property
     def is_old(self) -> bool:
         """Whether a driver has to upgrade the ledger before it writes."""
         with self.guarded():
-            return (
-                self.version < schema.VERSION or self.storage.get_current_version() != self.storage.get_head_version()
-            )
+            return self.version < schema.VERSION or self._optuna_is_old()
+
+    def _optuna_is_old(self) -> bool:
+        return self.storage.get_current_version() != self.storage.get_head_version()
 
     def _optuna(self, url: str) -> RDBStorage:
         storage = _optuna_storage(url, create=False)
         weakref.finalize(self, storage.engine.dispose)
+        if (version := storage.get_current_version()) not in storage.get_all_versions():
+            raise LedgerError(
+                f"{redacted(self.url)}: Optuna's tables must be of a version that is installed, but got {version}; "
+                "install the newer Optuna that made them"
+            )
         return storage
 
     def _must_be_there(self) -> None:
         """Refuse to read what is not there: SQLite would make an empty file. Raises LedgerError."""
-        if self.file is not None and not self.file.is_file():
+        if self.file is not None and not os.path.isfile(self.file):  # noqa: PTH113 - False where it may not be seen
             raise self._none_here()
 
     def _none_here(self) -> LedgerError:
-        return LedgerError(f"{redacted(self.url)}: a ledger is needed here, but there is none; run a study first")
+        return LedgerError(
+            f"{redacted(self.url)}: a ledger is needed here, but there is none that this user may see; run a study "
+            "first, or set CS330RAY_HOME"
+        )
 
     def _must_not_be_lost(self) -> None:
         """Refuse to start over where there was a ledger: SQLite takes an empty file for an empty database."""
-        if self.file is None or self.file.name != backup.LEDGER or not backup.backups(self.file.parent):
+        if self.file is None or self.file.name != backup.LEDGER or not backup.copies(self.file.parent):
             return
         if not self.file.exists() or self.file.stat().st_size == 0:
             raise LedgerError(backup.damaged(self.file, "it is empty" if self.file.exists() else "it is gone"))
@@ -158,7 +179,9 @@ class Database:
             return int(connection.execute(statement, rows).rowcount)
 
     def select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
-        """Execute a query; its rows."""
+        """Execute a query; its rows, none where an older ledger lacks its table."""
+        if any(table in self.lacks for table in statement.get_final_froms()):
+            return []
         with self.guarded(), self.engine.connect() as connection:
             return connection.execute(statement).all()
 
@@ -184,22 +207,25 @@ class Database:
             raise self.failure from error
 
 
-def copied_whole(file: Path, folder: Path) -> None:
-    """Copy an SQLite file and its write-ahead log as they were at one moment. Raises LedgerError.
+def copied_whole(file: Path, folder: Path) -> Path:
+    """Copy an SQLite file and its log into a folder as they were at one moment; the copy. Raises LedgerError.
 
-    A writer may be at work. All that it moves from the log into the file stands in the log until that starts again,
-    with other salts in its header: so a copy of the file, then of the log, is whole where neither header has changed.
+    A writer may be at work. All that it moves from the write-ahead log into the file stands in the log until that
+    starts again, with other salts in its header: so a copy of the file, then of the log, is whole where neither has
+    begun again. A rollback journal, of a ledger without such a log, must be the same before and after.
     """
-    log = Path(f"{file}-wal")
+    there = file.resolve()  # SQLite keeps its logs beside the file itself, not beside a link to it
+    copy = folder / there.name
     try:
         for _ in range(COPIES_ALLOWED):
-            before = _state(file, log)
-            shutil.copyfile(file, folder / file.name)
-            (folder / log.name).unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(log, folder / log.name)
-            if _state(file, log) == before:
-                return
+            before = _state(there)
+            _copy_file(there, copy)
+            for suffix in LOGS:
+                Path(f"{copy}{suffix}").unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    _copy_file(Path(f"{there}{suffix}"), Path(f"{copy}{suffix}"))
+            if _state(there) == before:
+                return copy
     except OSError as error:
         raise LedgerError(
             f"{file}: the ledger must be readable, but {error.strerror or error}; ask who owns it for the right to read"
@@ -209,17 +235,38 @@ def copied_whole(file: Path, folder: Path) -> None:
     )
 
 
-def _state(file: Path, log: Path) -> tuple[object, ...]:
-    """What tells whether a file or its log was begun again: without a log, any change of the file does."""
-    try:
-        with log.open("rb") as opened:
-            header = opened.read(WAL_HEADER_BYTES)
-    except FileNotFoundError:
-        header = b""
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file. Raises OSError where it cannot be read, LedgerError where the copy cannot be written."""
+    with source.open("rb") as original:
+        try:
+            with target.open("wb") as copy:
+                shutil.copyfileobj(original, copy, 1 << 20)
+        except OSError as error:
+            raise _no_room(source, error) from None
+
+
+def _no_room(file: Path, error: OSError) -> LedgerError:
+    return LedgerError(
+        f"{file}: to be read the ledger is copied into the directory for temporary files, but "
+        f"{error.strerror or error}; set TMPDIR to a directory with room for it"
+    )
+
+
+def _state(file: Path) -> tuple[object, ...]:
+    """What tells whether a file or its log was begun again: without a write-ahead log, any change of the file does."""
+    header, journal = _head(Path(f"{file}-wal")), _head(Path(f"{file}-journal"))
     if header:
         return (header,)
     at = file.stat()
-    return at.st_ino, at.st_size, at.st_mtime_ns
+    return journal, at.st_ino, at.st_size, at.st_mtime_ns
+
+
+def _head(log: Path) -> bytes:
+    try:
+        with log.open("rb") as opened:
+            return opened.read(LOG_HEADER_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def _address(url: str) -> sql.URL:
@@ -252,6 +299,17 @@ def _optuna_storage(url: str, *, create: bool) -> RDBStorage:
     return RDBStorage(
         url, engine_kwargs=dict(ENGINE[kind]), skip_compatibility_check=not create, skip_table_creation=not create
     )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Optuna's migrations from setting up the logging of this process, which they do where nobody has."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 @contextmanager

@@ -86,21 +86,28 @@ def nobody_works(database: Database, study: str, says: Callable[[str], None], wa
 
     Raises SpecError where one lives: on this machine its process tells, on another one its beats do, within a minute.
     """
-    leases = [row for row in database.select(sql.select(LEASES)) if row.study != study]
-    afar = {row.study: row for row in leases if not _holder(row).is_here}
-    for row in leases:
-        if _holder(row).lives_here:
-            raise _at_work(study, row)
-    began = time.monotonic()
-    for row in afar.values():
+    before, began = _others(database, study), time.monotonic()
+    afar = [row for row in before.values() if not _holder(row).is_here]
+    for row in afar:
         says(f"{study}: the ledger is to be upgraded; is {row.study} run on {_holder(row).host}? {SILENCE_S:.0f}s tell")
-    while afar and time.monotonic() - began <= SILENCE_S:
-        for row in database.select(sql.select(LEASES)):
-            before = afar.get(row.study)
-            if before is not None and (row.owner, row.beats) != (before.owner, before.beats):
+    while True:
+        now = _others(database, study)
+        for row in now.values():
+            if _holder(row).lives_here or (not _holder(row).is_here and _beats(row) != _beats(before.get(row.study))):
                 raise _at_work(study, row)
+        if not afar or time.monotonic() - began > SILENCE_S:
+            return
         waits()
         time.sleep(LOOK_S)
+
+
+def _others(database: Database, study: str) -> dict[str, Any]:
+    """The leases on all studies but one, by study."""
+    return {row.study: row for row in database.select(sql.select(LEASES)) if row.study != study}
+
+
+def _beats(row: Any) -> Any:
+    return None if row is None else (row.owner, row.beats)
 
 
 def _holder(row: Any) -> Holder:

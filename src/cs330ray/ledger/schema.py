@@ -18,6 +18,7 @@ from cs330ray.ledger.records import Cause
 from cs330ray.ledger.tables import CHECKPOINTS, ENDS, LOSSES, STUDIES, TABLES, TESTS
 
 VERSION = 1
+LOCK_S = 60
 SCHEMA = sql.Table("cs330ray_schema", sql.MetaData(), sql.Column("version", sql.Integer, nullable=False))
 LATER = (ENDS.c.cause, LOSSES.c.nodes)  # columns that a ledger of version 0 lacks
 CAUSES: Mapping[str, Cause] = {  # by how a reason began in version 0
@@ -53,11 +54,17 @@ def upgrade(engine: sql.Engine, version: int) -> None:
             connection.execute(SCHEMA.update().values(version=number))
 
 
-def missing_columns(engine: sql.Engine) -> frozenset[sql.Column[Any]]:
-    """List the columns that an older ledger lacks; it is only read."""
+def missing(engine: sql.Engine) -> frozenset[sql.Column[Any] | sql.Table]:
+    """List the columns and the tables that an older ledger lacks; it is only read."""
     inspector = sql.inspect(engine)
-    there = {table.name: {each["name"] for each in inspector.get_columns(table.name)} for table in (ENDS, LOSSES)}
-    return frozenset(column for column in LATER if column.name not in there[column.table.name])
+    names = set(inspector.get_table_names())
+    tables = frozenset(table for table in TABLES.sorted_tables if table.name not in names)
+    return tables | {
+        column
+        for column in LATER
+        if column.table in tables
+        or column.name not in {each["name"] for each in inspector.get_columns(column.table.name)}
+    }
 
 
 @contextmanager
@@ -69,6 +76,8 @@ def transaction(engine: sql.Engine) -> Iterator[sql.Connection]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN")
         try:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_S}s'")  # else a reader holds everybody up
             yield connection
         except BaseException:
             connection.exec_driver_sql("ROLLBACK")
@@ -97,34 +106,41 @@ def relative(path: str) -> str:
 
     A home holds `STUDY/checkpoints/CELL/TRIAL/STEP` and `alone/SYSTEM/DIGEST/STEP`.
     """
-    if "://" in path or not PurePosixPath(path).is_absolute():
-        return path
     parts = PurePosixPath(path).parts
-    if len(parts) > 5 and parts[-4] == "checkpoints":
+    if "://" in path or len(parts) < 4:
+        return path
+    if parts[-4] == "checkpoints" and len(parts) > 4:
         return str(PurePosixPath(*parts[-5:]))
-    return str(PurePosixPath(*parts[-4:])) if len(parts) > 4 and parts[-4] == "alone" else path
+    return str(PurePosixPath(*parts[-4:])) if parts[-4] == "alone" else path
 
 
 def _to_version_1(connection: sql.Connection) -> None:
     """Give ends their cause and losses their nodes, make paths relative to the home, and begin to count versions."""
-    held = {
-        table: {each["name"] for each in sql.inspect(connection).get_columns(table.name)} for table in (ENDS, LOSSES)
-    }
+    TABLES.create_all(connection)  # a table that came later than the ledger
+    inspector = sql.inspect(connection)
     for column in LATER:
-        if column.name not in held[column.table]:
+        if column.name not in {each["name"] for each in inspector.get_columns(column.table.name)}:
             connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} TEXT")
-    for row in connection.execute(sql.select(ENDS).where(ENDS.c.cause.is_(None))).all():
-        key = (ENDS.c.study == row.study) & (ENDS.c.cell == row.cell) & (ENDS.c.trial == row.trial)
-        connection.execute(ENDS.update().where(key).values(cause=cause_of(row.reason, row.state)))
-    for row in connection.execute(sql.select(LOSSES).where(LOSSES.c.nodes.is_(None))).all():
-        key = (LOSSES.c.study == row.study) & (LOSSES.c.cell == row.cell) & (LOSSES.c.trial == row.trial)
-        nodes = json.dumps(sorted(nodes_of(row.reason)))
-        connection.execute(LOSSES.update().where(key & (LOSSES.c.attempt == row.attempt)).values(nodes=nodes))
-    for table, column in ((CHECKPOINTS, CHECKPOINTS.c.path), (TESTS, TESTS.c.checkpoint)):
-        for (path,) in connection.execute(sql.select(column).distinct()).all():
-            connection.execute(table.update().where(column == path).values({column: relative(path)}))
+    _fill(connection, ENDS, ENDS.c.cause, lambda row: cause_of(row.reason, row.state))
+    _fill(connection, LOSSES, LOSSES.c.nodes, lambda row: json.dumps(sorted(nodes_of(row.reason))))
+    _fill(connection, CHECKPOINTS, CHECKPOINTS.c.path, lambda row: relative(row.path))
+    _fill(connection, TESTS, TESTS.c.checkpoint, lambda row: relative(row.checkpoint))
     SCHEMA.create(connection)
     connection.execute(SCHEMA.insert().values(version=0))
+
+
+def _fill(
+    connection: sql.Connection, table: sql.Table, column: sql.Column[Any], value: Callable[[sql.Row[Any]], str | None]
+) -> None:
+    """Set a column of every row to what `value` makes of the row, by its key."""
+    keys = list(table.primary_key.columns)
+    rows = [
+        {**{f"key_{key.name}": getattr(row, key.name) for key in keys}, "made": value(row)}
+        for row in connection.execute(sql.select(table)).all()
+    ]
+    if rows:
+        where = sql.and_(*(key == sql.bindparam(f"key_{key.name}") for key in keys))
+        connection.execute(table.update().where(where).values({column: sql.bindparam("made")}), rows)
 
 
 STEPS: Mapping[int, Callable[[sql.Connection], None]] = {1: _to_version_1}

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
-from cs330ray.ledger import backup, lease
+from cs330ray.ledger import backup, lease, schema
 from cs330ray.ledger.database import Access
 from cs330ray.ledger.ledger import Ledger, directions
 from cs330ray.ledger.records import (
@@ -75,6 +75,7 @@ class Writer(Ledger):
 
         Raises SpecError where another driver is at work in the ledger; `waits` is called while that is found out.
         """
+        self.database.look_again()
         if not self.database.is_old:
             return
         lease.nobody_works(self.database, study, says, waits)
@@ -311,5 +312,7 @@ class Writer(Ledger):
 
     def _recorded(self, path: str) -> str:
         """Name the place of a checkpoint as the ledger keeps it: relative to the home, or an address in a store."""
-        below = Path(path)
-        return str(below.relative_to(self.home)) if "://" not in path and below.is_relative_to(self.home) else path
+        if "://" in path:
+            return path
+        place = Path(path).absolute()
+        return str(place.relative_to(self.home)) if place.is_relative_to(self.home) else schema.relative(str(place))

@@ -192,14 +192,19 @@ def _experiment(client: MlflowClient, home: Path, name: str) -> str:
     artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (home.resolve() / "artifacts").as_uri()
     if found is None:
         return str(client.create_experiment(name, artifact_location=artifacts))
-    if artifacts is not None and found.artifact_location != artifacts:
+    if artifacts is not None and _was_ours(found.artifact_location) and found.artifact_location != artifacts:
         _move_artifacts(home / DATABASE, str(found.experiment_id), found.artifact_location, artifacts)
     return str(found.experiment_id)
 
 
+def _was_ours(artifacts: str) -> bool:
+    """Whether a mirror named this place, in this home or where that was before."""
+    return artifacts.startswith("file:") and artifacts.endswith("/artifacts")
+
+
 def _move_artifacts(database: Path, experiment: str, before: str, now: str) -> None:
     """Have an experiment keep files where its home is now: MLflow holds absolute addresses, and changes none."""
-    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+    with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
         connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (now, experiment))
         connection.execute(
             "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "

@@ -5,6 +5,7 @@ Nothing here is needed to run a study: MLflow slow, down or gone costs the pictu
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import uuid
@@ -42,6 +43,7 @@ FAULTS = (
     ValueError,
     ImportError,
     SQLAlchemyError,
+    sqlite3.Error,
 )  # all that MLflow answers a bad address with
 
 

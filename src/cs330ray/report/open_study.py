@@ -53,11 +53,11 @@ class Opened(Snapshot):
         return self.figures[name]
 
 
-def read_once(home: Path, *, follow: bool = False) -> LedgerOnce:
-    """Open the ledger at `home` for reading, or to `follow` it. Raises SpecError where there is none; makes nothing."""
+def read_once(home: Path) -> LedgerOnce:
+    """Open the ledger at `home` for reading. Raises SpecError where there is none; makes nothing."""
     if not (home / "ledger.db").exists() and not os.environ.get("CS330RAY_LEDGER"):
         raise SpecError(f"{home}: a ledger is needed, but there is none; run a study, or set CS330RAY_HOME")
-    return LedgerOnce.at(home, access="follow" if follow else "read")
+    return LedgerOnce.at(home)
 
 
 def opened(name: str, home: Path) -> Opened:
