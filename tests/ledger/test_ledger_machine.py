@@ -139,7 +139,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(some)
     @rule(place=places, step=steps, path=texts, digest=texts)
     def write_checkpoint(self, place: tuple[int, int], step: int, path: str, digest: str) -> None:
+        """Record one that lies under the home, or in a store, whose addresses are kept as they are."""
         cell, number, model = self.at(place)
+        under = "s3://bucket" if len(path) % 2 else str(self.ledger.home)
+        path = f"{under}/{self.study.name}/checkpoints/cell/trial/step-{path.encode().hex()}"
         self.ledger.write_checkpoint(self.study, cell, number, step, path, digest)
         model.checkpoints.setdefault(step, (path, digest))
 
