@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS := 2  # processes that share the tests; each has a Ray of its own
-# The auditor checks a home that somebody names.
-BENCHMARKS := $(filter-out benchmarks/auditor.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+# The auditor checks a home that somebody names, and sameness two versions of the code.
+BENCHMARKS := $(filter-out benchmarks/auditor.py benchmarks/sameness.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help study test lint bench

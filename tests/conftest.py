@@ -16,6 +16,7 @@ from tests.postgres import backend, database, postgres  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside one another
+os.environ.pop("COLUMNS", None)  # tables are printed as into a pipe, in whatever terminal the tests run
 settings.register_profile("beside others", deadline=None)
 settings.load_profile("beside others")
 

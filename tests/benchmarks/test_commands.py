@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_TIMED = {"auditor"}  # checks a home that somebody names: tests/benchmarks/test_auditor.py starts it
+NOT_TIMED = ("auditor", "sameness")  # they check what somebody names
 SLOW = {"faults", "lora_step", "scale", "scaling", "service_cost", "workers"}  # each starts several processes
 PAGES = [
     ROOT / "README.md",
