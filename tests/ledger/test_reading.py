@@ -264,3 +264,29 @@ def test_a_temporary_directory_without_room_is_named_and_not_the_ledger(
     monkeypatch.setattr(database.shutil, "copyfileobj", full)
     with pytest.raises(LedgerError, match="temporary files, but No space left on device; set TMPDIR"):
         Ledger.at(home)
+
+
+@AS_ROOT
+@pytest.mark.parametrize(
+    ("closed", "words", "code", "said"),
+    [
+        ("", ["list"], 2, "a ledger is needed here"),
+        ("slope", ["show", "slope", "0", "--cell", "body=flat", "--log"], 0, ""),
+        ("slope", ["best", "slope", "--export", "OUT"], 2, "its checkpoint must be at"),
+    ],
+)
+def test_a_directory_that_may_not_be_seen_is_no_traceback(
+    of_before: Path, tmp_path: Path, closed: str, words: list[str], code: int, said: str
+) -> None:
+    owner, scratch = pwd.getpwnam("nobody"), tmp_path / "scratch"
+    scratch.mkdir()
+    os.chown(of_before / closed, owner.pw_uid, owner.pw_gid)
+    (of_before / closed).chmod(0o700)
+    done = subprocess.run(
+        [*NO_PRIVILEGE, *command(words, scratch / "out")],
+        env=environment(of_before, scratch), capture_output=True, text=True, cwd=scratch, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") <= 1

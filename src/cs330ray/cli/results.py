@@ -1,5 +1,6 @@
 """What a study has come to: `list`, `show`, `best`, `reproduce`, `report`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def _print_log(study: "Study", trial: "Trial") -> None:
 
     fresh = [cell for cell in confirm.fresh_cells(study) if cell.searched.key == trial.cell.key]
     for file in (log_of(home(), study.name, cell, trial.number) for cell in [trial.cell, *fresh]):
-        if file.exists():
+        if os.path.exists(file):  # noqa: PTH110 - False where it may not be seen
             with file.open("rb") as log:
                 log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
                 text = log.read().decode(errors="replace")

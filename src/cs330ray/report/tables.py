@@ -2,8 +2,8 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cs330ray.analysis import confirmed as confirmation
@@ -83,7 +83,7 @@ def trial(ledger: Ledger, study: Study, found: Trial, *, log: bool = False) -> l
         "steps": str(found.steps),
         **({} if found.continues is None else {"continues": str(found.continues)}),
         **({} if found.continued_as is None else {"continued as": str(found.continued_as)}),
-        "checkpoint": checkpoint if checkpoint and ("://" in checkpoint or Path(checkpoint).exists()) else "none",
+        "checkpoint": checkpoint if checkpoint and ("://" in checkpoint or os.path.exists(checkpoint)) else "none",  # noqa: PTH110
     }  # fmt: skip
     sheets = [Sheet(f"{study.name}: trial {found.number}", ["what", "value"], [list(fact) for fact in facts.items()])]
     rows = ledger.rows(study, found.cell, found.number)
