@@ -1,5 +1,6 @@
 """Files and directories that are written whole or not at all."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,47 @@ def test_a_process_that_is_killed_leaves_what_a_reader_passes_over(tmp_path: Pat
     assert ended.returncode == 9
     assert not (tmp_path / "file").exists()
     assert held(tmp_path) == [path.name for path in tmp_path.glob(files.PARTIAL)] != []
+
+
+SCRATCH = """
+import os, sys, time
+from cs330ray import files
+scratch = files.Scratch("test")
+print(scratch.path, flush=True)
+sys.stdin.read()
+os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_holds_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files, "BORN_S", -1)
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRATCH],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout
+        theirs = Path(other.stdout.readline().strip())
+        (tmp_path / "cs330ray-test-link").symlink_to(theirs)
+        with files.Scratch("test") as ours, files.Scratch("test") as more:
+            assert theirs.is_dir()
+            assert ours.is_dir()
+            assert more != ours
+        other.kill()
+    assert held(tmp_path) == sorted([theirs.name, "cs330ray-test-link"])
+    files.Scratch("other").remove()
+    assert theirs.is_dir()
+    files.Scratch("test").remove()
+    assert held(tmp_path) == ["cs330ray-test-link"]
+
+
+def test_a_newborn_temporary_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "cs330ray-test-newborn").mkdir()
+    files.Scratch("test").remove()
+    assert held(tmp_path) == ["cs330ray-test-newborn"]

@@ -1,17 +1,24 @@
 """Files and directories that are written whole or not at all: under another name, fsync, rename.
 
-What a killed process leaves half-written has a name of `PARTIAL`, which a reader passes over.
+What a killed process leaves half-written has a name of `PARTIAL`, which a reader passes over. The temporary directories
+that it leaves are removed by the next process that makes one.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
+import tempfile
+import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 PARTIAL = ".partial-*"
+BORN_S = 60  # within which a temporary directory has its lock
 
 Result = TypeVar("Result")
 
@@ -48,6 +55,50 @@ def new_file(final: Path) -> Iterator[Path]:
         fsync(final.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class Scratch:
+    """A temporary directory of one kind, `ledger` for one, which lasts as long as this object and its process.
+
+    Directories of the same kind that a killed process of this user left behind are removed first. Raises OSError.
+    """
+
+    def __init__(self, kind: str) -> None:
+        prefix = f"cs330ray-{kind}-"
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            _remove_if_left(left)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        self.remove = weakref.finalize(self, _remove, self.path, _locked(self.path))
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def _locked(folder: Path) -> int:
+    """Open a directory and lock it, until it is closed or the process is gone. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove(folder: Path, handle: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(handle)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a directory of this user that no process holds; a newborn one is not locked yet."""
+    with contextlib.suppress(OSError):
+        at = folder.lstat()
+        if at.st_uid == os.getuid() and time.time() - at.st_mtime > BORN_S:
+            _remove(folder, _locked(folder))
 
 
 def write_text(final: Path, text: str) -> Path:

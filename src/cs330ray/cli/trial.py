@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cs330ray.checkpoints import local
 from cs330ray.cli.arguments import writer_here
 from cs330ray.errors import SpecError
+from cs330ray.files import Scratch
 from cs330ray.spec import reading
 from cs330ray.spec.places import home, study_file
 from cs330ray.spec.study import Study, canonical
@@ -139,8 +139,8 @@ def _recorded_test(ledger: "Ledger", study: Study, trial: "Trial") -> Mapping[st
 def _folder(keep: Path | None) -> Iterator[Path]:
     """An empty directory for checkpoints, which is removed at the end unless it is to be kept. Raises SpecError."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="cs330ray-reproduce-") as folder:
-            yield Path(folder)
+        with Scratch("reproduce") as folder:
+            yield folder
         return
     try:
         keep.mkdir(parents=True, exist_ok=True)

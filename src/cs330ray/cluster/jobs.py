@@ -8,7 +8,6 @@ import shlex
 import shutil
 import socket
 import sys
-import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from cs330ray import package
 from cs330ray.cluster.jobserver import ANSWER_S, JobServer, line_of, trouble
 from cs330ray.errors import SpecError, StudyError
+from cs330ray.files import Scratch
 from cs330ray.spec.study import Study
 from cs330ray.trial import named
 from cs330ray.words import plural
@@ -125,8 +125,8 @@ class Cluster:
                     f"{study.name}: a study runs once at a time, but job {job.id} is {job.state}; "
                     f"`cs330ray logs {study.name} --follow` shows it, `cs330ray stop {study.name}` ends it"
                 )
-        with tempfile.TemporaryDirectory(prefix="cs330ray-submit-") as scratch:
-            folder = Path(scratch, "study")
+        with Scratch("submit") as scratch:
+            folder = scratch / "study"
             folder.mkdir()
             shutil.copyfile(parcel.file, folder / f"{study.name}.toml")
             try:
@@ -135,7 +135,7 @@ class Cluster:
                     submission_id=f"{study.name}-{secrets.token_hex(3)}",
                     runtime_env={
                         "working_dir": str(folder),
-                        "py_modules": [str(running_package(shipped, Path(scratch))), *map(str, own_packages(study))],
+                        "py_modules": [str(running_package(shipped, scratch)), *map(str, own_packages(study))],
                         "excludes": ["__pycache__"],
                         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "CS330RAY_SUBMITTED": parcel.command},
                     },

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cs330ray.errors import LedgerError
+from cs330ray.files import Scratch
 from cs330ray.ledger import backup, schema
 from cs330ray.words import redacted, typed_first_line
 
@@ -43,7 +43,12 @@ Access = Literal["read", "follow", "write"]
 
 def url_of(home: Path) -> str:
     """The address of the ledger of a home: CS330RAY_LEDGER, else `ledger.db` there."""
-    return os.environ.get("CS330RAY_LEDGER") or f"sqlite:///{home.resolve()}/{backup.LEDGER}"
+    return os.environ.get("CS330RAY_LEDGER") or sqlite_url(home.resolve() / backup.LEDGER)
+
+
+def sqlite_url(file: Path) -> str:
+    """The address of an SQLite file, whatever characters its path has: `?` and `%` mean something in an address."""
+    return sql.URL.create("sqlite", database=str(file)).render_as_string()
 
 
 class Database:
@@ -76,11 +81,10 @@ class Database:
     def _copy(self, file: Path) -> Path:
         """Copy an SQLite file with its log to a temporary directory that goes with this object; the copy."""
         try:
-            folder = tempfile.TemporaryDirectory(prefix="cs330ray-ledger-", ignore_cleanup_errors=True)
+            self._scratch = Scratch("ledger")
         except OSError as error:
             raise _no_room(file, error) from None
-        weakref.finalize(self, folder.cleanup)
-        return copied_whole(file, Path(folder.name))
+        return copied_whole(file, self._scratch.path)
 
     def _make(self) -> None:
         """Make the tables where there are none. Two processes that find none must not both make them."""

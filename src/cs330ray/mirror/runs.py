@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from cs330ray.clock import wall_s
+from cs330ray.ledger.database import sqlite_url
 
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 TEXT_LIMIT = 4_000
@@ -31,7 +32,7 @@ Key = tuple[str, str, str]  # kind, cell, trial
 
 def tracking_uri(home: Path) -> str:
     """Where the mirror writes: MLFLOW_TRACKING_URI, else a database in the home directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve()}/{DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home.resolve() / DATABASE)
 
 
 def client_of(home: Path) -> MlflowClient:

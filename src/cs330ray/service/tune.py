@@ -7,9 +7,7 @@ import contextlib
 import functools
 import logging
 import re
-import shutil
 import signal
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cs330ray.checkpoints import store as stores
 from cs330ray.errors import NodeUnfit, WorkerLost
+from cs330ray.files import Scratch
 from cs330ray.service.machines.machine import Machine
 from cs330ray.service.machines.nodes import Nodes
 from cs330ray.service.machines.setup import Ground
@@ -53,7 +52,7 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
     session.tick()  # a Ctrl-C need not wait for Ray
     study, raylet = session.study, _start_ray(ground.machine)
     queue.start_clock()
-    scratch = tempfile.mkdtemp(prefix="cs330ray-tune-")
+    scratch = Scratch("tune")
     tick = functools.partial(_tick, session, ground, recorder, queue, raylet)
     try:
         with warnings.catch_warnings(), contextlib.suppress(_Over):
@@ -70,7 +69,7 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
                 reuse_actors=True,
                 max_failures=0,
                 raise_on_failed_trial=False,
-                storage_path=scratch,
+                storage_path=str(scratch.path),
                 verbose=0,
             )
     except _RayDied:
@@ -80,7 +79,7 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
             raise session.ledger.database.failure from None
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.remove()
         if raylet is not None:
             ray.shutdown()
     return True
