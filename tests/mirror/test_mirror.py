@@ -13,8 +13,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.writer import Writer
-from cs330ray.mirror.runs import STUDY, Runs
+from cs330ray.mirror.runs import STUDY, Runs, tracking_uri
 from cs330ray.mirror.sync import Mirror, MirrorError, attach, forget
 from tests import filled
 from tests import toy as toy_trainable
@@ -33,6 +34,23 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
         filled.fill(ledger)
         Mirror(ledger, "letters", home).sync()
     return home
+
+
+ODD = "what? 100%20 #1"
+
+
+def test_a_home_of_any_name_has_its_own_ledger_and_its_own_mirror(tmp_path: Path) -> None:
+    """In an address `?` begins a query, `%20` is a space, and `#` a fragment."""
+    for home, name in ((tmp_path / ODD, "odd"), (tmp_path / "what", "plain")):
+        home.mkdir()
+        writer = Writer.at(home)
+        filled.fill(writer, name)
+        Mirror(writer, name, home).sync()
+        assert {"ledger.db", "mlflow.db"} <= {path.name for path in home.iterdir()}
+    assert Ledger.at(tmp_path / ODD).names() == ["odd"]
+    assert Ledger.at(tmp_path / "what").names() == ["plain"]
+    client = mlflow.MlflowClient(tracking_uri(tmp_path / ODD))
+    assert "odd" in {experiment.name for experiment in client.search_experiments()}
 
 
 @pytest.fixture(autouse=True)

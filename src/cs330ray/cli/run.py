@@ -65,9 +65,10 @@ def _print_answer(study: "Study", ledger: "Ledger") -> None:
     for line in tables.answer(ledger, study, named.chance):
         console.print(line, soft_wrap=True, markup=False)
     console.print("Look closer:", markup=False)
+    uri = shlex.quote(redacted(tracking_uri(home())))
     for line in (
         f"  {prefix()}cs330ray show {study.name}",
-        f"  {prefix()}cs330ray ui      (the same as: mlflow ui --backend-store-uri {redacted(tracking_uri(home()))})",
+        f"  {prefix()}cs330ray ui      (the same as: mlflow ui --backend-store-uri {uri})",
     ):
         console.print(line, soft_wrap=True, markup=False)
 
