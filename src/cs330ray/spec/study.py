@@ -151,15 +151,7 @@ def _incoherent(study: Study) -> Iterator[str]:
         return
     if longest := [cell.key for cell in study.cells if len(cell.key) > LONGEST_CELL]:
         yield f"compare: a cell's values have at most {LONGEST_CELL} characters, but got {short(longest[0])}"
-    for name in study.compare:
-        if any(name == key or (_nested(value) and name in value) for key, value in study.fixed.items()):
-            yield f"compare.{name}: a parameter stands in one table only, but it is in [fixed] too; remove one"
-    tables = [
-        (where, key) for where in ("fixed", "search") for key, value in getattr(study, where).items() if _nested(value)
-    ]
-    for where, name in tables:
-        if name not in study.trainables():
-            yield f"{where}.{name}: a table here must name a trainable of the study ({', '.join(study.trainables())})"
+    yield from _misplaced(study)
     if len(study.objective) > 1 and study.prune.kind != "none":
         yield f'prune.kind: several objectives cannot be pruned, but got {study.prune.kind!r}; write kind = "none"'
     if study.sampler.kind == "nsga2" and len(study.objective) < 2:
@@ -171,6 +163,19 @@ def _incoherent(study: Study) -> Iterator[str]:
             yield f"confirm.bounds.{name}: a bound is for one of several objectives, but they are {study.objective}"
     for cell in study.cells:
         yield from _incoherent_cell(study, cell)
+
+
+def _misplaced(study: Study) -> Iterator[str]:
+    """Yield what is wrong with parameters that stand in two tables, or under a name that is no trainable."""
+    for name in study.compare:
+        if any(name == key or (_nested(value) and name in value) for key, value in study.fixed.items()):
+            yield f"compare.{name}: a parameter stands in one table only, but it is in [fixed] too; remove one"
+    tables = [
+        (where, key) for where in ("fixed", "search") for key, value in getattr(study, where).items() if _nested(value)
+    ]
+    for where, name in tables:
+        if name not in study.trainables():
+            yield f"{where}.{name}: a table here must name a trainable of the study ({', '.join(study.trainables())})"
 
 
 def _nested(value: object) -> TypeGuard[dict[str, object]]:
