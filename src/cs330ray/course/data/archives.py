@@ -11,13 +11,13 @@ import os
 import sys
 import urllib.error
 import urllib.request
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from cs330ray.course.data.packed import alone, cache
 from cs330ray.errors import DataError
+from cs330ray.files import new_file
 
 CONNECT_TIMEOUT_S = 15
 CHUNK_BYTES = 1 << 16
@@ -119,21 +119,15 @@ def _download(archive: Archive, final: Path) -> None:
     """Download the archive under a temporary name, then rename; for the holder of the lock alone."""
     for torn in final.parent.glob(f".partial-{final.name}-*"):
         torn.unlink()
-    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
     try:
         request = urllib.request.urlopen(archive.url, timeout=CONNECT_TIMEOUT_S)  # noqa: S310 - our own constants
-        with request as response, partial.open("xb") as file:
+        with request as response, new_file(final) as partial, partial.open("xb") as file:
             total = response.headers.get("Content-Length")
             _copy(response, file, archive, int(total) if total else None)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(final)
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise DataError(_missing(archive, f"the download failed ({error})")) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], archive: Archive, total: int | None) -> None:

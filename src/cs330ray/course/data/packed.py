@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cs330ray.errors import DataError
+from cs330ray.files import make_directory
 
 LOCK_TIMEOUT_S = 1800  # another process may be downloading or packing all that while
 MANIFEST = "manifest.json"
@@ -117,22 +117,18 @@ def keep(final: Path, fill: Callable[[Path], str]) -> None:
     """
     for torn in [final, *final.parent.glob(f".partial-{final.name}-*")]:
         shutil.rmtree(torn, ignore_errors=True)
-    partial = final.with_name(f".partial-{final.name}-{uuid.uuid4().hex[:8]}")
+
+    def fill_and_seal(directory: Path) -> None:
+        digest = fill(directory)
+        sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+        (directory / MANIFEST).write_text(json.dumps({"digest": digest, "bytes": sizes}))
+
     try:
-        partial.mkdir()
-        digest = fill(partial)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({"digest": digest, "bytes": sizes}))
-        for path in [*partial.iterdir(), partial]:
-            _fsync(path)
-        partial.rename(final)
-        _fsync(final.parent)
+        make_directory(final, fill_and_seal)
     except OSError as error:
         raise DataError(
             f"{final}: what is kept must fit on the disk, but {error}; free space or set CS330RAY_CACHE"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -152,11 +148,3 @@ def alone(directory: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
