@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS := 2  # processes that share the tests; each has a Ray of its own
+WORKERS := 3  # processes that share the tests, one more than cores, since many wait; each has a Ray of its own
 # The auditor checks a home that somebody names, and sameness two versions of the code.
 BENCHMARKS := $(filter-out benchmarks/auditor.py benchmarks/sameness.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
@@ -15,7 +15,7 @@ study: $(VENV)/.stamp ## run studies/quickstart.toml: a first study of three min
 	$(BIN)/cs330ray run studies/quickstart.toml
 
 test: $(VENV)/.stamp ## run the tests that need no GPU, cluster, download or weights
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.stamp ## check style, format, types, and what imports what
 	$(BIN)/ruff check

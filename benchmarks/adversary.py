@@ -141,6 +141,7 @@ class Target:
     server: MlflowServer | None
     disk: Path | None  # the small file system under the home, or under its checkpoints
     clock: Path
+    stop: Callable[[], object] = lambda: None  # runs `cs330ray stop`
     driver: int = 0
 
     @property
@@ -187,6 +188,29 @@ def _kill(pid: int, number: int = signal.SIGKILL) -> Outage | None:
     except ProcessLookupError:
         return None
     return Outage()
+
+
+def _exit(target: Target, moment: Moment, seconds: float) -> Outage | None:
+    """Have the worker end by itself, as a trial's own code may."""
+    if moment.running is None or moment.losses >= LOSSES_SPARED or not _named(moment.worker, "ray::"):
+        return None
+    return _kill(moment.worker, signal.SIGTERM)
+
+
+def _hang(target: Target, moment: Moment, seconds: float) -> Outage | None:
+    """Have the worker hang for ever, and the driver told to end."""
+    if moment.running is None or not _named(moment.worker, "ray::"):
+        return None
+    return _kill(moment.worker, signal.SIGSTOP) and _kill(target.driver, signal.SIGINT)
+
+
+def _stop(target: Target, moment: Moment, seconds: float) -> Outage | None:
+    target.stop()
+    return Outage()
+
+
+def _hangup(target: Target, moment: Moment, seconds: float) -> Outage | None:
+    return _kill(target.driver, signal.SIGHUP)
 
 
 def _driver(target: Target, moment: Moment, seconds: float) -> Outage | None:
@@ -307,10 +331,14 @@ def _clock(target: Target, moment: Moment, seconds: float) -> Outage | None:
 STRIKES: Mapping[str, Strike] = {
     "driver": _driver,
     "worker": _worker,
+    "exit": _exit,
+    "hang": _hang,
     "raylet": _raylet,
     "mirror": _mirror,
     "mlflow": _mlflow,
     "sigterm": _sigterm,
+    "sighup": _hangup,
+    "stop": _stop,
     "ctrl-c": _ctrl_c,
     "ctrl-c-group": _ctrl_c_group,
     "pause": _pause,
@@ -320,7 +348,8 @@ STRIKES: Mapping[str, Strike] = {
     "locked": _locked,
     "clock": _clock,
 }
-ANEW = ("driver", "worker", "raylet", "sigterm", "ctrl-c", "ctrl-c-group", "torn")  # the worker dies with it
+RESTARTS = ("driver", "hang", "sigterm", "sighup", "stop", "ctrl-c", "ctrl-c-group", "torn")  # these end the command
+ANEW = (*RESTARTS, "worker", "exit", "raylet")  # the worker dies with it
 MOUNTING = ("disk-full", "read-only")
 
 

@@ -27,7 +27,11 @@ import psutil
 
 KINDS = ("lost", "doubled", "zombies", "mirror_wrong", "metrics_wrong")
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-CAUSES = {"COMPLETE": {None}, "PRUNED": {"pruned"}, "FAIL": {"raised", "diverged", "memory", "lost", "unscored"}}
+CAUSES = {
+    "COMPLETE": {None},
+    "PRUNED": {"pruned"},
+    "FAIL": {"raised", "diverged", "memory", "lost", "unscored", "silent", "stopped"},
+}
 WORDS = {"raised": "raised: ", "diverged": "diverged: ", "memory": "out of memory", "lost": "worker lost"}  # of reasons
 LEAVE_S = 10.0  # so long may a process outlive the command
 AGENTS_LEAVE_S = 75.0  # and so long an agent of Ray, which waits a minute for a GCS that was killed with its driver
@@ -118,8 +122,8 @@ class Held:
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
-        """The fixed and compared values of each cell, by its key."""
-        compare = self.spec["compare"]
+        """The fixed and compared values of each cell in each replicate, by its key."""
+        compare, repeat = self.spec["compare"], self.spec.get("repeat") or {}
         found = {}
         for combination in itertools.product(*compare.values()):
             values = dict(zip(compare, combination, strict=True))
@@ -127,7 +131,10 @@ class Held:
             fixed = {name: value for name, value in self.spec["fixed"].items() if not isinstance(value, dict)}
             fixed |= self.spec["fixed"].get(trainable) or {}
             fixed |= {name: value for name, value in values.items() if name != "trainable"}
-            found[canonical(values)] = fixed
+            for replicate in range(repeat.get("searches", 1)):
+                split = repeat.get("split")
+                moved = {split: fixed[split] + replicate} if split else {}
+                found[canonical(values) + (f" replicate {replicate}" if replicate else "")] = fixed | moved
         return found
 
     def trials(self, cell: str) -> dict[int, Asked]:
@@ -279,10 +286,13 @@ def _audit_trials(held: Held, findings: Findings) -> None:
                 findings.add("lost", f"{_say(place)}: seed", "it has none")
                 continue
             key = ("continues", trial.user["continues"]) if "continues" in trial.user else number
-            common = seeds.setdefault(key, trial.user["seed"])
+            common = seeds.setdefault((_replicate(cell), key), trial.user["seed"])
             if common != trial.user["seed"]:
                 findings.add("metrics_wrong", f"{_say(place)}: seed", f"{trial.user['seed']}, elsewhere {common}")
             _audit_trial(held, place, fixed.get("eval_every_steps"), trial.user["seed"], findings)
+    drawn = [seed for (_, key), seed in seeds.items() if isinstance(key, int)]
+    if len(set(drawn)) < len(drawn):
+        findings.add("metrics_wrong", "training seeds", "two draws, or two replicates, share one")
 
 
 def _audit_trial(held: Held, place: Place, every: int | None, seed: int | None, findings: Findings) -> None:
@@ -442,7 +452,7 @@ def _due_to_confirm(held: Held, cell: str) -> list[int]:
     """Who of a cell is confirmed, when all have ended: the best of each configuration; of one objective."""
     if held.spec["confirm"] is None or len(held.spec["objective"]) > 1:
         return []
-    finished = min(len(held.trials(each)) for each in held.cells)
+    finished = min(len(held.trials(each)) for each in held.cells if _replicate(each) == _replicate(cell))
     distinct: dict[str, int] = {}
     for number in held.ranked(cell):
         if number < finished or "continues" in held.trials(cell)[number].user:
@@ -451,19 +461,25 @@ def _due_to_confirm(held: Held, cell: str) -> list[int]:
     return list(distinct.values())[: 3 if top is None else top]
 
 
+def _replicate(cell: str) -> str:
+    """Which replicate a cell is of, searched or under a fresh seed; empty for the first."""
+    return cell.partition(" fresh ")[0].partition(" replicate ")[2]
+
+
 def _audit_confirmation(held: Held, findings: Findings) -> None:
-    """Every candidate on every fresh seed, with its rows, its end and its scores; one seed for all of an index."""
+    """Every candidate on every fresh seed, with its rows, its end and its scores.
+
+    All of an index share one seed in a replicate, which no other replicate has.
+    """
     if held.spec["confirm"] is None:
         return
     for index in range(held.spec["confirm"]["seeds"]):
-        seeds = {
-            circumstances["seed"]
-            for (cell, _), attempts in held.attempts.items()
-            if cell.endswith(f" fresh {index}")
-            for _, circumstances in attempts
-        }
-        if len(seeds) > 1:
-            findings.add("metrics_wrong", f"fresh seed {index}", f"it is one for all, but there are {sorted(seeds)}")
+        seeds: dict[str, set[int]] = {}
+        for (cell, _), attempts in held.attempts.items():
+            if cell.endswith(f" fresh {index}"):
+                seeds.setdefault(_replicate(cell), set()).update(start["seed"] for _, start in attempts)
+        if any(len(found) > 1 for found in seeds.values()) or len(set().union(*seeds.values())) < len(seeds):
+            findings.add("metrics_wrong", f"fresh seed {index}", f"it is one of each replicate, but there are {seeds}")
         for cell in held.cells:
             for number in _due_to_confirm(held, cell):
                 place = (f"{cell} fresh {index}", number)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cs330ray.course.data import archives, omniglot, unpack
-from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.episodes import Classes, draw_episodes
 from cs330ray.course.data.images import image_classes
 
 TASKS, SHOTS, QUERIES = 16, 1, 15
@@ -36,7 +36,12 @@ def per_second(draw: Callable[[], object], seconds: float) -> float:
 def packed(classes: torch.Tensor, ways: int) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     sizes = {"tasks": TASKS, "ways": ways, "shots": SHOTS, "queries": QUERIES}
-    return lambda: draw_episodes(classes, **sizes, generator=generator)
+
+    def draw() -> object:
+        episodes = draw_episodes(Classes.equal(classes), **sizes, generator=generator)
+        return episodes.support_TNKCHW, episodes.query_TNQCHW  # gathered where they are asked for
+
+    return draw
 
 
 def image_by_image(members: list[bytes], ways: int) -> Callable[[], object]:

@@ -10,7 +10,7 @@ import numpy as np
 from cs330ray.ledger import confirm
 from cs330ray.ledger.records import Ended, Ending, Row
 from cs330ray.ledger.writer import Writer
-from cs330ray.service.ask import ask
+from cs330ray.service.search.ask import ask
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 from cs330ray.trial.contract import Item, Metric, Scores
 
@@ -71,7 +71,7 @@ def fill(
             _train(ledger, study, cell, number, trial_seed(study.seed, number), reached, luck, rows, ends(cell, number))
             if study.sampler.kind != "random":
                 history = ledger.history(study, cell)
-    for cell, number in confirm.pending(ledger, study):
+    for cell, number in confirm.pending(ledger, study, 0):
         if cell.title == but:
             continue
         params = ledger.trials(study, cell.searched)[number].params

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners import conv4, maml
+from cs330ray.course.learners import maml
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch
 from cs330ray.course.learners.maml import Maml
-from cs330ray.course.learners.tasks import Batch
 
 WAYS, SHOTS, QUERIES, FILTERS, SIDE = 5, 1, 15, 32, 28
 INNER_LR = 0.4

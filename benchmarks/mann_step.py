@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, IterableDataset
 
 from cs330ray.course.data import archives
+from cs330ray.course.data.episodes import Classes
 from cs330ray.course.data.images import image_classes
 from cs330ray.course.learners.mann import Batch
 from cs330ray.course.systems import mann
@@ -132,7 +133,7 @@ def check_agreement(config: mann.Config, classes_MRHW: Tensor) -> dict[torch.dty
         net = plain_net(state, config.ways, config.hidden)
         optimizer = torch.optim.Adam(net.parameters(), lr=config.lr)
         for _ in range(STEPS):
-            batch = mann._draw(config, classes_MRHW, config.tasks, state.generator)
+            batch = mann._draw(config, Classes.equal(classes_MRHW), config.tasks, state.generator)
             batch = replace(batch, images_LTCHW=batch.images_LTCHW.to(dtype))
             learn(config, state, batch)
             plain_step(net, optimizer, *plain_form(batch, config.ways))
@@ -161,7 +162,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def our_step(config: mann.Config, state: mann._State, classes_MRHW: Tensor) -> None:
-    learn(config, state, mann._draw(config, classes_MRHW, config.tasks, state.generator))
+    learn(config, state, mann._draw(config, Classes.equal(classes_MRHW), config.tasks, state.generator))
 
 
 def learn(config: mann.Config, state: mann._State, batch: Batch) -> None:
@@ -184,7 +185,7 @@ def measure(config: mann.Config, classes_MRHW: Tensor, folders: list[Path], turn
         "plain_reading_s": lambda: plain_step(net, optimizer, *next(loaders[False])),
         "plain_given_s": lambda: plain_step(net, optimizer, *given),
         "ours_s": lambda: our_step(config, state, classes_MRHW),
-        "our_draw_s": lambda: mann._draw(config, classes_MRHW, config.tasks, state.generator),
+        "our_draw_s": lambda: mann._draw(config, Classes.equal(classes_MRHW), config.tasks, state.generator),
     }
     a = torch.rand(SIDE, SIDE)
     steps |= {"product_s": lambda: a @ a.T, "onednn_s": lambda: mann.mann._times(a, a)}

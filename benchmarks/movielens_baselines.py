@@ -4,7 +4,7 @@
 
 The course's split by each of five data seeds, learned from train and validation together (95 % of the ratings), scored
 on test. Biases: mean + a_i + b_j, least squares with a penalty on a and b. EASE (Steck 2019): item weights in closed
-form, lambda 300, from who rated what. `mrr` is the course's: see `course.learners.multitask.evaluate`. Needs the
+form, lambda 300, from who rated what. `mrr` is the course's: see `learners.recommender.ranking`. Needs the
 archive (`cs330ray data fetch`), and says so where it is missing; at the smallest size two splits of `planted`, which
 needs none. The last line is one JSON object: mean and standard deviation of each.
 """

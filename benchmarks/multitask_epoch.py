@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cs330ray.course.learners import multitask
-from cs330ray.course.learners.multitask import Multitask, Params, Ratings, Weights
+from cs330ray.course.learners.recommender import multitask, ranking
+from cs330ray.course.learners.recommender.multitask import Multitask, Params, Weights
+from cs330ray.course.learners.recommender.ratings import Ratings
 
 USERS, ITEMS = 943, 1682
 DIM, WIDTH, BATCH, LR = 32, 64, 256, 1e-3
@@ -117,7 +118,7 @@ def plain_evaluate(net: PlainNet, held_out: Ratings, known: Ratings) -> dict[str
 
 
 def our_evaluate(params: Params, held_out: Ratings, known: Ratings) -> dict[str, float]:
-    return {name: values.mean().item() for name, values in multitask.evaluate(params, held_out, known).items()}
+    return {name: values.mean().item() for name, values in ranking.evaluate(params, held_out, known).items()}
 
 
 class Pair:

@@ -32,11 +32,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cs330ray.course.data import archives
-from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.episodes import Classes, draw_episodes
 from cs330ray.course.data.images import image_classes
-from cs330ray.course.learners import conv4, protonet
+from cs330ray.course.learners import protonet
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch
 from cs330ray.course.learners.protonet import ProtoNet
-from cs330ray.course.learners.tasks import Batch
 
 WAYS, QUERIES, FILTERS, SIDE = 5, 15, 64, 28
 TASKS, CASES = 16, [(1, 9), (5, 5)]  # shots, turns
@@ -101,7 +102,7 @@ class Images:
 
     def _draw(self, classes_MRHW: Tensor, shots: int, seed: int) -> Batch:
         sizes = {"tasks": self.tasks, "ways": WAYS, "shots": shots, "queries": QUERIES}
-        episodes = draw_episodes(classes_MRHW, **sizes, generator=torch.Generator().manual_seed(seed))
+        episodes = draw_episodes(Classes.equal(classes_MRHW), **sizes, generator=torch.Generator().manual_seed(seed))
         return Batch(episodes.support_TNKCHW, episodes.query_TNQCHW)
 
     def _files(self, places: Tensor) -> list[Path]:

@@ -51,6 +51,7 @@ LANGUAGE: Mapping[str, Any] = {
     "dataset": "rooms", "model": "tiny", "shots": 2, "eval_examples": 4, "max_new_tokens": 2, "eval_every_steps": 2,
 }  # fmt: skip
 SMALL: Mapping[str, Mapping[str, Any]] = {  # what a system's parameters become, by system
+    "baseline": {**{name: value for name, value in DRAWINGS.items() if name not in ("tasks", "queries")}, "batch": 12},
     "maml": DRAWINGS,
     "protonet": {**DRAWINGS, "eval_queries": 3},
     "mann": {name: DRAWINGS[name] for name in ("dataset", "tasks", "val_tasks", "test_tasks", "eval_every_steps")},

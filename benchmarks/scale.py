@@ -1,11 +1,10 @@
 """What a study of many trials costs as it grows: trials of almost no work on two slots, with the mirror on.
 
-    python benchmarks/scale.py [--trials 2000] [--sampler random] [--smallest]
+    python benchmarks/scale.py [--trials 2000] [--smallest]
 
 Time per trial is told of the first and of the last 200, by their ends; the driver's memory from its 100th trial to its
 very end; `list` and `show` of the finished study with their start of Python; the mirror by how many trials it is behind
-and what it burns. The CPU time of driver and mirror tells growth on a machine that has other work, too. With `--sampler
-tpe` no study runs: asking alone is timed, on a made history of 200 and of `--trials` trials.
+and what it burns. The CPU time of driver and mirror tells growth on a machine that has other work, too.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import contextlib
 import json
 import os
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,30 +41,15 @@ steps = 4
 [resources]
 slots = 2
 """
-WIDE = {
-    "name": "wide",
-    "trainable": "benchmarks.sleeper",
-    "objective": ["val_loss"],
-    "search": {
-        "inner_lr": {"low": 1e-3, "high": 1.0, "log": True},
-        "outer_lr": {"low": 1e-5, "high": 1e-1, "log": True},
-        "body": ["course", "pooled"],
-        "filters": {"low": 16, "high": 64, "step": 16, "when": {"body": "pooled"}},
-    },
-    "sampler": {"kind": "tpe"},
-    "budget": {"trials": 1, "steps": 1},
-}
-ASKS = 5
 
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--trials", type=int, default=2000)
-    given.add_argument("--sampler", choices=["random", "tpe"], default="random")
     given.add_argument("--smallest", action="store_true", help="8 trials: shows only that it runs")
     arguments = given.parse_args()
     trials = 8 if arguments.smallest else arguments.trials
-    figures = asking(trials) if arguments.sampler == "tpe" else running(trials)
+    figures = running(trials)
     for name, value in figures.items():
         print(f"{name:<24} {value:>10}")
     print(json.dumps(figures))
@@ -194,39 +177,6 @@ def timed(environment: dict[str, str], *words: str) -> float:
     began = time.monotonic()
     subprocess.run(command(*words), env=environment, check=True, stdout=subprocess.DEVNULL)
     return round(time.monotonic() - began, 2)
-
-
-# Asking alone ----------------------------------------------------------------------------------------------------
-
-
-def asking(trials: int) -> dict[str, float]:
-    return {f"ask_ms_at_{past}": ask_ms(past) for past in (WINDOW, trials)}
-
-
-def ask_ms(past: int) -> float:
-    """The median time of an ask after so many trials, whose parameters are drawn at random."""
-    import optuna
-
-    from cs330ray.service import ask
-    from cs330ray.spec.reading import parse
-
-    study = parse(WIDE, "wide")
-    (cell,) = study.cells
-    drawn = study.model_copy(update={"sampler": study.sampler.model_copy(update={"kind": "random"})})
-    history: list[optuna.trial.FrozenTrial] = []
-    for number in range(past):
-        asked = ask.ask(drawn, cell, ["min"], range(number))  # type: ignore[arg-type]
-        history.append(
-            optuna.trial.create_trial(
-                value=asked.params["inner_lr"], params=asked.params, distributions=asked.distributions
-            )
-        )
-    times_s: list[float] = []
-    for _ in range(ASKS):
-        began = time.perf_counter()
-        ask.ask(study, cell, ["min"], history)
-        times_s.append(time.perf_counter() - began)
-    return round(1000 * statistics.median(times_s), 1)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,22 @@ from cs330ray.service.messages import Assignment, Circumstances, News, Start
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder
 from cs330ray.spec.study import Study
+from cs330ray.trial.starts import starts
 from tests import toy as toy_trainable
 from tests.assignments import terms
 
 
 class Ear(Silent):
-    """Keeps what it is told of confirmation."""
+    """Keeps what it is told of confirmation, and the lines for people."""
 
     def __init__(self) -> None:
         self.confirmations: list[int] = []
+        self.said: list[str] = []
 
-    def confirms(self, runs: int) -> None:
+    def says(self, line: str) -> None:
+        self.said.append(line)
+
+    def confirms(self, runs: int, replicate: int) -> None:
         self.confirmations.append(runs)
 
 
@@ -51,6 +56,7 @@ class Desk:
             lease=self.lease,
             listener=self.ear,
             interrupted=[(self.cell, number) for number in interrupted or []],
+            starts={cell.key: starts(study, cell) for cell in study.cells},
         )
         self.recorder = Recorder(self.ledger, study, self.ear)
         self._messages = 0
@@ -63,8 +69,12 @@ class Desk:
 
     def play(self, told: Assignment, *rows: tuple[int, float], **news: Any) -> bool:
         """News with rows, each a step and a value of every metric; whether the trial stops."""
+        return self.say(told, *((step, {"val_loss": value, "val_speed": value}) for step, value in rows), **news)
+
+    def say(self, told: Assignment, *rows: tuple[int, dict[str, float]], **news: Any) -> bool:
+        """News with rows, each a step and its metrics; whether the trial stops."""
         self._messages += 1
-        sent = [Row(step, {"val_loss": value, "val_speed": value}, 0.0) for step, value in rows]
+        sent = [Row(step, metrics, 0.0) for step, metrics in rows]
         return self.recorder.take(f"tune-{told.cell}-{told.trial}", self._messages, told, News(rows=sent, **news))
 
     def losses(self) -> list[tuple[str, list[str]]]:
@@ -76,5 +86,5 @@ class Desk:
 
 def begun(*nodes: str, resumed_from_step: int | None = None) -> Start:
     """A start on these nodes."""
-    on = Circumstances("host", "cpu", 1, "3.12", {}, nodes, pid=1, seed=7, code="c", data="d")
+    on = Circumstances("host", "cpu", 1, "3.12", {}, nodes, pid=1, seed=7, code="c", data="d", config={})
     return Start(resumed_from_step, 0.0, on)

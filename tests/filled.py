@@ -4,6 +4,8 @@ In `cost=1.0` trial 1 is the best of the search, with .90, and has .70, .72, .74
 .83, .85: with s = .02 and t(.975, 2) = 4.302653 its mean is .83 +- .0497. In `cost=2.0` trial 1 is the first in both.
 """
 
+from collections.abc import Sequence
+
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
@@ -12,7 +14,7 @@ from cs330ray.ledger.records import Ended, Ending, Row
 from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Cell, Study
-from cs330ray.trial.contract import Scores
+from cs330ray.trial.contract import Item, Scores
 from tests import noisy
 
 AT_S = 1_700_000_000.0
@@ -61,12 +63,24 @@ def search(ledger: Writer, study: Study, cell: Cell, reached: float, state: Ende
     return number
 
 
-def confirm(ledger: Writer, study: Study, cell: Cell, number: int, reached: list[float]) -> None:
-    """End a candidate's runs on fresh seeds, each .01 worse on test."""
+def confirm(
+    ledger: Writer, study: Study, cell: Cell, number: int, reached: list[float], items: Sequence[Sequence[Item]] = ()
+) -> None:
+    """End a candidate's runs on fresh seeds, each .01 worse on test, with the items that its seeds scored."""
     for index, value in enumerate(reached):
         ledger.write_attempt(study, cell.under(index), number, ON)
         end(ledger, study, cell.under(index), number, value)
-        ledger.write_scores(study, cell.under(index), number, Scores({"test_accuracy": value - 0.01}))
+        scored = {"test_accuracy": items[index]} if items else {}
+        ledger.write_scores(study, cell.under(index), number, Scores({"test_accuracy": value - 0.01}, scored))
+
+
+def unsearched(ledger: Writer, study: Study, fresh: Sequence[list[float]]) -> None:
+    """Open a study that searches nothing, with one trial of each cell, confirmed with these values."""
+    opened(ledger, study)
+    for cell, values in zip(study.cells, fresh, strict=True):
+        number = ledger.enter(study, cell, optuna.trial.create_trial(state=TrialState.RUNNING), seed=7)
+        end(ledger, study, cell, number, 0.9)
+        confirm(ledger, study, cell, number, values)
 
 
 def fill(ledger: Writer, name: str = "letters", trials: int = 4) -> Study:

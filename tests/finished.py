@@ -13,7 +13,7 @@ from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Cell, Study, fresh_seed
 from cs330ray.trial import named
-from cs330ray.trial.contract import run_alone
+from cs330ray.trial.run import run_alone
 
 STARTED = {"host": "a-host", "pid": 7, "device": "cpu", "python": "3.11.1", "versions": {"torch": "2.13"}, "seed": 0}
 

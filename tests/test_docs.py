@@ -412,13 +412,35 @@ def test_every_environment_variable_of_the_pages_is_read_by_the_code() -> None:
 
 def test_every_environment_variable_of_ours_that_a_person_sets_is_in_its_page() -> None:
     code = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
-    ours = set(re.findall(r"CS330RAY_[A-Z]+", code)) - {"CS330RAY_CLOCK", "CS330RAY_SUBMITTED"}  # tests' and submit's
+    nobodys = {"CS330RAY_CLOCK", "CS330RAY_SUBMITTED", "CS330RAY_TRIAL", "CS330RAY_CALL"}  # of tests, submit, trials
+    nobodys |= {"CS330RAY_ROWS", "CS330RAY_RESUME"}  # which a script is given
+    assert all(
+        name in (DOCS / "guide" / "your-script.md").read_text() for name in ("_ROWS", "_RESUME", "_CHECKPOINTS_DIR")
+    )
+    ours = set(re.findall(r"CS330RAY_[A-Z]+", code)) - nobodys
     assert ours == set(re.findall(r"CS330RAY_[A-Z]+", (DOCS / "configuration.md").read_text()))
 
 
 def test_every_shipped_study_is_in_the_page_of_the_study_file() -> None:
     rows = re.findall(r"^\| \[`(.*)`\]", (DOCS / "guide" / "study-file.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(file.stem for file in shipped().glob("*.toml"))
+
+
+def test_which_studies_have_the_batch_norm_of_the_course_is_said_as_it_is() -> None:
+    studies = [tomllib.loads(file.read_text()) for file in (ROOT / "studies").glob("*.toml")]
+    of_maml = {
+        study["name"]: {**study["fixed"], **study["fixed"].get("maml", {})}
+        for study in studies
+        if "maml" in study.get("trainable", study.get("compare", {}).get("trainable", []))
+    }
+    normalising = {name for name, fixed in of_maml.items() if fixed.get("affine") is False}
+    others = {name for name, fixed in of_maml.items() if fixed["dataset"] == "omniglot"} - normalising
+    assert normalising
+    assert others == {"meta-against-baseline"}
+    said = (
+        "`affine = false`, as its Omniglot studies have it but for `meta-against-baseline`, where all share one body."
+    )
+    assert said in (DOCS / "differences.md").read_text()
 
 
 def test_the_readme_is_a_front_page() -> None:
@@ -459,7 +481,8 @@ def test_the_readme_names_each_extra() -> None:
 
 
 def test_the_readme_names_each_system_with_its_study() -> None:
-    rows = re.findall(r"^\| homework \d \| `(\w+)`.*?\]\(studies/(\w+)\.toml\)", README.read_text(), re.MULTILINE)
+    row = r"^\| (?:homework \d|beside it) \| `(\w+)`.*?\]\(studies/(\w+)\.toml\)"
+    rows = re.findall(row, README.read_text(), re.MULTILINE)
     assert sorted(rows) == sorted((name, name) for name in named.names())
 
 

@@ -54,6 +54,12 @@ def test_a_ray_of_ours_asks_for_a_token_that_stays_the_same_in_its_process() -> 
     assert said(twice) == "token 64 True\n"
 
 
+def test_a_ray_that_is_started_here_asks_for_a_token_where_the_address_says_local() -> None:
+    mode = "import os; from cs330ray.quiet import quiet; quiet(); print(os.environ.get('RAY_AUTH_MODE'))"
+    assert said(mode, RAY_ADDRESS="local") == "token\n"
+    assert said(mode, RAY_ADDRESS="127.0.0.1:6379", HOME="/nonexistent") == "None\n"
+
+
 def test_two_processes_have_two_tokens() -> None:
     token = "import os; from cs330ray.quiet import quiet; quiet(); print(os.environ['RAY_AUTH_TOKEN'])"
     assert said(token) != said(token)
@@ -155,13 +161,12 @@ for name in study.figures:
     assert changed(code, str(tmp_path)) == {}
 
 
-@pytest.mark.parametrize("system", ["protonet", "maml", "mann", "multitask", "finetune", "icl"])
-def test_loading_a_model_leaves_the_environment_as_torch_alone_leaves_it(system: str) -> None:
-    if system in ("finetune", "icl"):
-        pytest.importorskip("transformers", reason="the language models' extra is not installed")
-    code = "import cs330ray; assert cs330ray.load(sys.argv[1])"
-    exported = ROOT / "tests" / "before" / "exports" / system
-    assert changed(code, str(exported), before="import torch._dynamo", CS330RAY_DEVICE="cpu") == {}
+def test_loading_models_leaves_the_environment_as_torch_alone_leaves_it() -> None:
+    pytest.importorskip("transformers", reason="the language models' extra is not installed")
+    code = "import cs330ray\nfor each in sys.argv[1:]: assert cs330ray.load(each)"
+    systems = ["protonet", "maml", "mann", "multitask", "finetune", "icl"]
+    exported = [str(ROOT / "tests" / "before" / "exports" / system) for system in systems]
+    assert changed(code, *exported, before="import torch._dynamo", CS330RAY_DEVICE="cpu") == {}
 
 
 def test_the_hub_of_models_sends_no_telemetry_and_the_environment_stays_as_it_was() -> None:

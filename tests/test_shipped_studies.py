@@ -20,7 +20,8 @@ EMBEDDED = {"multitask": "planted"}  # else glyphs
 SHRUNK: dict[str, Any] = {"filters": 4, "tasks": 2, "val_tasks": 2, "eval_every_steps": 1}
 LANGUAGE = ("finetune", "icl")
 SHRUNK_LANGUAGE: dict[str, Any] = {
-    "dataset": "rooms", "model": "tiny", "shots": 1, "batch": 2, "eval_examples": 2, "max_new_tokens": 2,
+    "dataset": "rooms", "questions": "all", "model": "tiny", "shots": 1, "batch": 2, "eval_examples": 2,
+    "max_new_tokens": 2,
 }  # fmt: skip
 SHRUNK_CLASSES: dict[str, Any] = {"model": "tiny-encoder", "answers": "classes", "layers": 1}
 each = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,5 +1,7 @@
 """The texts that many modules print: each form written out by hand."""
 
+import asyncio
+
 import pytest
 
 from cs330ray import words
@@ -63,5 +65,45 @@ def test_a_text_that_says_nothing_has_the_words_given_instead() -> None:
     assert words.first_line_of("\nhead is gone\n", "for no known reason") == "head is gone"
 
 
-def test_an_error_with_its_type_is_one_line() -> None:
-    assert words.typed_first_line(ValueError("one\ntwo")) == "ValueError: one"
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise OSError
+
+
+def with_notes(error: BaseException, *notes: str) -> BaseException:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "ValueError: one"),
+        (RuntimeError("\n\n  shapes do not fit\nmore"), "RuntimeError: shapes do not fit"),
+        (ValueError(), "ValueError"),
+        (KeyError("name"), "KeyError: 'name'"),
+        (SystemExit("no data for this fold"), "SystemExit: no data for this fold"),
+        (SystemExit(0), "SystemExit: 0"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (asyncio.CancelledError("late"), "asyncio.exceptions.CancelledError: late"),
+        (MuteError(), f"{__name__}.MuteError: its message cannot be read: str() raised OSError"),
+        (with_notes(ValueError("the reason"), "a hint\nin two lines"), "ValueError: the reason (a hint)"),
+        (with_notes(ValueError(), "\n", "one", "two"), "ValueError (one; two)"),
+        (
+            BaseExceptionGroup("two folds", [ValueError("one"), with_notes(SystemExit(3), "late")]),
+            "BaseExceptionGroup: two folds (2 sub-exceptions): ValueError: one; SystemExit: 3 (late)",
+        ),
+        (
+            ExceptionGroup("many", [ValueError(each) for each in range(5)]),
+            "ExceptionGroup: many (5 sub-exceptions): ValueError: 0; ValueError: 1; ValueError: 2; ...",
+        ),
+        (ValueError("\x1b[31mred\0\udcff"), "ValueError: \\x1b[31mred\\x00\\udcff"),
+    ],
+)
+def test_an_error_in_one_line_has_type_message_notes_and_the_first_of_a_group(error: BaseException, line: str) -> None:
+    assert words.typed_first_line(error) == line
+
+
+def test_an_error_of_megabytes_is_a_short_line() -> None:
+    assert words.typed_first_line(ValueError("z" * 5_000_000)) == f"ValueError: {'z' * 485}..."

@@ -26,12 +26,24 @@ def open(study: str, home: str | PathLike[str] | None = None) -> "Opened":  # no
     return opened(study, default() if home is None else Path(home))
 
 
-def load(directory: str | PathLike[str], trainable: str | None = None) -> Any:
+def load(directory: str | PathLike[str], trainable: str | None = None, base: str | PathLike[str] | None = None) -> Any:
     """Make the model that `cs330ray best STUDY --export DIRECTORY` wrote, ready to use.
 
     Nothing in the directory is run. A trainable of your own is imported only where you name it: `package.module`.
+    `base` is where the pre-trained model below it is, if that is not where it was when it was exported.
     Raises DataError where the directory is not as it was written, and SpecError where the model cannot be made here.
     """
     from cs330ray.export import directory as exported  # here, so that `import cs330ray` is quick
 
-    return exported.load(Path(directory), trainable)
+    return exported.load(Path(directory), trainable, None if base is None else str(base))
+
+
+def log(step: int, checkpoint: str | PathLike[str] | None = None, **metrics: float) -> None:
+    """Report what your training has reached after `step` steps; does nothing where no study runs this process.
+
+    Report each step once, with all its metrics, in rising order. `checkpoint` names a directory below
+    CS330RAY_CHECKPOINTS_DIR that is written whole and stays as it is. Raises TypeError.
+    """
+    from cs330ray.trial.child import report  # here, so that `import cs330ray` is quick
+
+    report.log(step, checkpoint, **metrics)

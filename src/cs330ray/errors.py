@@ -37,8 +37,27 @@ class StudyError(Cs330rayError):
     """The study cannot go on; it stopped, and what was recorded stays."""
 
 
+class ContractError(Cs330rayError):
+    """A trainable breaks a promise of `trial.Trainable`; its trial is recorded as failed and not tried again."""
+
+
+class ProcessFailed(Exception):  # noqa: N818 - what it is, not what went wrong
+    """A process of one's own failed (`why`); `tail` is the end of its stderr. Its trial is recorded as failed."""
+
+    def __init__(self, why: str, tail: str) -> None:
+        super().__init__(why, tail)
+        self.why, self.tail = why, tail
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class WorkerLost(Exception):  # noqa: N818 - what it is, not what went wrong
     """A process of a trial is gone or silent; the trial is taken up again from its newest checkpoint."""
+
+
+class WorkerSpent(WorkerLost):
+    """A worker in which a trial left threads or processes; it takes no other, and the next one gets a fresh worker."""
 
 
 class Diverged(Exception):  # noqa: N818 - the field's word

@@ -12,7 +12,9 @@ from cs330ray.analysis import frames
 from cs330ray.errors import SpecError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.importance import shares_of
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.report import tables
 from cs330ray.report.open_study import Opened, opened
 from cs330ray.trial import check
 from cs330ray.trial.contract import Metric
@@ -44,6 +46,64 @@ def test_a_parameter_with_the_name_of_another_column_keeps_both(tmp_path: Path) 
     found = opened("made", tmp_path).trials
     assert list(found["steps"]) == [8, 8]
     assert found["param.steps"].between(1, 9).all()
+
+
+def test_a_metric_with_the_name_of_a_column_keeps_both_and_the_curves_are_right(tmp_path: Path) -> None:
+    """In a ledger of before: METRICS and what a row holds besides were not compared with the record's own names."""
+    study = made(compare={}, search={"seed": {"low": 1, "high": 9}}, budget={"trials": 1, "steps": 8}, confirm=None)
+    ledger = fill(tmp_path, study, ends=lambda cell, number: "COMPLETE")
+    (cell,) = study.cells
+    ledger.write_rows(study, cell, 0, [Row(9, {"val_accuracy": 0.5, "step": 7.0, "trial": 3.0, "cell": 1.0}, 5.0)])
+    found = opened("made", tmp_path)
+    last = found.rows.iloc[-1]
+    assert (last["step"], last["trial"], last["cell"], last["wall_s"]) == (9, 0, "all", 5.0)
+    assert (last["metric.step"], last["metric.trial"], last["metric.cell"]) == (7.0, 3.0, 1.0)
+    assert found.table("curves")["step"].max() == 9
+    assert found.trials["param.seed"].between(1, 9).all()
+    assert list(found.trials["seed"]) == [ledger.trials(study, cell)[0].seed]
+
+
+def test_a_parameter_with_a_name_that_figures_add_keeps_both(tmp_path: Path) -> None:
+    study = made(compare={}, search={"best": {"low": 0.0, "high": 9.0}, "jitter": ["a", "b"]}, confirm=None)
+    fill(tmp_path, study)
+    found = opened("made", tmp_path)
+    drawn = found.table("parameters/best")
+    assert drawn["best"].isin([True, False]).all()
+    assert set(drawn["param.best"]) <= {float(f"{value:.5g}") for value in found.trials["param.best"]}
+    assert set(found.table("parameters/jitter")["param.jitter"]) == {"a", "b"}
+
+
+def test_a_test_metric_with_the_name_of_an_objective_does_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, made(compare={}, confirm={"top": 1, "seeds": 2}))
+    before = opened("made", tmp_path).runs
+    monkeypatch.setattr(Ledger, "test_metrics", lambda *_: {"val_accuracy": -5.0, "seed": -6.0})
+    found = opened("made", tmp_path).runs
+    assert list(found["val_accuracy"]) == list(before["val_accuracy"])
+    assert list(found["seed"]) == list(before["seed"])
+    assert set(found["test.val_accuracy"]) == {-5.0}
+    assert set(found["test.seed"]) == {-6.0}
+
+
+def test_an_axis_with_the_name_of_a_column_of_its_figure_keeps_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, made(compare={}, confirm={"top": 1, "seeds": 2}))
+    monkeypatch.setattr(Ledger, "test_metrics", lambda *_: {"test_accuracy/n/4": 0.5, "test_accuracy/n/8": 0.6})
+    table = opened("made", tmp_path).table("axis/test_accuracy/axis.n")
+    assert list(table["axis.n"]) == [4, 8]
+    assert list(table["n"]) == [2, 2]
+    assert list(table["test_accuracy"]) == [0.5, 0.6]
+
+
+def test_one_trial_shows_its_parameters_beside_the_facts_of_their_names(tmp_path: Path) -> None:
+    study = made(compare={}, search={"cell": ["lstm", "gru"], "seed": {"low": 1, "high": 9}}, confirm=None)
+    ledger = fill(tmp_path, study)
+    one = ledger.trials(study, study.cells[0])[0]
+    facts = dict(tables.trial(ledger, study, one)[0].rows)
+    assert (facts["cell"], facts["param.cell"]) == ("all", one.params["cell"])
+    assert (facts["seed"], facts["param.seed"]) == (str(one.seed), str(one.params["seed"]))
 
 
 def test_whole_numbers_stay_whole_where_not_every_trial_has_them(tmp_path: Path) -> None:
@@ -100,7 +160,7 @@ def test_one_fresh_seed_has_no_interval(tmp_path: Path) -> None:
     fill(tmp_path, made(confirm={"top": 1, "seeds": 1}))
     study = opened("made", tmp_path)
     assert study.confirmed["validation_low"].isna().all()
-    assert "one seed has no interval" in study.answer
+    assert "±" not in study.answer
     assert any("one fresh seed" in note for note in words_of(study))
 
 
@@ -166,7 +226,7 @@ def test_an_objective_with_the_name_of_a_column_of_the_record_is_refused(monkeyp
 def test_a_candidate_that_is_not_complete_on_every_seed_is_no_part_of_the_figure(tmp_path: Path) -> None:
     study = made(compare={}, confirm={"top": 2, "seeds": 2})
     ledger = fill(tmp_path, study, but="all")
-    (first, number), *_ = confirm.pending(ledger, study)
+    (first, number), *_ = confirm.pending(ledger, study, 0)
     ledger.write_attempt(study, first, number, ON)
     ledger.write_rows(study, first, number, [Row(80, {"val_accuracy": 0.99}, 1.0)])
     ledger.end(study, first, number, Ending("COMPLETE"))

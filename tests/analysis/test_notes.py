@@ -6,7 +6,9 @@ import pytest
 from benchmarks.made import fill
 
 from cs330ray.analysis import notes
+from cs330ray.ledger.records import Row
 from cs330ray.report.open_study import Opened, opened
+from cs330ray.report.page import Words, page
 from cs330ray.spec.study import Cell
 from cs330ray.spec.tables import Choice, Range
 from tests.made_study import made
@@ -46,6 +48,17 @@ def test_failures_are_counted_with_their_reason(study: Opened) -> None:
     assert "2 of 16 trials failed with: diverged: the loss is inf." in notes.notes(study)
 
 
+def test_values_outside_declared_bounds_are_said_with_their_first_trial(tmp_path: Path) -> None:
+    study = made(compare={}, confirm=None)
+    ledger = fill(tmp_path, study)
+    for number in (0, 2):
+        ledger.write_rows(study, study.cells[0], number, [Row(81, {"val_accuracy": 1.5, "other": -9.0}, 1.0)])
+    said = "val_accuracy is 1.5 in trial 0 (and so in 1 other trial), outside its declared bounds [0, 1]; correct"
+    assert [note for note in notes.notes(opened("made", tmp_path)) if "bounds" in note] == [
+        f"{said} METRICS or the metric."
+    ]
+
+
 def test_an_unfinished_search_and_a_missing_confirmation_are_said(tmp_path: Path) -> None:
     ledger = fill(tmp_path, made(confirm=None))
     grown = made(budget={"trials": 9, "steps": 80})
@@ -58,8 +71,25 @@ def test_an_unfinished_search_and_a_missing_confirmation_are_said(tmp_path: Path
 @pytest.mark.parametrize(
     ("trials", "wanted"), [(2, "The search was random"), (5, "The search was mostly random: 4 of 5"), (8, None)]
 )
-def test_a_search_that_had_little_to_go_by_says_so(trials: int, wanted: str | None) -> None:
-    study = made(sampler={"kind": "tpe", "startup": 4}, budget={"trials": trials, "steps": 8})
+@pytest.mark.parametrize("kind", ["tpe", "gp"])
+def test_a_search_that_had_little_to_go_by_says_so(kind: str, trials: int, wanted: str | None) -> None:
+    study = made(sampler={"kind": kind, "startup": 4}, budget={"trials": trials, "steps": 8})
     found = list(notes.startup(study))
     assert len(found) == (wanted is not None)
     assert wanted is None or found[0].startswith(wanted)
+
+
+def test_what_the_pruner_saved_stands_beside_what_was_asked_for(tmp_path: Path) -> None:
+    """Of eight trials of a cell the fifth is pruned, in the middle of its eight rows."""
+    fill(tmp_path, made(prune={"kind": "asha", "min_steps": 10}, compare={}, fixed={"ways": 2}))
+    study = opened("made", tmp_path)
+    pruned = study.trials[study.trials["state"] == "PRUNED"]
+    spared = int((80 - pruned["steps"]).sum())
+    assert spared > 0
+    assert notes.saved(study) == (
+        f"Pruning by asha ended {len(pruned)} of 8 trials early: {spared} of 640 steps that were asked for "
+        f"({spared / 640:.0%}) were not taken."
+    )
+    assert any(isinstance(block, Words) and block.text == notes.saved(study) for block in page(study).blocks)
+    fill(tmp_path / "whole", made())
+    assert notes.saved(opened("made", tmp_path / "whole")) == ""

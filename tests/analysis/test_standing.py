@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cs330ray.analysis.standing import Standing, by_search, choices, comparable, first_chosen, first_searched
+from cs330ray.analysis.replicates import Replicates
+from cs330ray.analysis.standing import Standing, by_search, choices, comparable, first_searched
 from cs330ray.ledger.confirm import Confirmed, Run
 from cs330ray.ledger.records import Trial
 from cs330ray.spec.reading import parse
@@ -110,7 +111,7 @@ def test_between_cells_the_best_choice_comes_first_whatever_its_search() -> None
     one = standing(trial(0, 0.9), candidates=[candidate(trial(0, 0.9), 0.5, 0.5)])
     searched = trial(0, 0.8, cell=OTHER)
     other = standing(searched, cell=OTHER, candidates=[candidate(searched, 0.7, 0.7)])
-    assert first_chosen([one, other]) is other
+    assert Replicates(STUDY, [one, other]).use is other
     assert first_searched([one, other]) is one
 
 

@@ -379,7 +379,7 @@ def test_a_ledger_of_before_has_no_causes_and_nothing_wrong(good: Path, copy: Pa
     ("statement", "said"),
     [
         (
-            "update cs330ray_rows set metrics = replace(metrics, '\"val_loss\": 0', '\"val_loss\": 1') "
+            "update cs330ray_rows set metrics = replace(metrics, '\"val_loss\": ', '\"val_loss\": 1') "
             "where cell = '{cell}' and trial = {trial} and step = 10",
             "row 10",
         ),

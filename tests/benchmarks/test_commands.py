@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_TIMED = ("auditor", "sameness")  # they check what somebody names
-SLOW = {"faults", "lora_step", "scale", "scaling", "service_cost", "workers"}  # each starts several processes
+SLOW = {"identical", "lora_step", "scale", "service_cost", "workers"}  # each starts several processes
+ELSEWHERE = {"faults", "scaling"}  # a stage of `.ci/run`, and `make bench` alone: minutes at its smallest
 PAGES = [
     ROOT / "README.md",
     ROOT / "LOG.md",
@@ -60,18 +62,17 @@ def last_line(words: list[str]) -> dict[str, object]:
     return figures
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in benchmarks()])
+def short() -> list[Any]:
+    """Those that are run here."""
+    named = [name for name in benchmarks() if name not in ELSEWHERE]
+    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in named]
+
+
+@pytest.mark.parametrize("name", short())
 def test_a_benchmark_runs_by_the_command_of_its_docstring_and_ends_in_one_json_object(name: str) -> None:
     command = documented(name)
     assert "[--smallest]" in command
     assert last_line([*plain(command), "--smallest"])
-
-
-def test_asking_alone_runs_by_the_option_that_the_docstring_gives() -> None:
-    assert set(last_line([*plain(documented("scale")), "--sampler", "tpe", "--smallest"])) == {
-        "ask_ms_at_200",
-        "ask_ms_at_8",
-    }
 
 
 def test_make_bench_runs_every_benchmark_and_nothing_else() -> None:

@@ -35,12 +35,12 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.report import tables
 from cs330ray.service import recorder as record
 from cs330ray.service import run as run_module
-from cs330ray.service.ask import ask
 from cs330ray.service.machines.machine import Machine as Hardware
 from cs330ray.service.machines.setup import Ground
 from cs330ray.service.messages import Continuation, News
 from cs330ray.service.recorder import Recorder
 from cs330ray.service.run import run
+from cs330ray.service.search.ask import ask
 from cs330ray.service.thin import thin
 from cs330ray.service.workers import trial_run
 from cs330ray.service.workers.trial_run import TrialRun
@@ -638,14 +638,18 @@ def test_a_store_that_stays_away_stops_the_study_with_one_line_and_a_recovery_st
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("runs/shared", r"an address such as s3://bucket/folder or file:///shared/folder is needed, but got 'runs/"),
-        ("/shared", "an address such as s3://bucket/folder"),
+        ("runs/shared", r"an address such as s3://bucket/folder, or a path such as /shared/folder, .* got 'runs/"),
+        ("/proc/nowhere/x", r"file:///proc/nowhere/x: .*Cannot create directory.*; mend it, or unset it"),
         ("nonsense://bucket/x", r"nonsense://bucket/x: Protocol not known: nonsense; mend it, or unset it"),
         ("file:///proc/nowhere/x", r"file:///proc/nowhere/x: .*Cannot create directory.*; mend it, or unset it"),
         ("file:///etc/hostname/x", r"file:///etc/hostname/x: .*Not a directory.*; mend it, or unset it"),
         ("s3://KEY:SEK/RET@bucket/x", r"in 's3://\*\*\*@bucket/x' a / or @ .* must be written %2F or %40; mend it"),
         ("s3://KEY:SEK%2FRET@bucket/x?nonsense=1", r"s3://bucket/x: Unexpected query parameter in S3 URI: 'nonsense'"),
-        ("s3://bucket/a b", "s3://bucket/a b: Cannot parse URI"),
+        ("s3://bucket/a b", "in 's3://bucket/a b' a ' ' must be written %20"),
+        ("s3://KEY:SEK#RET KEY@bucket/x", r"in 's3://\*\*\*@bucket/x' a '#' must be written %23"),
+        ("file:///tmp/a#b", "in 'file:///tmp/a#b' a '#' must be written %23; or, for a folder, give its path alone"),
+        ("file:///tmp/a?b", r"a '\?' must be written %3F"),
+        ("file:///tmp/100%/x", "a '%' must be written %25"),
     ],
 )
 def test_an_address_that_cannot_be_meant_is_one_line_before_anything_starts(
@@ -657,6 +661,26 @@ def test_an_address_that_cannot_be_meant_is_one_line_before_anything_starts(
     assert "RET" not in str(raised.value)
     assert "KEY" not in str(raised.value)
     assert not home.exists()
+
+
+ODD = "a ?#%41&'\"ü"
+
+
+@pytest.mark.parametrize("by", ["path", "address"])
+def test_a_folder_of_any_name_is_given_as_a_path_or_as_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    folder = tmp_path / ODD
+    monkeypatch.setenv(stores.VARIABLE, str(folder) if by == "path" else folder.as_uri())
+    store = stores.tried(str(stores.wanted()))
+    trial = tmp_path / "trial"
+    written = local.write(trial, 3, lambda into: (into / "state").write_text("x") and None)
+    copies_ = Copies(store, PLACE)
+    copies.mark(store, "toy-1")
+    copies_.push(written, keep=1)
+    assert (folder / PLACE / "step-00000003" / "state").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir() if path != trial] == [ODD]
+    assert fetched(copies_.address(3), tmp_path / "back").digest == written.digest
 
 
 def test_the_command_line_ends_with_exit_code_2_and_one_line(

@@ -25,7 +25,7 @@ def test_a_log_file_gets_one_line_a_trial_with_its_value_parameters_and_reason()
         seen.took_up(cell, 0, {"lr": 0.25, "data_seed": 1, "eval_every_steps": 5}, None)
         seen.reached(cell, 0, Row(5, {"val_loss": 0.5}, 0.0))
         seen.ticked()
-        seen.ended(cell, 0, Ending("PRUNED", "asha at step 5, 3 rivals", cause="pruned"), (0.5,))
+        seen.ended(cell, 0, {"lr": 0.25}, Ending("PRUNED", "asha at step 5, 3 rivals", cause="pruned"), (0.5,))
     assert (
         text.getvalue()
         == "    1/8  trial 0   of data_seed=1 PRUNED   val_loss=0.5  lr=0.25 [asha at step 5, 3 rivals]\n"
@@ -46,13 +46,13 @@ def test_a_terminal_shows_the_running_trials_how_far_they_are_and_the_time_left(
     assert "left" in picture
 
 
-def test_a_failed_trial_is_never_the_best_and_shows_no_value() -> None:
+def test_a_trial_that_failed_before_its_first_row_shows_its_parameters_and_is_never_the_best() -> None:
     seen, text = shown(terminal=False)
     cell = seen._study.cells[0]
-    seen.ended(cell, 0, Ending("COMPLETE"), (0.5,))
-    seen.ended(cell, 1, Ending("FAIL", "raised: RuntimeError: planted", cause="raised"), (0.1,))
+    seen.ended(cell, 0, {"lr": 0.25}, Ending("COMPLETE"), (0.5,))
+    seen.ended(cell, 1, {"lr": 0.25}, Ending("FAIL", "raised: RuntimeError: planted", cause="raised"), (0.1,))
     assert seen._best() == 0.5
-    assert "raised: RuntimeError: planted" in text.getvalue()
+    assert "trial 1   of data_seed=0 FAIL     val_loss=0.1  lr=0.25 [raised: RuntimeError: planted]" in text.getvalue()
 
 
 def trial(cell: Cell, number: int, value: float) -> Trial:

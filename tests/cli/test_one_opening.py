@@ -45,6 +45,7 @@ def filled(home: Path) -> Path:
         ["show", "letters", "1", "--cell", "cost=1.0"],
         ["best", "letters"],
         ["report", "letters", "--markdown"],
+        ["plan", "letters"],
         ["delete", "letters", "--yes"],
     ],
     ids=" ".join,

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+import tomli_w
 
 from cs330ray.cluster import jobs, jobserver
 from cs330ray.cluster.jobs import Cluster, Job, Parcel, own_packages
@@ -22,6 +23,8 @@ from cs330ray.cluster.jobserver import JobServer
 from cs330ray.errors import SpecError
 from cs330ray.package import VERSION as OURS
 from cs330ray.package import shipped, source
+from cs330ray.spec.command import Command
+from cs330ray.spec.reading import read
 from cs330ray.trial import named
 from cs330ray.trial.check import check
 from tests.cli.test_cli import ran
@@ -185,6 +188,38 @@ def test_a_study_is_sent_under_a_readable_id_with_its_digest_and_the_package(
     assert sent["metadata"]["digest"] == study.digest
     assert sent["metadata"]["code"] == f"{OURS} {named.code_digest('tests.toy')[:16]}"
     assert TOKEN not in str(sent)
+
+
+def test_the_folder_of_a_command_travels_beside_its_study_without_what_git_ignores(
+    server: StandIn, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.has()
+    files = {"train.py": "print()", "lib/net.py": "", "data/big.bin": "", ".gitignore": "data/", ".env": "secret"}
+    for name, text in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(text)
+    raw = {
+        "name": "own", "trainable": "command", "objective": "val_loss", "budget": {"trials": 1, "steps": 1},
+        "command": {"run": ["python", "train.py"], "metrics": {"val_loss": "min"}},
+    }  # fmt: skip
+    file = tmp_path / "mine" / "study.toml"
+    file.write_text(tomli_w.dumps(raw))
+    study = read(file)
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **all_of_it: Any) -> str:
+            folder = Path(all_of_it["runtime_env"]["working_dir"])
+            sent.update(all_of_it, files=sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")))
+            arrived = Command(**study.command.identity, folder=str(folder / "code")) if study.command else None
+            sent["code"] = named.code_digest("command", arrived)
+            return str(all_of_it["submission_id"])
+
+    monkeypatch.setattr(JobServer, "client", lambda _: Client())
+    Cluster(JobServer(server.address)).send(Parcel(study, file, [], "cs330ray submit study.toml"), shipped())
+    assert sent["files"] == ["code/lib/net.py", "code/train.py", "own.toml"]
+    assert sent["entrypoint"].endswith("run own.toml --set command.folder=code")
+    assert sent["code"] == named.code_digest("command", study.command)
 
 
 def test_a_study_that_cannot_be_meant_is_refused_before_anything_is_asked(

@@ -12,8 +12,8 @@ import pytest
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.spec.study import Study
-from cs330ray.trial.contract import run_alone
 from cs330ray.trial.named import code_digest
+from cs330ray.trial.run import run_alone
 from tests import toy as toy_trainable
 from tests.cluster.conftest import UpCluster
 from tests.studies_of_tests import toml, toy

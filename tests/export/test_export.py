@@ -279,8 +279,10 @@ def test_a_study_with_confirmation_and_no_candidate_yet_is_not_said_to_have_none
     assert "not confirmed: no trial is COMPLETE among those that cells are compared on" in out
 
 
-def test_a_card_names_a_folder_of_this_machine_by_its_last_part_and_keeps_lines_whole(tmp_path: Path) -> None:
+def test_a_card_names_what_is_on_this_machine_by_its_last_part_and_keeps_lines_whole(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").touch()
     assert _in_a_line(str(tmp_path)) == f"{tmp_path.name} (a folder)"
+    assert _in_a_line(f"{tmp_path}/ratings.csv") == "ratings.csv (a file)"
     assert _in_a_line("{text}\nAnswer:") == r"'{text}\nAnswer:'"
     assert _in_a_line("a/model") == "a/model"
 

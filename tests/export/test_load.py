@@ -192,6 +192,50 @@ def test_a_trainable_of_one_s_own_is_loaded_where_it_is_named(tmp_path: Path) ->
     assert "`quality` of two numbers is needed" in refused(tmp_path / "model", trainable="tests.portable")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A pre-trained model in a folder."""
+    from cs330ray.course.pretrained import models
+
+    for part in models.causal("tiny", device=torch.device("cpu")):
+        part.save_pretrained(tmp_path / "below")
+    return tmp_path / "below"
+
+
+@pytest.mark.parametrize("kind", ["finetune", "icl"])
+def test_a_model_on_top_of_a_folder_moves_with_it_and_is_told_where_it_is(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
+    values = {"finetune": TINY_FINETUNE, "icl": TINY_ICL | {"ordering": "seed"}}[kind]
+    model = pack(tmp_path / "model", kind, values | {"model": str(folder)})
+    said = "Anna walked to the attic.", "Where is Anna?"
+    answer = cs330ray.load(model).answer(*said)
+    assert "cs330ray.load(DIR, base=PATH)" in (model / "README.md").read_text()
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert refused(model).endswith("; where it is elsewhere, say cs330ray.load(DIR, base=PATH)")
+    assert cs330ray.load(model, base=moved).answer(*said) == answer
+    tensors = load_file(moved / "model.safetensors")
+    save_file({name: each + 1 for name, each in tensors.items()}, moved / "model.safetensors", {"format": "pt"})
+    assert "is needed, on which this was trained, but the one found here has" in refused(model, base=str(moved))
+    assert refused(model, base=str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_is_on_top_of_nothing_takes_no_base(model: Path) -> None:
+    assert "expected a model that was trained on top of another" in refused(model, base="smollm2-135m")
+
+
+def test_a_trainable_derived_from_one_of_ours_with_data_of_its_own_is_exported_and_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CS330RAY_DEVICE", "cpu")
+    name = "tests.export.derived"
+    model = pack(tmp_path / "model", name, {"filters": 4, "tasks": 2, "val_tasks": 2, "dataset": "runes"})
+    assert "- runes: data that cs330ray does not carry" in (model / "README.md").read_text()
+    assert cs330ray.load(model, name).classify(SHOWN[:5], "abcde", SHOWN[:1])[0] in "abcde"
+
+
 def test_a_trainable_without_ready_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(tmp_path / "model", "tests.portable", {})
     change(tmp_path / "model", trainable="tests.noisy")
@@ -271,12 +315,14 @@ def test_ratings_are_read_only_where_known_items_are_removed(tmp_path: Path, mon
     model = cs330ray.load(pack(tmp_path / "model", "multitask", TINY_MULTITASK))
 
     def missing(*_: object) -> None:
-        raise DataError("ml-100k.zip: movielens needs it")
+        raise DataError("ml-100k.zip: movielens needs it; or use the dataset `planted`, which needs no archive")
 
     monkeypatch.setattr(movielens, "ratings", missing)
     assert len(model.recommend(1, n=3, known_removed=False)) == 3
-    with pytest.raises(DataError, match=r"ml-100k\.zip"):
+    with pytest.raises(DataError, match=r"ml-100k\.zip") as caught:
         model.recommend(1)
+    assert "recommend(..., known_removed=False)" in str(caught.value)
+    assert "planted`" not in str(caught.value)
 
 
 def test_every_error_is_one_of_ours_whatever_stands_in_the_directory(model: Path) -> None:

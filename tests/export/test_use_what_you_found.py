@@ -13,13 +13,22 @@ from cs330ray.course.data.images import image_classes
 from tests.cli.test_cli import ran
 from tests.finished import finish, study_of
 from tests.packed import pack
-from tests.trial.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MAML, TINY_MANN, TINY_MULTITASK, TINY_PROTONET
+from tests.trial.test_contract import (
+    TINY_BASELINE,
+    TINY_FINETUNE,
+    TINY_ICL,
+    TINY_MAML,
+    TINY_MANN,
+    TINY_MULTITASK,
+    TINY_PROTONET,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide" / "use-a-model.md"
 TINY: dict[str, dict[str, Any]] = {
     "maml": TINY_MAML | {"ways": 5}, "protonet": TINY_PROTONET, "mann": TINY_MANN | {"ways": 5},
-    "multitask": TINY_MULTITASK, "finetune": TINY_FINETUNE, "icl": TINY_ICL | {"ordering": "seed"},
+    "baseline": TINY_BASELINE, "multitask": TINY_MULTITASK, "finetune": TINY_FINETUNE,
+    "icl": TINY_ICL | {"ordering": "seed"},
 }  # fmt: skip
 
 
@@ -51,7 +60,7 @@ def drawn_letters() -> list[Any]:
     return list(image_classes("glyphs", "course", 0, "test")[:5])
 
 
-@pytest.mark.parametrize("system", ["maml", "protonet", "mann"])
+@pytest.mark.parametrize("system", ["maml", "protonet", "mann", "baseline"])
 def test_drawings_in_files_are_named(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import sqlalchemy as sql
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Loss, Row, cause_of, nodes_of
 from cs330ray.ledger.writer import Writer
-from cs330ray.service import ask
+from cs330ray.service.search import ask
 from cs330ray.spec.study import Cell, Study
 from tests import toy as toy_trainable
 from tests.studies_of_tests import toy
@@ -132,7 +132,7 @@ def test_a_driver_gives_a_ledger_of_before_causes_and_nodes_and_continues_it(of_
     assert ledger.lost(study, cell) == {6, number}
     assert ends(Ledger.at(of_before), study) == [*ENDS, ENDS[6]]
     assert len(said) == 1
-    assert "upgraded from version 0 to 1" in said[0]
+    assert "upgraded from version 0 to 4" in said[0]
 
 
 def test_a_ledger_is_upgraded_once(of_before: Path, study: Study) -> None:

@@ -11,10 +11,14 @@ import pytest
 import sqlalchemy as sql
 
 from cs330ray.errors import LedgerError, SpecError
+from cs330ray.ledger import lines
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
 from cs330ray.ledger.writer import Writer
-from cs330ray.service import ask
+from cs330ray.report import tables
+from cs330ray.service.search import ask
 from cs330ray.spec.study import Cell, Study
+from cs330ray.trial.contract import Metric
 from cs330ray.words import redacted
 from tests import toy as toy_trainable
 from tests.postgres import Server
@@ -53,6 +57,60 @@ def test_a_trial_enters_whole_with_its_parameters_and_seed(ledger: Writer, tmp_p
     assert trial.state == "RUNNING"
     assert trial.seed == 11
     assert {"lr", "body"} <= set(trial.params)
+
+
+def test_trials_of_optunas_own_tools_are_left_alone_and_said(ledger: Writer, tmp_path: Path) -> None:
+    """Queued, asked, added, and copied from one of ours: none is a trial of the search, and numbers stay true."""
+    study = toy(budget={"trials": 3})
+    cell = opened(ledger, study)
+    assert entered(ledger, study, cell) == 0
+    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside.enqueue_trial({"lr": 0.5, "body": "small"})
+    ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
+    ledger.end(study, cell, 0, Ending("COMPLETE"))
+    outside.add_trial(outside.trials[0])
+    outside.tell(outside.ask(), 0.1)  # which takes the queued one up
+    outside.add_trial(optuna.trial.create_trial(value=0.1))
+    assert entered(ledger, study, cell) == 4
+    for reader in (ledger, Ledger.at(tmp_path)):
+        assert [trial.number for trial in reader.trials(study, cell)] == [0, 4]
+        assert reader.foreign(study, cell) == [1, 2, 3]
+        assert reader.lineage(study, cell, 4) == [4]
+        assert reader.entered(study, cell, 4).number == 4
+        assert lines.left_alone(reader, study) == [
+            "all: trial 1, 2, 3 were added with Optuna's own tools and left alone; to try a configuration of your own, "
+            "name its values in [compare], as a cell"
+        ]
+    shown = tables.trials(ledger, study)
+    assert [row[shown.columns.index("trial")] for row in shown.rows] == ["0", "4"]
+    assert tables.studies(ledger).rows[0][3] == "2/3"
+    assert ledger.heal(study, cell) == [4]
+
+
+def test_a_trial_that_somebody_ended_with_optunas_tools_has_failed(ledger: Writer) -> None:
+    """As people clear what a crash has left: it is ours, and is not taken up again."""
+    study = toy()
+    cell = opened(ledger, study)
+    number = entered(ledger, study, cell)
+    ledger.write_attempt(study, cell, number, {"config": {"lr": 0.1}})
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 0.0)])
+    optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage).tell(
+        number, state=optuna.trial.TrialState.FAIL
+    )
+    assert ledger.foreign(study, cell) == []
+    assert [trial.state for trial in ledger.trials(study, cell)] == ["RUNNING"]
+    assert ledger.heal(study, cell) == []
+    (trial,) = ledger.trials(study, cell)
+    assert (trial.state, trial.cause, trial.reason) == ("FAIL", "stopped", "ended with Optuna's own tools")
+
+
+def test_bounds_and_units_of_a_metric_may_be_corrected(ledger: Writer) -> None:
+    study = toy()
+    ledger.open(study, {"tests.toy": {"val_loss": Metric("min", 0.0, 1.0)}})
+    ledger.open(study, {"tests.toy": {"val_loss": Metric("min", 0.0, 9.0, "nats"), "val_speed": Metric("max")}})
+    assert ledger.metrics(study, "tests.toy") == {
+        "val_loss": Metric("min", 0.0, 9.0, "nats"), "val_speed": Metric("max"),
+    }  # fmt: skip
 
 
 def test_a_row_is_written_once_and_the_first_one_stays(ledger: Writer) -> None:

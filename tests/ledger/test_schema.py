@@ -55,7 +55,7 @@ def test_a_ledger_that_is_newer_than_the_code_is_refused_in_one_line_by_readers_
     with closing(sqlite3.connect(home / "ledger.db")) as database, database:
         database.execute("update cs330ray_schema set version = 99")
     for opens in (Ledger.at, Writer.at):
-        with pytest.raises(LedgerError, match=r"must have version 1 or less, but got 99.*install that one$") as refused:
+        with pytest.raises(LedgerError, match=r"must have version 4 or less, but got 99.*install that one$") as refused:
             opens(home)
         assert "\n" not in str(refused.value)
 
@@ -63,7 +63,7 @@ def test_a_ledger_that_is_newer_than_the_code_is_refused_in_one_line_by_readers_
 def test_an_upgrade_is_said_with_the_copy_of_what_was(of_before: Path) -> None:
     (line,) = upgraded(of_before)
     (kept,) = (of_before / "backups").glob("version-0-*.db")
-    assert line == f"slope: the ledger is upgraded from version 0 to 1; as it was it is kept as {kept}"
+    assert line == f"slope: the ledger is upgraded from version 0 to 4; as it was it is kept as {kept}"
     assert backup.damage(kept) is None
     with closing(sqlite3.connect(kept)) as database:
         assert database.execute("select 1 from sqlite_master where name = 'cs330ray_schema'").fetchall() == []
@@ -136,7 +136,7 @@ def test_a_living_driver_of_another_study_keeps_the_ledger_from_being_upgraded(o
         ledger.upgrade("slope", lambda _: None)
     assert Ledger.at(of_before).database.version == 0
     ledger.upgrade("slope", lambda _: None)
-    assert Ledger.at(of_before).database.version == 1
+    assert Ledger.at(of_before).database.version == schema.VERSION
 
 
 def test_a_driver_on_another_machine_that_beats_keeps_the_ledger_from_being_upgraded(
@@ -157,7 +157,7 @@ def test_a_driver_on_another_machine_that_is_silent_does_not(of_before: Path, mo
     ledger, far = Writer.at(of_before), json.dumps(vars(Holder("faraway", "another machine", 7, "1")))
     lease.take(ledger.database, "grown", "far", far, None)
     ledger.upgrade("slope", lambda _: None)
-    assert Ledger.at(of_before).database.version == 1
+    assert Ledger.at(of_before).database.version == schema.VERSION
 
 
 def test_only_a_driver_upgrades(of_before: Path) -> None:
@@ -191,6 +191,49 @@ def test_a_ledger_that_is_older_than_a_table_is_read_and_upgraded(of_before: Pat
         assert database.execute(f"select count(*) from cs330ray_{table}").fetchall() == [(0,)]
     again = Ledger.at(of_before)
     assert [trial.state for cell in study.cells for trial in again.trials(study, cell)] == states
+
+
+def test_a_ledger_of_version_1_is_read_as_it_is_and_upgraded(of_before: Path) -> None:
+    upgraded(of_before)
+    with closing(sqlite3.connect(of_before / "ledger.db")) as database, database:
+        database.execute("drop table cs330ray_requests")
+        database.execute("update cs330ray_schema set version = 1")
+    before = Ledger.at(of_before)
+    assert before.database.version == 1
+    assert before.database.select(sql.select(lease.REQUESTS)) == []
+    with lease.held(Ledger.at(of_before, access="follow").database, "slope") as mine:
+        assert mine.asked() == []
+    (line,) = upgraded(of_before)
+    assert line.startswith("slope: the ledger is upgraded from version 1 to 4; as it was it is kept as ")
+    with lease.held(Writer.at(of_before).database, "slope") as mine:
+        lease.ask_to_stop(Writer.at(of_before).database, "slope", mine._owner)
+        assert mine.asked() == [lease.WHOLE]
+
+
+def test_studies_of_before_are_read_and_upgraded_as_asking_each_cell_for_itself(of_before: Path) -> None:
+    before = Ledger.at(of_before)
+    assert {before.asking(before.study(name)) for name in before.names()} == {"own"}
+    upgraded(of_before)
+    after = Writer.at(of_before)
+    assert {after.asking(after.study(name)) for name in after.names()} == {"own"}
+    new = after.study("slope").model_copy(update={"name": "new"})
+    after.open(new, {})
+    assert (after.asking(new), after.asking(after.study("slope"))) == ("common", "own")
+    after.open(after.study("slope"), {})  # as where it is resumed
+    assert after.asking(after.study("slope")) == "own"
+
+
+def test_a_ledger_of_version_2_is_read_as_it_is_and_upgraded(of_before: Path) -> None:
+    upgraded(of_before)
+    with closing(sqlite3.connect(of_before / "ledger.db")) as database, database:
+        database.execute("alter table cs330ray_studies drop column asking")
+        database.execute("update cs330ray_schema set version = 2")
+    before = Ledger.at(of_before)
+    assert before.asking(before.study("slope")) == "own"
+    (line,) = upgraded(of_before)
+    assert line.startswith("slope: the ledger is upgraded from version 2 to 4; as it was it is kept as ")
+    after = Ledger.at(of_before)
+    assert after.asking(after.study("slope")) == "own"
 
 
 def test_tables_of_an_optuna_that_is_newer_are_refused_in_one_line(of_before: Path) -> None:

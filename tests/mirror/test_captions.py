@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cs330ray.analysis import frames
+from cs330ray.analysis import frames, replicates
 from cs330ray.analysis.standing import standings
 from cs330ray.ledger.records import Trial
 from cs330ray.ledger.writer import Writer
@@ -119,7 +119,7 @@ def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Writ
     answer = answer_of(ledger, grown)
     assert answer.title.startswith("So far: trial 0, 0.7 val_accuracy · cost=2.0")
     assert answer.figures()["best_val_accuracy"] == 0.7
-    best = frames.best(ledger, standings(ledger, grown))
+    best = frames.best(ledger, replicates.read(ledger, grown))
     assert best is not None
     assert best.cell.title == "cost=2.0"
     assert next(iter(Search(Opened(ledger, grown)).best)) == "cost=2.0"

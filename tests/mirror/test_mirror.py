@@ -15,7 +15,8 @@ from mlflow.entities import Run
 
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.writer import Writer
-from cs330ray.mirror.runs import STUDY, Runs, tracking_uri
+from cs330ray.mirror.experiments import tracking_uri
+from cs330ray.mirror.runs import STUDY, Runs
 from cs330ray.mirror.sync import Mirror, MirrorError, attach, forget
 from tests import filled
 from tests import toy as toy_trainable
@@ -234,6 +235,34 @@ def test_a_deleted_study_leaves_no_description(shown: Path) -> None:
     assert not {"best", "mlflow.note.content"} & set(tags_of(shown, "gone"))
 
 
+def test_tables_that_somebody_else_is_making_are_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's steps from one version to the next stumble over those of another process in any way."""
+    ledger = Writer.at(home)
+    ledger.open(toy(), {"tests.toy": toy_trainable.METRICS})
+
+    def stumbles(*_: object) -> None:
+        raise AttributeError("dimension_attributes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._initialize_tables", stumbles)
+        with pytest.raises(MirrorError) as raised:
+            Mirror(ledger, "toy", home).sync()
+    assert "its tables cannot be opened: AttributeError: dimension_attributes; the ledger is whole" in str(raised.value)
+    assert Mirror(ledger, "toy", home).sync() > 0
+
+
+@pytest.mark.slow
+def test_mirrors_that_begin_at_once_in_a_new_home_all_find_their_tables(home: Path) -> None:
+    names = ["one", "two", "three"]
+    for name in names:
+        Writer.at(home).open(toy(name=name), {"tests.toy": toy_trainable.METRICS})
+    command = [sys.executable, "-m", "cs330ray", "sync"]
+    environment = {**os.environ, "CS330RAY_HOME": str(home)}
+    mirrors = [subprocess.Popen([*command, name], env=environment) for name in names]
+    assert [mirror.wait(120) for mirror in mirrors] == [0, 0, 0]
+    assert {each.name for each in client_of(home).search_experiments()} >= set(names)
+
+
 @pytest.mark.slow
 def test_a_mirror_that_is_held_by_a_pipe_outlives_a_sigterm_that_was_for_all(home: Path) -> None:
     Writer.at(home).open(toy(), {"tests.toy": toy_trainable.METRICS})
@@ -241,8 +270,8 @@ def test_a_mirror_that_is_held_by_a_pipe_outlives_a_sigterm_that_was_for_all(hom
         [sys.executable, "-m", "cs330ray", "sync", "toy", "--follow", "--until-eof"],
         env={**os.environ, "CS330RAY_HOME": str(home)}, stdin=subprocess.PIPE,
     )  # fmt: skip
-    client, until = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db"), time.monotonic() + 90
-    while client.get_experiment_by_name("toy") is None:
+    until = time.monotonic() + 90
+    while not (home / "toy" / "mirror.uids").exists():  # which it writes when MLflow's tables are made
         assert time.monotonic() < until
         time.sleep(0.2)
     mirror.terminate()

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 START_S = 240
 REPORT = "<!doctype html><title>report</title><h1>The report</h1><script>console.log('drawn')</script>"
 KNOWN_ERRORS = ("/ajax-api/2.0/mlflow/users/current",)  # MLflow asks who is there, and without accounts nobody is
-ANSWER = "0.83 ±0.05 val_accuracy confirmed, 0.82 ±0.05 test_accuracy"
+TAG = "trial 2, 0.83 ±0.05 val_accuracy confirmed, 0.82 ±0.05 test_accuracy"
+ANSWER = "The configuration to use is trial 2 of cost=1.0 at quality=0.4."
 
 
 class Served(NamedTuple):
@@ -96,9 +97,9 @@ def must_be_quiet(page: Page, start: str) -> None:
 def test_one_click_from_the_start_page_shows_which_trial_is_best(served: Served, tmp_path: Path) -> None:
     with browser(width=1500) as here:
         page = here.open(served.start, wait_for="document.querySelector('a[title=letters]')", timeout_s=120)
-        assert f"trial 2, {ANSWER}" in page.text()  # the tag of the experiment, before any click
+        assert TAG in page.text()  # the tag of the experiment, before any click
         page.click("a[title=letters]")
-        page.wait(says(f"{ANSWER}: trial 2 of cost=1.0"), 120)
+        page.wait(says(ANSWER), 120)
         must_be_quiet(page, served.start)
 
 
@@ -107,7 +108,7 @@ def test_the_page_that_is_printed_names_the_best_and_one_click_opens_its_run(ser
     with browser(width=1500, dark=dark) as here:
         page = here.open(served.study, wait_for="document.querySelector('a[href*=\"/runs/\"]')", timeout_s=120)
         page.wait(says("Answer: trial 2, 0.83"), 120)
-        assert f"{ANSWER}: trial 2 of cost=1.0" in page.text()
+        assert ANSWER in page.text()
         named = says("★ trial 2 · 0.83 ±0.05 val_accuracy confirmed · quality=0.4")
         run = page.follow("a[target=_blank][href*='/runs/']", named, 120)
         run.wait(says("fresh seed 1 of trial 2 · 0.83 val_accuracy"), 120)

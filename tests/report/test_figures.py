@@ -22,10 +22,11 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.report.figures import marks as drawing
 from cs330ray.report.figures.marks import Figure, records
 from cs330ray.report.open_study import Opened, opened
-from cs330ray.service import ask
+from cs330ray.service.search import points
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from cs330ray.trial.contract import Metric, Scores
+from tests.analysis import test_replicates as replicates
 from tests.made_study import made
 
 RATE = {"lr": {"low": 0.001, "high": 1.0}}
@@ -62,7 +63,7 @@ def enter(home: Path, study: Study, trials: Mapping[int, Sequence[Told]], metric
     for place, several in trials.items():
         cell = study.cells[place]
         for one in several:
-            domains = {name: ask.distribution(cell.space[name]) for name in one.params}
+            domains = {name: points.distribution(cell.space[name]) for name in one.params}
             asked = optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING, params=dict(one.params), distributions=domains
             )
@@ -81,7 +82,7 @@ def confirm_with(
     ledger: Writer, study: Study, fresh: Mapping[tuple[str, int], Sequence[tuple[float, Mapping[str, float]]]]
 ) -> None:
     """The runs of confirmation by cell and trial: validation and test metrics of each fresh seed."""
-    for cell, number in confirm.pending(ledger, study):
+    for cell, number in confirm.pending(ledger, study, 0):
         assert cell.fresh is not None
         value, test = fresh[cell.searched.title, number][cell.fresh]
         ledger.write_attempt(study, cell, number, {})
@@ -125,6 +126,16 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     return opened("made", home)
 
 
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """Two cells searched twice each, confirmed on two seeds of the same items."""
+    home = tmp_path_factory.mktemp("repeated")
+    replicates.fill(
+        Writer.at(home), replicates.study(2), replicates.EIGHT, [replicates.items(0, 1), replicates.items(0, 1)]
+    )
+    return opened("letters", home)
+
+
 def layers(figure: Figure) -> list[dict[str, Any]]:
     return list(figure.chart.to_dict()["layer"])
 
@@ -159,7 +170,7 @@ def test_cells_with_enough_trials_have_the_importance_too(cells: Opened) -> None
     assert "importance" in cells.figures
 
 
-@pytest.mark.parametrize("of", ["small", "cells"])
+@pytest.mark.parametrize("of", ["small", "cells", "repeated"])
 def test_every_chart_is_valid_of_one_view_as_wide_as_its_place_with_its_table_as_its_one_data_set(
     of: str, request: pytest.FixtureRequest
 ) -> None:
@@ -173,7 +184,7 @@ def test_every_chart_is_valid_of_one_view_as_wide_as_its_place_with_its_table_as
         assert not any("data" in layer for layer in spec["layer"])
 
 
-@pytest.mark.parametrize("of", ["small", "cells"])
+@pytest.mark.parametrize("of", ["small", "cells", "repeated"])
 def test_every_chart_is_drawn_with_a_mark_of_every_layer(of: str, request: pytest.FixtureRequest) -> None:
     for figure in request.getfixturevalue(of).figures.values():
         spec = {**figure.chart.to_dict(), "width": 360}
@@ -182,7 +193,7 @@ def test_every_chart_is_drawn_with_a_mark_of_every_layer(of: str, request: pytes
         assert svg.count("<path") > len(spec["layer"])
 
 
-@pytest.mark.parametrize("of", ["small", "cells"])
+@pytest.mark.parametrize("of", ["small", "cells", "repeated"])
 def test_no_figure_sets_a_theme_or_black_or_white(of: str, request: pytest.FixtureRequest) -> None:
     for figure in request.getfixturevalue(of).figures.values():
         spec = json.dumps({**figure.chart.to_dict(), "data": {}, "config": {}}).lower()
@@ -479,7 +490,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     )  # fmt: skip
     points = [(0.5, 1.0), (0.9, 3.0), (0.4, 2.0), (0.7, 1.5)]
     ledger = enter(home, study, {0: [Told({"lr": 0.1}, {20: one}, other={20: other}) for one, other in points]})
-    ((_, number),) = confirm.pending(ledger, study)
+    ((_, number),) = confirm.pending(ledger, study, 0)
     confirm_with(ledger, study, {("all", number): [(0.8, {"test_accuracy": 0.7, "test_loss": 1.6})]})
     return opened("told", home)
 

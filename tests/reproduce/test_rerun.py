@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from cs330ray.checkpoints import local
+from cs330ray import files
 from cs330ray.errors import DataError
 from cs330ray.ledger.records import Ending, Row
 from cs330ray.ledger.writer import Writer
 from cs330ray.reproduce.rerun import read, stretches
-from cs330ray.service.ask import ask
 from cs330ray.service.run import run
+from cs330ray.service.search.ask import ask
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
@@ -237,7 +237,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_one_line_and_no_verdict(
     def write(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(local, "write", write)
+    monkeypatch.setattr(files, "make_directory", write)
     code, out, err = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
     assert (code, err.count("\n")) == (2, 1)
     assert "room for a checkpoint is needed, but " in err
@@ -255,6 +255,45 @@ def test_a_file_that_a_trainable_misses_itself_is_what_it_raised(
     code, out, _ = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
     assert code == 1
     assert "it raised now: raised: FileNotFoundError" in last_line(out)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SystemExit("no data"), "raised: SystemExit: no data"),
+        (KeyboardInterrupt(), "raised: KeyboardInterrupt"),  # no signal came
+    ],
+    ids=repr,
+)
+def test_whatever_a_trainable_raises_is_what_it_raised_now(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str
+) -> None:
+    def train(*_: object) -> Any:
+        raise error
+        yield
+
+    monkeypatch.setattr(toy_trainable, "train", train)
+    code, out, _ = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert code == 1
+    assert last_line(out).endswith(f"it raised now: {reason}")
+
+
+def test_a_save_that_fails_by_itself_is_no_matter_of_the_disk(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_trainable, "_save", lambda path, state: (path / "weights" / "state.json").write_text(""))
+    code, out, _ = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert code == 1
+    assert "raised: FileNotFoundError: [Errno 2] No such file or directory: 'weights/state.json'" in last_line(out)
+
+
+def test_a_row_that_breaks_the_contract_is_the_line_that_the_service_says(
+    copied: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_trainable, "train", lambda *_: iter([{"val_loss": 0.5}]))
+    code, out, _ = reproduce(trial_that_is(copied, "COMPLETE", confirmed=True), "--cell", WELL)
+    assert code == 1
+    assert last_line(out).endswith("it raised now: train must yield Progress, got dict")
 
 
 # Confirmation, and a line of trials ----------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The worker's side, driven without Ray."""
 
+import asyncio
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from cs330ray.checkpoints import local
 from cs330ray.ledger.records import Ending
 from cs330ray.service.messages import Assignment, News
 from cs330ray.service.workers.trial_run import TrialRun
+from cs330ray.trial.environment import Told
+from tests import toy
 from tests.assignments import assignment
 
 
@@ -20,6 +25,13 @@ def steps(batch: News) -> list[int]:
 def said(news: News) -> set[str]:
     """What the news say something of."""
     return {name for name, value in vars(news).items() if value not in (None, ())}
+
+
+def last_of(run: TrialRun) -> News:
+    """The news with which a trial ends."""
+    while (news := run.next_batch()).end is None:
+        pass
+    return news
 
 
 def test_the_last_rows_come_back_not_done_and_one_further_call_saves_then_ends(tmp_path: Path) -> None:
@@ -51,6 +63,13 @@ def test_a_batch_ends_at_every_step_where_the_pruner_may_be_asked(tmp_path: Path
     run = TrialRun(assignment(tmp_path, prune_every=10))
     assert steps(run.next_batch()) == [5, 10]
     assert steps(run.next_batch()) == [15, 20]
+
+
+def test_a_batch_ends_at_the_first_row_past_where_the_pruner_may_be_asked(tmp_path: Path) -> None:
+    run = TrialRun(assignment(tmp_path, prune_every=7))
+    assert [steps(run.next_batch()) for _ in range(3)] == [[5, 10], [15], [20]]
+    run = TrialRun(assignment(tmp_path / "fine", prune_every=2))
+    assert [steps(run.next_batch()) for _ in range(4)] == [[5], [10], [15], [20]]
 
 
 def test_another_process_goes_on_from_the_newest_checkpoint_and_yields_the_same_rows(tmp_path: Path) -> None:
@@ -91,6 +110,101 @@ def test_what_a_trainable_raises_is_a_result_with_cause_reason_and_traceback(
     assert "tests/toy.py" in batch.end.traceback
 
 
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (SystemExit("no data for this fold"), "raised: SystemExit: no data for this fold"),
+        (SystemExit(0), "raised: SystemExit: 0"),
+        (KeyboardInterrupt(), "raised: KeyboardInterrupt"),
+        (asyncio.CancelledError("late"), "raised: asyncio.exceptions.CancelledError: late"),
+        (GeneratorExit(), "raised: GeneratorExit"),
+        (
+            BaseExceptionGroup("two", [ValueError("one"), KeyboardInterrupt()]),
+            "raised: BaseExceptionGroup: two (2 sub-exceptions): ValueError: one; KeyboardInterrupt",
+        ),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else repr(each)[:30],
+)
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_whatever_a_trainable_raises_is_its_end_with_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, reason: str, where: str
+) -> None:
+    def raises(*_: Any) -> Any:
+        raise raised
+        yield
+
+    monkeypatch.setattr(toy, where, raises if where == "train" else lambda *_: next(raises()))
+    run = TrialRun(assignment(tmp_path, test=True))
+    news = run.next_batch()
+    if where == "train":
+        said, text = (news.end.state, news.end.cause, news.end.reason), news.end.traceback
+        assert said == ("FAIL", "raised", reason)
+    else:
+        news = last_of(run)
+        assert news.end == Ending("COMPLETE")
+        assert news.untested.reason == reason
+        text = news.untested.traceback
+    assert text.startswith(("Traceback", "  + Exception Group Traceback"))
+    assert "test_actor.py" in text
+
+
+def test_what_is_raised_in_a_process_that_a_signal_told_to_end_is_no_word_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray ends a worker: its handler of SIGTERM raises SystemExit, in the midst of a step."""
+
+    def handler(number: int, frame: object) -> None:
+        raise SystemExit(1)
+
+    def train(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(toy, "train", train)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with Told() as told, pytest.raises(SystemExit):
+            TrialRun(assignment(tmp_path), told=told).next_batch()
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ctrl_c_is_a_word_of_the_person_and_not_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield
+
+    monkeypatch.setattr(toy, "train", train)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background has it ignored
+    try:
+        with Told() as told, pytest.raises(KeyboardInterrupt):
+            TrialRun(assignment(tmp_path), told=told).next_batch()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_configuration_that_its_validator_refuses_says_field_rule_and_value(tmp_path: Path) -> None:
+    end = TrialRun(assignment(tmp_path, config={"lr": -1, "width": 99})).next_batch().end
+    assert (end.state, end.cause) == ("FAIL", "raised")
+    assert end.reason == ("raised: ValidationError: Config.lr: input should be greater than 0, but got -1 (and 1 more)")
+
+
+def test_a_traceback_of_megabytes_keeps_its_beginning_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any) -> Any:
+        raise ValueError("z" * 5_000_000 + "the end")
+        yield
+
+    monkeypatch.setattr(toy, "train", train)
+    text = TrialRun(assignment(tmp_path)).next_batch().end.traceback
+    assert len(text) < 101_000
+    assert text.startswith("Traceback")
+    assert text.endswith("zthe end\n")
+    assert " characters left out ..." in text
+
+
 def test_an_unknown_trainable_is_a_result_too(tmp_path: Path) -> None:
     batch = TrialRun(assignment(tmp_path, trainable="tests.nowhere")).next_batch()
     assert batch.end.state == "FAIL"
@@ -109,8 +223,11 @@ def test_a_trial_of_the_search_never_reads_test(tmp_path: Path) -> None:
 def test_scores_come_with_the_end_after_the_last_checkpoint_as_plain_numbers(tmp_path: Path) -> None:
     run = TrialRun(noisy(tmp_path, on_test="numpy"))
     assert run.next_batch().scores is None
+    assert said(saved := run.next_batch()) == {"checkpoint", "tests"}  # the driver has it before the test begins
+    assert saved.checkpoint.step == 3
     last = run.next_batch()
-    assert (last.checkpoint.step, last.end) == (3, Ending("COMPLETE"))
+    assert said(last) == {"scores", "end"}
+    assert last.end == Ending("COMPLETE")
     items = last.scores.items["test_accuracy"]
     assert {type(item.score) for item in items} | {type(last.scores.metrics["test_accuracy"])} == {float}
     assert last.scores.metrics["test_accuracy"] == 0.5
@@ -124,9 +241,7 @@ def test_scores_come_with_the_end_after_the_last_checkpoint_as_plain_numbers(tmp
     ],
 )
 def test_a_test_that_fails_leaves_the_training_complete_and_says_why(tmp_path: Path, on_test: str, reason: str) -> None:
-    run = TrialRun(noisy(tmp_path, on_test=on_test))
-    run.next_batch()
-    last = run.next_batch()
+    last = last_of(TrialRun(noisy(tmp_path, on_test=on_test)))
     assert last.end == Ending("COMPLETE")
     assert last.scores is None
     assert last.untested.reason == reason
@@ -136,12 +251,10 @@ def test_a_test_that_fails_leaves_the_training_complete_and_says_why(tmp_path: P
 def test_a_trial_cut_before_its_test_is_tested_from_its_last_checkpoint(tmp_path: Path) -> None:
     run = TrialRun(replace(noisy(tmp_path), test=False))
     run.next_batch(), run.next_batch()
-    again = TrialRun(noisy(tmp_path))
-    again.next_batch()
-    assert again.next_batch().scores.metrics["test_accuracy"] == 0.5
+    assert last_of(TrialRun(noisy(tmp_path))).scores.metrics["test_accuracy"] == 0.5
 
 
 def test_a_trial_that_reaches_no_row_is_not_tested(tmp_path: Path) -> None:
     run = TrialRun(replace(noisy(tmp_path, stops_at=1), steps=0))
     run.next_batch()
-    assert said(run.next_batch()) == {"end"}
+    assert said(last_of(run)) == {"end"}

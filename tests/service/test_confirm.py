@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
-from cs330ray.analysis import confirmed
+from cs330ray.analysis import answer, confirmed
 from cs330ray.analysis.standing import choices, standings
 from cs330ray.cli.app import main
 from cs330ray.errors import SpecError
@@ -90,15 +91,32 @@ def test_fewer_are_confirmed_where_there_are_fewer_and_three_where_none_is_said(
     assert candidates(noisy(confirm={}), ["max"], {"{}": []}) == {"{}": []}
 
 
+BOTH = {"bonus": [0.0, 0.05]}
+A, B = (cell.key for cell in noisy(compare=BOTH).cells)
+
+
+def numbers(chosen: Mapping[str, Sequence[Trial]]) -> list[list[int]]:
+    """Who of each cell is confirmed."""
+    return [[one.number for one in chosen[key]] for key in (A, B)]
+
+
 def test_cells_are_compared_on_the_first_trials_that_every_cell_finished() -> None:
+    study = noisy(compare=BOTH, confirm={"top": 1})
     ahead = [trial(0, 0.1), trial(1, 0.2), trial(2, 0.9)]
     behind = [trial(0, 0.1), trial(1, 0.3)]
-    chosen = candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": behind})
-    assert {key: [one.number for one in trials] for key, trials in chosen.items()} == {"a": [1], "b": [1]}
+    assert numbers(candidates(study, ["max"], {A: ahead, B: behind})) == [[1], [1]]
     cut = [trial(0, 0.1), trial(1, state="RUNNING")]
-    assert candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": cut})["a"][0].number == 0
-    new = candidates(noisy(confirm={"top": 1}), ["max"], {"a": ahead, "b": []})
-    assert {key: [one.number for one in trials] for key, trials in new.items()} == {"a": [2], "b": []}
+    assert candidates(study, ["max"], {A: ahead, B: cut})[A][0].number == 0
+    assert numbers(candidates(study, ["max"], {A: ahead, B: []})) == [[2], []]
+
+
+def test_a_trial_that_has_not_ended_hides_none_of_those_behind_it() -> None:
+    cut = [trial(0, 0.1), trial(1, state="RUNNING"), trial(2, 0.3), trial(3, 0.9)]
+    chosen = candidates(noisy(confirm={"top": 2}), ["max"], {"{}": cut})["{}"]
+    assert [one.number for one in chosen] == [3, 2]
+    behind = [trial(0, 0.1), trial(1, 0.2), trial(2, state="RUNNING")]
+    study = noisy(compare=BOTH, confirm={"top": 1})
+    assert numbers(candidates(study, ["max"], {A: cut, B: behind})) == [[2], [1]]
 
 
 def test_a_configuration_is_confirmed_once_by_its_best_trial() -> None:
@@ -184,12 +202,15 @@ def test_a_bound_on_a_metric_that_is_no_objective_or_the_only_one_is_refused(cha
 # On Ray --------------------------------------------------------------------------------------------------------------
 
 
+CURSED = 17  # a study's seed by whose draws the luckiest of 8 trials is one of the worse configuration
+
+
 @pytest.fixture(scope="module")
 def cursed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
     """Two cells. In the first the worse configuration, .55 against .6, has the luckiest trial; mirrored."""
     home = tmp_path_factory.mktemp("cursed")
     study = noisy(
-        seed=2, compare={"bonus": [0.0, 0.05]}, search={"quality": [0.55, 0.6]}, fixed={"on_test": "opposite"},
+        seed=CURSED, compare={"bonus": [0.0, 0.05]}, search={"quality": [0.55, 0.6]}, fixed={"on_test": "opposite"},
         confirm={"top": 2, "seeds": 3},
     )  # fmt: skip
     run(study, home, mirror=False)
@@ -210,7 +231,7 @@ def words(home: Path, name: str = "noisy") -> list[str]:
 
 
 def fresh_luck() -> float:
-    return statistics.fmean(luck(fresh_seed(2, index), 0.1) for index in range(3))
+    return statistics.fmean(luck(fresh_seed(CURSED, index), 0.1) for index in range(3))
 
 
 def test_a_planted_winner_s_curse_is_found_and_reported(cursed: Path) -> None:
@@ -219,7 +240,7 @@ def test_a_planted_winner_s_curse_is_found_and_reported(cursed: Path) -> None:
     study = ledger.study("noisy")
     best = max(ledger.trials(study, study.cells[0]), key=lambda one: one.values or (0.0,))
     assert best.params == {"quality": 0.55}
-    promised, reached = 0.55 + luck(trial_seed(2, best.number), 0.1), 0.55 + fresh_luck()
+    promised, reached = 0.55 + luck(trial_seed(CURSED, best.number), 0.1), 0.55 + fresh_luck()
     assert promised - reached > 0.05
     first, other = of_table(cursed)[:2]
     assert first["trial"] == str(best.number)
@@ -245,19 +266,18 @@ def test_the_gap_from_validation_to_test_stands_beside_it_with_both_intervals(cu
         assert float(row["val - test"]) == pytest.approx(gap, abs=2e-3)
 
 
-def test_cells_are_ordered_by_the_mean_validation_of_their_choices_and_differ_by_paired_seeds(cursed: Path) -> None:
-    """The seeds' luck, .1, is the same in both: paired, the difference is .05 without width."""
-    assert words(cursed)[-2:] == [
-        "between cells: bonus=0.05, by the mean val_accuracy over fresh seeds",
-        "  +0.05 ±0 (n 3) to bonus=0.0, paired by seed",
-    ] or words(cursed)[-1].startswith("  +0.05 ±")
+def test_of_one_search_each_the_better_choice_is_picked_and_nothing_is_claimed_of_the_cells(cursed: Path) -> None:
+    """The seeds' luck is the same in both: by their seeds, the choices would differ by .05 without width."""
+    ledger = Writer.at(cursed)
+    (said,) = answer.lines(ledger, ledger.study("noisy"))[len(words(cursed)) :]
+    assert said.startswith("One search each, so whether the cells differ is not known. Validation picks bonus=0.05: ")
 
 
 def test_all_candidates_of_all_cells_share_the_fresh_seeds(cursed: Path) -> None:
     found = confirmations(cursed)
     assert len(found) == 2 * 2 * 3
     for key, _, _, _, seed, *_ in found:
-        assert seed == fresh_seed(2, int(key.rpartition(" ")[2]))
+        assert seed == fresh_seed(CURSED, int(key.rpartition(" ")[2]))
 
 
 def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
@@ -265,7 +285,7 @@ def test_best_is_the_confirmed_choice_and_says_so(cursed: Path) -> None:
     study = ledger.study("noisy")
     text = tables.best_toml(ledger, study)
     chosen = of_table(cursed)[1]
-    assert f"trial {chosen['trial']}, " in text.splitlines()[1]
+    assert f"trial {chosen['trial']}, " in text.splitlines()[0]
     assert text.count("quality = 0.6") == 2
     assert text.count("confirmed on 3 fresh seeds: mean val_accuracy") == 2
     listed = tables.studies(ledger)
@@ -284,7 +304,7 @@ def test_show_prints_every_candidate_with_its_intervals(
     assert "noisy: confirmation on fresh seeds; chosen by the mean val_accuracy over them" in printed
     rows = [line.split() for line in printed.splitlines() if line.startswith("bonus=") and "(n 3)" in line]
     assert [row[-1] for row in rows[:4]].count("chosen") == 2
-    assert "between cells: bonus=0.05" in printed
+    assert "Validation picks bonus=0.05: " in printed
 
 
 def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path) -> None:
@@ -294,7 +314,7 @@ def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path
     one = ledger.trials(study, study.cells[0])[number]
     sheet = tables.trial(ledger, study, one)[-1]
     assert sheet.title == "confirmation"
-    assert [row[1] for row in sheet.rows] == [str(fresh_seed(2, index)) for index in range(3)]
+    assert [row[1] for row in sheet.rows] == [str(fresh_seed(CURSED, index)) for index in range(3)]
     assert all(Path(row[-1]).is_dir() for row in sheet.rows)
 
 
@@ -371,7 +391,8 @@ def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_sear
     monkeypatch.setattr(sys, "argv", ["cs330ray", "show", "noisy", row["trial"], "--log"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().out.count("Traceback") == 3
+    shown = capsys.readouterr().out
+    assert shown.count("Traceback") == 3, shown
 
 
 @pytest.mark.parametrize(
@@ -510,7 +531,7 @@ def test_deleting_a_study_deletes_its_confirmations(cursed: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGKILL])
 def test_a_driver_that_ends_in_the_middle_of_confirmation_goes_on_as_if_it_had_not(
     home: Path, tmp_path: Path, ray_here: str, sign: signal.Signals
 ) -> None:
@@ -585,4 +606,4 @@ def test_two_objectives_end_to_end(home: Path) -> None:
     assert f"trial {cheapest.number}," in tables.best_toml(ledger, study, "val_cost")
     kept = [one for one in trials if one.number in front and one.values[1] <= 1.5]
     assert choices(standings(ledger, study))["{}"].searched.number == max(kept, key=lambda one: one.values[0]).number
-    assert confirm.pending(ledger, study) == []
+    assert confirm.pending(ledger, study, 0) == []

@@ -38,7 +38,18 @@ WHOLE = assignment(
     node=NodeTerms(FACTS, {"{}": {"lr": 0.5}}), continues=Continuation(10, "s3://bucket/step-00000010"),
 )  # fmt: skip
 ON = Circumstances(
-    "host", "cpu", 2, "3.12.1", {"torch": "2.13.0"}, ["node-1", "node-2"], 77, 7, "c0de", "da7a", ["host", "other"]
+    "host",
+    "cpu",
+    2,
+    "3.12.1",
+    {"torch": "2.13.0"},
+    ["node-1", "node-2"],
+    77,
+    7,
+    "c0de",
+    "da7a",
+    {"lr": 0.1, "body": None},
+    ["host", "other"],
 )
 NEWS = News(
     start=Start(10, 1.5, ON),
@@ -114,7 +125,7 @@ def test_a_start_is_recorded_as_json_with_every_circumstance() -> None:
     assert json.loads(json.dumps(NEWS.start.recorded() if NEWS.start else None)) == {
         "resumed_from_step": 10, "began_s": 1.5, "host": "host", "device": "cpu", "threads": 2, "python": "3.12.1",
         "versions": {"torch": "2.13.0"}, "nodes": ["node-1", "node-2"], "pid": 77, "seed": 7, "code": "c0de",
-        "data": "da7a", "workers": ["host", "other"],
+        "data": "da7a", "config": {"lr": 0.1, "body": None}, "workers": ["host", "other"],
     }  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """What makes a node differ, by the facts alone: no cluster is needed."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from cs330ray.errors import NodeUnfit
+from cs330ray.errors import DataError, NodeUnfit
 from cs330ray.service.machines import fitness, nodes
 from cs330ray.service.machines.fitness import difference
 from cs330ray.service.messages import Facts, NodeTerms
 from cs330ray.spec.reading import parse
+from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.studies_of_tests import toy
 
@@ -89,3 +91,25 @@ def test_a_trial_asks_for_itself_whether_its_node_will_do(monkeypatch, tmp_path)
         fitness.gate(assignment(tmp_path, node=other))
     assert unfit.value.node == "node-7"
     assert "its data must be those of the head (another), but toy" in unfit.value.why
+
+
+RAISED = "they cannot be had: tests.toy: `prepare` must find the data, but raised"
+HERE = "tests/service/test_preflight.py"
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (DataError("no archive"), "they cannot be had: no archive"),
+        (ValueError("no archive"), f"{RAISED} ValueError: no archive ({HERE})"),
+        (SystemExit("no archive"), f"{RAISED} SystemExit: no archive ({HERE})"),
+    ],
+    ids=repr,
+)
+def test_whatever_prepare_raises_on_a_node_is_what_is_said_of_its_data(monkeypatch, raised, words):
+    def prepare(config):
+        raise raised
+
+    monkeypatch.setattr(toy_trainable, "prepare", prepare)
+    (said,) = fitness.facts({"{}": ("tests.toy", {})}, "/", has_gpu=False).data.values()
+    assert re.sub(r":\d+\)$", ")", said) == words

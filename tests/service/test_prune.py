@@ -8,7 +8,7 @@ import pytest
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.service.search.prune import asha_stops, last_rung, median_stops
 from cs330ray.spec.tables import Prune
 
 GOALS = {"min": 1.0, "max": -1.0}  # a loss is the objective times this sign
@@ -31,7 +31,10 @@ TRIALS = 14
     ],
 )
 def test_rungs_lie_at_multiples_of_min_steps_and_for_asha_at_its_powers(prune, rungs):
-    assert [step for step in range(1, 101) if is_rung(prune, step)] == rungs
+    assert [step for step in range(1, 101) if last_rung(prune, step) == step] == rungs
+    assert [last_rung(prune, step) for step in range(1, 101)] == [
+        max([rung for rung in rungs if rung <= step], default=0) for step in range(1, 101)
+    ]
 
 
 # By hand
@@ -118,7 +121,7 @@ def test_asha_stops_the_trials_that_optunas_successive_halving_prunes(seed, goal
 
     def ours(number, step, losses, complete):
         rivals = [loss[step - 1] for other, loss in enumerate(losses) if other != number and len(loss) >= step]
-        return is_rung(prune, step) and asha_stops(losses[number][-1], rivals, reduction)
+        return last_rung(prune, step) == step and asha_stops(losses[number][-1], rivals, reduction)
 
     pruner = SuccessiveHalvingPruner(min_resource=min_steps, reduction_factor=reduction)
     own, optunas = decisions(seed, goal, pruner, ours)
@@ -134,7 +137,7 @@ def test_the_median_rule_stops_the_trials_that_optunas_median_pruner_prunes(seed
 
     def ours(number, step, losses, complete):
         rivals = [losses[other][step - 1] for other in complete]
-        return is_rung(prune, step) and median_stops(min(losses[number]), rivals, startup)
+        return last_rung(prune, step) == step and median_stops(min(losses[number]), rivals, startup)
 
     pruner = MedianPruner(n_startup_trials=startup, n_warmup_steps=min_steps, interval_steps=min_steps)
     own, optunas = decisions(seed, goal, pruner, ours)

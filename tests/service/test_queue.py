@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cs330ray.errors import LedgerError
+from cs330ray.ledger import confirm
 from cs330ray.ledger.records import Ending
 from cs330ray.service import queue
 from cs330ray.service.messages import Assignment
@@ -198,7 +199,7 @@ def test_time_runs_from_the_first_trial_that_begins(desk: Callable[..., Desk], c
     assert at.queue.ran_out_of_time
 
 
-def test_after_its_time_a_trial_that_had_begun_comes_again_and_one_that_had_not_waits_for_more_time(
+def test_after_its_time_no_trial_of_the_search_runs_and_with_more_time_each_comes_again(
     desk: Callable[..., Desk], clock: list[float]
 ) -> None:
     budget = {"trials": 4, "steps": 20, "time": 60}
@@ -208,8 +209,12 @@ def test_after_its_time_a_trial_that_had_begun_comes_again_and_one_that_had_not_
     at.ledger.seen(at.study, "earlier", 61.0)
     later = desk(budget=budget, interrupted=[had_not.trial, had_begun.trial])
     later.queue.start_clock()
-    assert later.ask().trial == had_begun.trial
+    assert later.queue.next() is None
     assert later.queue.ran_out_of_time
+    more = desk(budget={**budget, "time": 120}, interrupted=[had_not.trial, had_begun.trial])
+    more.queue.start_clock()
+    assert [more.ask().trial, more.ask().trial] == [had_not.trial, had_begun.trial]
+    assert not more.queue.ran_out_of_time
 
 
 def test_a_study_that_runs_out_of_time_is_confirmed_all_the_same(desk: Callable[..., Desk], clock: list[float]) -> None:
@@ -222,6 +227,18 @@ def test_a_study_that_runs_out_of_time_is_confirmed_all_the_same(desk: Callable[
     assert (run.trial, run.test) == (only.trial, True)
 
 
+def test_a_trial_that_a_person_gave_up_is_not_taken_up_again(desk: Callable[..., Desk]) -> None:
+    told = [(at := desk()).ask(), at.ask()]
+    later = desk(interrupted=[0, 1])
+    waiting = later.queue.drop(told[0].cell, 0)
+    later.recorder.end_waiting(told[0].cell, 0, waiting, [])
+    assert later.ask().trial == 1
+    assert [(trial.state, trial.cause) for trial in later.ledger.trials(later.study, later.cell)] == [
+        ("FAIL", "stopped"),
+        ("RUNNING", None),
+    ]
+
+
 # What it needs
 
 
@@ -229,3 +246,40 @@ def test_neither_the_queue_nor_the_recorder_needs_ray() -> None:
     said = "import sys, cs330ray.service.queue, cs330ray.service.recorder; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_what_the_time_has_overtaken_is_left_out_of_confirmation_and_comes_again_with_more_time(
+    desk: Callable[..., Desk], clock: list[float]
+) -> None:
+    budget = {"trials": 12, "steps": 20, "time": 60}
+    at = desk(budget=budget, confirm={"top": 3, "seeds": 1})
+    at.queue.start_clock()
+    told = [at.ask() for _ in range(12)]
+    for each in told:
+        if each.trial != 1:
+            completed(at, each, 0.9 - each.trial / 100)
+    clock[0] += 61
+    at.queue.left(told[1])  # it left its worker at a checkpoint
+    assert at.queue.next().trial == 11
+    assert [number for _, number in confirm.pending(at.ledger, at.study, 0)] == [11, 10, 9]
+    [said] = confirm.limits(at.ledger, at.study, 0)
+    assert said.endswith("trial 1 has not ended; it is confirmed without")
+    longer = desk(interrupted=[1], budget={**budget, "time": 600}, confirm={"top": 3, "seeds": 1})
+    again = longer.ask()
+    assert again.trial == 1
+    completed(longer, again, 0.0)
+    assert longer.ask().trial == 1
+    assert [number for _, number in confirm.pending(longer.ledger, longer.study, 0)] == [1, 11, 10]
+
+
+def test_what_limits_who_is_confirmed_is_said_truly(desk: Callable[..., Desk]) -> None:
+    at = desk(compare={"data_seed": [0, 1]}, budget={"trials": 3}, confirm={"top": 3, "seeds": 1})
+    told = [at.ask() for _ in range(6)]
+    for each in (told[0], told[2], told[4], told[1]):
+        completed(at, each, 0.5)
+    first, *second = confirm.limits(at.ledger, at.study, 0)
+    limited = "1 of at most 3 to confirm: no more configurations are COMPLETE among the first 1 trial that ended"
+    assert first.endswith(limited)
+    assert second[0].endswith("trials 1, 2 have not ended; it is confirmed without")
+    assert second[1].endswith(limited)
+    assert len(second) == 2

@@ -1,11 +1,14 @@
 """The recorder, driven without Ray: what Tune would say, in the order in which it would."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cs330ray.ledger.records import Ending
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.report import tables
+from cs330ray.service.listener import Silent
 from cs330ray.service.messages import News
 from cs330ray.spec.places import checkpoints_of
 from tests.desk import Desk, begun
@@ -20,6 +23,7 @@ def desk(tmp_path: Path) -> Callable[..., Desk]:
 COMPLETE = Ending("COMPLETE")
 
 
+ASHA_LONG = {"prune": {"kind": "asha", "min_steps": 5, "reduction": 2}, "budget": {"trials": 9, "steps": 80}}
 ASHA = {"prune": {"kind": "asha", "min_steps": 5, "reduction": 2}, "budget": {"trials": 9, "steps": 20}}
 
 
@@ -63,6 +67,23 @@ def test_the_pruner_stops_what_is_worse_by_the_goal_of_the_objective(
     assert (pruned.state, pruned.cause, pruned.reason) == ("PRUNED", "pruned", "asha at step 5, 1 rival")
 
 
+def test_a_value_outside_its_declared_bounds_is_kept_and_said_once_for_each_metric(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    told = at.ask()
+    at.play(told, (5, 0.5), (10, -1.0))
+    at.play(told, (15, -2.0))
+    assert [row.metrics["val_loss"] for row in at.ledger.rows(at.study, at.cell, 0)] == [0.5, -1.0, -2.0]
+    ends = "in trial 0 at step 10, outside its declared bounds"
+    assert [line for line in at.ear.said if "bounds" in line] == [
+        f"val_loss is -1 {ends} [0, inf]; correct METRICS or the metric",
+        f"val_speed is -1 {ends} [0, 1]; correct METRICS or the metric",
+    ]
+    assert tables.outside(at.ledger, at.study, at.ledger.trials(at.study, at.cell)[0]) == [
+        "val_loss is -1 in trial 0, outside its declared bounds [0, inf]; correct METRICS or the metric",
+        "val_speed is -1 in trial 0, outside its declared bounds [0, 1]; correct METRICS or the metric",
+    ]
+
+
 def test_rows_that_come_again_are_not_judged_again(desk: Callable[..., Desk]) -> None:
     """The worker was lost after step 10; meanwhile a better rival has come to step 5."""
     at = desk(**ASHA)
@@ -71,6 +92,58 @@ def test_rows_that_come_again_are_not_judged_again(desk: Callable[..., Desk]) ->
     assert not at.play(cut, (10, 0.4))
     assert not at.play(better, (5, 0.1))
     assert not at.play(cut, (5, 0.5))
+
+
+def test_a_rung_is_decided_at_the_first_row_at_or_past_it(desk: Callable[..., Desk]) -> None:
+    """Rungs 5, 10, 20, 40; rows at multiples of 7, or of 6: none of them meets a rung."""
+    at = desk(**ASHA_LONG)
+    first, bad, finer = at.ask(), at.ask(), at.ask()
+    assert not at.play(first, (7, 0.5))  # decides rung 5
+    assert not at.play(first, (14, 0.4))  # rung 10
+    assert not at.play(first, (21, 0.3))  # rung 20
+    assert not at.play(first, (28, 0.9))  # none
+    assert at.play(finer, (6, 0.6))  # against 0.5, at step 7
+    assert not at.play(bad, (7, 0.4))
+    assert at.play(bad, (14, 0.45))  # against 0.4
+    reasons = [trial.reason for trial in at.ledger.trials(at.study, at.cell)]
+    assert reasons == ["", "asha at step 14 (rung 10), 1 rival", "asha at step 6 (rung 5), 1 rival"]
+
+
+def test_one_row_past_several_rungs_decides_the_highest(desk: Callable[..., Desk]) -> None:
+    at = desk(**ASHA_LONG)
+    first, late = at.ask(), at.ask()
+    assert not at.play(first, (21, 0.5))
+    assert not at.play(first, (42, 0.4))
+    assert at.play(late, (42, 0.45))
+    assert at.ledger.trials(at.study, at.cell)[1].reason == "asha at step 42 (rung 40), 1 rival"
+
+
+def test_a_row_without_the_objective_decides_nothing_and_the_next_one_does(desk: Callable[..., Desk]) -> None:
+    at = desk(**ASHA_LONG)
+    first, bad = at.ask(), at.ask()
+    at.say(first, (5, {"val_speed": 0.1}), (6, {"val_loss": 0.5}))
+    assert not at.say(bad, (5, {"val_speed": 0.9}))
+    assert at.say(bad, (7, {"val_speed": 0.9}), (8, {"val_loss": 0.6}), (9, {"val_speed": 0.9}))
+    assert at.ledger.trials(at.study, at.cell)[1].reason == "asha at step 8 (rung 5), 1 rival"
+
+
+def test_what_was_judged_is_not_judged_again_where_later_rows_came(desk: Callable[..., Desk]) -> None:
+    """Row 7 decided rung 5 and row 9 came; then the worker was lost, and both come again beside a better rival."""
+    at = desk(**ASHA_LONG)
+    cut, better = at.ask(), at.ask()
+    assert not at.play(cut, (7, 0.5))
+    assert not at.play(cut, (9, 0.4))
+    assert not at.play(better, (7, 0.1))
+    again = dataclasses.replace(cut, recorded_step=9)
+    assert not at.play(again, (7, 0.5), (9, 0.4))
+
+
+def test_a_decision_that_a_crash_cut_off_is_made_again(desk: Callable[..., Desk]) -> None:
+    at = desk(**ASHA_LONG)
+    cut, better = at.ask(), at.ask()
+    assert not at.play(better, (7, 0.1))
+    at.ledger.write_rows(at.study, at.cell, cut.trial, [Row(7, {"val_loss": 0.5}, 0.0)])  # and then the driver died
+    assert at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.5))
 
 
 def test_the_last_step_is_not_judged(desk: Callable[..., Desk]) -> None:
@@ -100,12 +173,17 @@ def test_the_median_is_that_of_complete_trials_and_a_trial_is_judged_by_its_best
     assert at.play(at.ask(), (5, 0.6))
 
 
-def test_a_worker_lost_four_times_has_failed_and_three_times_not(desk: Callable[..., Desk]) -> None:
-    at = desk()
+def test_a_worker_lost_four_times_has_failed_and_three_times_not(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, heard = desk(), []
+    monkeypatch.setattr(Silent, "lost", lambda self, cell, number, times: heard.append(f"lost {times}"))
+    monkeypatch.setattr(Silent, "ended", lambda self, cell, number, params, end, values: heard.append(end.reason))
     told = at.ask()
     assert [at.recorder.lose(told, "died") for _ in range(4)] == [True, True, True, False]
     (trial,) = at.ledger.trials(at.study, at.cell)
     assert (trial.state, trial.cause, trial.reason) == ("FAIL", "lost", "worker lost 4 times: died")
+    assert heard == ["lost 1", "lost 2", "lost 3", "worker lost 4 times: died"]  # of the last nobody says "goes on"
 
 
 def test_a_worker_that_ray_ends_for_its_memory_four_times_has_failed_by_memory(desk: Callable[..., Desk]) -> None:

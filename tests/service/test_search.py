@@ -1,133 +1,26 @@
-"""Asking: a pure function of study, cell and history."""
+"""What a sampler sees of failures, and the points of its first draws: a pure function of study, cell and number."""
 
 import math
 from collections import Counter
 from itertools import pairwise
-from statistics import fmean
 
-import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
-from cs330ray.service.ask import as_seen_by_sampler, ask
-from cs330ray.spec.reading import parse
-from cs330ray.spec.study import Cell, Study, trial_seed
-from cs330ray.spec.tables import Choice, Range
-
-SPACE = {
-    "inner_lr": {"low": 1e-3, "high": 1.0, "log": True},
-    "momentum": {"low": -1.0, "high": 1.0},
-    "dropout": {"low": 0.0, "high": 0.3, "step": 0.1},
-    "ways": {"low": 2, "high": 7},
-    "hidden": {"low": 1, "high": 100, "log": True},
-    "body": ["course", "pooled"],
-    "first_order": [True, False],
-    "filters": {"low": 16, "high": 64, "step": 16, "when": {"body": "pooled"}},
-}
-UNCONDITIONAL = {name: domain for name, domain in SPACE.items() if name != "filters"}
-KINDS = ["random", "tpe", "qmc", "nsga2"]
-
-
-def study(kind="tpe", space=None, **changes) -> Study:
-    raw = {
-        "name": "asked",
-        "trainable": "toy",
-        "objective": ["val_loss", "val_speed"] if kind == "nsga2" else ["val_loss"],
-        "search": (UNCONDITIONAL if kind == "qmc" else SPACE) if space is None else space,
-        "sampler": {"kind": kind, "startup": 4, "population": 4},
-        "budget": {"trials": 16, "steps": 10},
-    }
-    return parse(raw | changes, "here")
-
-
-def goals(asked: Study) -> list[str]:
-    return ["min", "max"][: len(asked.objective)]
-
-
-def ended(trial: FrozenTrial, values=None, state=TrialState.COMPLETE) -> FrozenTrial:
-    return create_trial(
-        state=state,
-        values=values,
-        params=trial.params,
-        distributions=trial.distributions,
-        system_attrs=trial.system_attrs,
-    )
-
-
-def worth(trial: FrozenTrial, objectives: int) -> list[float]:
-    """Small steps are good, and many classes are fast: a truth for the samplers to find."""
-    return [abs(math.log10(trial.params["inner_lr"]) + 2), float(trial.params["ways"])][:objectives]
-
-
-def asked_in_turn(asked: Study, trials: int, cell: Cell | None = None) -> list[FrozenTrial]:
-    """The history of a cell whose trials all complete, one after another."""
-    history: list[FrozenTrial] = []
-    for _ in range(trials):
-        trial = ask(asked, cell or asked.cells[0], goals(asked), history)
-        history.append(ended(trial, worth(trial, len(asked.objective))))
-    return history
-
-
-def params(history):
-    return [trial.params for trial in history]
+from cs330ray.service.search.ask import ask
+from cs330ray.service.search.samplers import as_seen_by_sampler
+from cs330ray.spec.study import trial_seed
+from tests.asked import asked_in_turn, ended, study
 
 
 def points(space, trials, **changes) -> list[dict[str, object]]:
-    """The first points of a cell's scrambled Sobol sequence."""
+    """The first points of a scrambled Sobol sequence."""
     asked = study("qmc", space, **changes)
     blank = create_trial(value=0.0)
     return [ask(asked, asked.cells[0], ["min"], [blank] * number).params for number in range(trials)]
 
 
-# The same
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_study_asks_the_same_twice(kind):
-    assert params(asked_in_turn(study(kind), 10)) == params(asked_in_turn(study(kind), 10))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_history_read_back_from_a_database_is_asked_the_same(kind, tmp_path):
-    asked = study(kind)
-    history = asked_in_turn(asked, 9)
-    directions = ["minimize", "maximize"][: len(asked.objective)]
-    stored = optuna.create_study(storage=f"sqlite:///{tmp_path}/ledger.db", directions=directions)
-    stored.add_trials(history)
-    again = optuna.load_study(study_name=stored.study_name, storage=f"sqlite:///{tmp_path}/ledger.db").get_trials()
-    assert params([ask(asked, asked.cells[0], goals(asked), again)]) == params(
-        [ask(asked, asked.cells[0], goals(asked), history)]
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_the_file_changes_no_ask(kind):
-    straight, turned = study(kind), study(kind, {name: SPACE[name] for name in reversed(UNCONDITIONAL)})
-    if kind != "qmc":
-        turned = study(kind, {name: SPACE[name] for name in [*reversed(UNCONDITIONAL), "filters"]})
-    assert straight.digest == turned.digest
-    assert params(asked_in_turn(straight, 10)) == params(asked_in_turn(turned, 10))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_ask_leaves_the_history_as_it_was(kind):
-    asked = study(kind)
-    history = asked_in_turn(asked, 6)
-    before = [(trial.state, dict(trial.params), dict(trial.system_attrs), trial.values) for trial in history]
-    ask(asked, asked.cells[0], goals(asked), history)
-    assert [(trial.state, trial.params, trial.system_attrs, trial.values) for trial in history] == before
-
-
-# Other
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_numbers_other_cells_and_other_seeds_are_asked_otherwise(kind):
-    asked = study(kind, compare={"shots": [1, 5]})
-    one, other = (asked_in_turn(asked, 4, cell) for cell in asked.cells)
-    reseeded = asked_in_turn(study(kind, compare={"shots": [1, 5]}, seed=1), 4, asked.cells[0])
-    drawn = [trial.params["momentum"] for trial in [*one, *other, *reseeded]]
-    assert len(set(drawn)) == 12
+# Seeds
 
 
 def test_a_trials_seed_hangs_on_the_studys_seed_and_its_number_alone():
@@ -139,60 +32,6 @@ def test_a_trials_seed_hangs_on_the_studys_seed_and_its_number_alone():
 
 def test_numbers_and_seeds_that_read_alike_together_are_told_apart():
     assert trial_seed(1, 11) != trial_seed(11, 1)
-
-
-# Inside
-
-
-def inside(domain, value) -> bool:
-    if isinstance(domain, Choice):
-        return any(value == choice and type(value) is type(choice) for choice in domain.choices)
-    assert isinstance(domain, Range)
-    steps = 0 if domain.step is None else (value - domain.low) / domain.step
-    within = domain.low <= value <= domain.high and abs(steps - round(steps)) < 1e-6
-    return within and isinstance(value, int) is domain.whole
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_all_that_is_asked_lies_inside_its_domain(kind, seed):
-    asked = study(kind, seed=seed)
-    for trial in asked_in_turn(asked, 12):
-        assert all(inside(asked.search[name], value) for name, value in trial.params.items())
-
-
-@pytest.mark.parametrize("kind", ["random", "tpe", "nsga2"])
-def test_a_conditional_parameter_is_asked_exactly_where_its_condition_holds(kind):
-    history = asked_in_turn(study(kind), 16)
-    assert all(("filters" in trial.params) is (trial.params["body"] == "pooled") for trial in history)
-    assert {trial.params["body"] for trial in history} == {"course", "pooled"}
-
-
-@pytest.mark.parametrize(("body", "searched"), [("pooled", True), ("course", False)])
-def test_a_condition_may_hang_on_what_is_fixed(body, searched):
-    space = {name: domain for name, domain in SPACE.items() if name != "body"}
-    history = asked_in_turn(study("tpe", space, fixed={"body": body}), 5)
-    assert all(("filters" in trial.params) is searched for trial in history)
-
-
-def test_an_asked_trial_knows_its_distributions():
-    asked = study("tpe")
-    trial = ask(asked, asked.cells[0], ["min"], [])
-    assert trial.distributions.keys() == trial.params.keys()
-    assert trial.state == TrialState.RUNNING
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_space_is_asked_for_nothing(kind):
-    asked = study(kind, {})
-    assert ask(asked, asked.cells[0], goals(asked), []).params == {}
-
-
-@pytest.mark.parametrize("kind", ["tpe", "nsga2"])
-def test_a_sampler_that_learns_comes_nearer_than_chance(kind):
-    """The mean distance to -2 of what is uniform over [-3, 0] is (1/2 + 2) / 3: two triangles of area 1/2 and 2."""
-    late = [trial.values[0] for seed in range(4) for trial in asked_in_turn(study(kind, seed=seed), 24)[12:]]
-    assert fmean(late) < 5 / 6
 
 
 # What a sampler sees of failures
@@ -312,11 +151,9 @@ def test_integers_on_a_log_scale_come_as_often_as_their_share_of_it():
     assert all(abs(count[value] - 128 * share) <= 2 for value, share in shares.items())
 
 
-def test_every_cell_and_every_seed_has_a_sequence_of_its_own():
+def test_every_seed_has_a_sequence_of_its_own():
     side = {"x": {"low": 0.0, "high": 1.0}}
-    asked = study("qmc", side, compare={"shots": [1, 5]})
-    one, other = (ask(asked, cell, ["min"], []).params["x"] for cell in asked.cells)
-    assert len({one, other, points(side, 1, seed=1)[0]["x"]}) == 3
+    assert points(side, 1)[0] != points(side, 1, seed=1)[0]
 
 
 def test_no_point_comes_twice():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cs330ray.service.ask import ask
+from cs330ray.service.search.ask import ask
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from cs330ray.spec.tables import Choice, Domain
@@ -118,8 +118,17 @@ def holds(domain: Domain, params: dict[str, Any]) -> bool:
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), order=st.randoms(use_true_random=False))
 def test_all_that_is_asked_is_inside_its_domain_and_there_exactly_where_its_condition_holds(kind, data, order):
-    study = parse(data.draw(studies(kind)), "here")
-    for trial in asked_in_turn(study, 7, order):
+    all_is_inside(parse(data.draw(studies(kind)), "here"), order, trials=7)
+
+
+@settings(max_examples=3, deadline=None)  # of a second each
+@given(data=st.data(), order=st.randoms(use_true_random=False))
+def test_all_that_gp_asks_is_inside_its_domain_and_there_exactly_where_its_condition_holds(data, order):
+    all_is_inside(parse(data.draw(studies("gp")), "here"), order, trials=5)
+
+
+def all_is_inside(study: Study, order: random.Random, trials: int) -> None:
+    for trial in asked_in_turn(study, trials, order):
         assert {*trial.params} == {name for name, domain in study.search.items() if holds(domain, trial.params)}
         assert all(inside(study.search[name], value) for name, value in trial.params.items())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from cs330ray.errors import NodeUnfit, StudyError, WorkerLost
+from cs330ray.errors import NodeUnfit, StudyError, WorkerLost, WorkerSpent
 from cs330ray.ledger.records import Ending, Row
 from cs330ray.service.messages import Assignment, News, as_config, as_result, assigned
 from cs330ray.service.tune import ForwardingCallback, ForwardingScheduler, ForwardingSearcher
@@ -30,6 +30,25 @@ class Room:
 
     def room(self) -> float:
         return self.trials
+
+
+class Watched:
+    """A watch that finds nothing to end, or an end that came from it."""
+
+    def __init__(self, *, ended: bool = False, again: bool = False) -> None:
+        self.end, self.let_go_of_all = (ended, again), 0
+
+    def heard(self, trial: Any, news: News, *, ends: bool) -> bool:
+        return False
+
+    def has_ended(self, trial: Any) -> bool:
+        return self.end[0]
+
+    def left(self, trial: Any) -> tuple[bool, bool]:
+        return self.end
+
+    def let_go(self) -> None:
+        self.let_go_of_all += 1
 
 
 def suggested(searcher: ForwardingSearcher, trial_id: str) -> Assignment:
@@ -81,7 +100,7 @@ def test_a_trial_that_comes_again_lets_others_pass_once_its_news_says_that_it_ha
 ) -> None:
     first = desk().ask()
     at = desk(interrupted=[first.trial])
-    scheduler = ForwardingScheduler(at.queue, at.recorder, Room(9), at.study)
+    scheduler = ForwardingScheduler(at.queue, at.recorder, Watched(), Room(9), at.study)
     trial = SimpleNamespace(trial_id="a", config=as_config(at.ask()))
     scheduler.on_trial_result(None, trial, result(1, News()))
     assert at.queue.next() is None
@@ -91,7 +110,7 @@ def test_a_trial_that_comes_again_lets_others_pass_once_its_news_says_that_it_ha
 
 def test_a_trial_stops_where_it_is_pruned_or_has_ended_and_goes_on_else(desk: Callable[..., Desk]) -> None:
     at = desk(prune={"kind": "asha", "min_steps": 5, "reduction": 2}, budget={"trials": 9, "steps": 20})
-    scheduler = ForwardingScheduler(at.queue, at.recorder, Room(9), at.study)
+    scheduler = ForwardingScheduler(at.queue, at.recorder, Watched(), Room(9), at.study)
     good, bad, fails = (SimpleNamespace(trial_id=name, config=as_config(at.ask())) for name in "abc")
 
     def said(trial: Any, iteration: int, news: News) -> str:
@@ -137,7 +156,7 @@ def test_a_loss_is_recorded_with_why_and_the_nodes_of_the_last_attempt(
     at = desk()
     told = at.ask()
     nodes = FewNodes()
-    callback = ForwardingCallback(at.queue, at.recorder, lambda: None, nodes)
+    callback = ForwardingCallback(at.queue, at.recorder, Watched(), lambda: None, nodes)
     at.play(told, (5, 0.5), start=begun("first"))
     at.queue.left(told)
     callback.on_trial_error(0, [], Lost(told, tmp_path / "error"))
@@ -158,7 +177,7 @@ def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_ot
     at = desk()
     told = at.ask()
     nodes = FewNodes()
-    callback = ForwardingCallback(at.queue, at.recorder, lambda: None, nodes)
+    callback = ForwardingCallback(at.queue, at.recorder, Watched(), lambda: None, nodes)
     at.queue.left(told)
     callback.on_trial_error(0, [], Lost(told, tmp_path / "error", NodeUnfit("third", "torch must be 2.13.0")))
     assert nodes.unfit == {"third": "torch must be 2.13.0"}
@@ -169,7 +188,7 @@ def test_a_trial_that_came_to_an_unfit_node_lost_nothing_and_the_node_gets_no_ot
 def test_a_trial_that_has_lost_too_many_workers_is_not_queued_again(desk: Callable[..., Desk], tmp_path: Path) -> None:
     at = desk(budget={"trials": 2})
     told = at.ask()
-    callback = ForwardingCallback(at.queue, at.recorder, lambda: None)
+    callback = ForwardingCallback(at.queue, at.recorder, Watched(), lambda: None)
     for _ in range(3):
         at.queue.left(told)
         callback.on_trial_error(0, [], Lost(told, tmp_path / "error"))
@@ -180,10 +199,41 @@ def test_a_trial_that_has_lost_too_many_workers_is_not_queued_again(desk: Callab
 
 
 def test_what_ends_a_study_leaves_tune_at_the_end_of_a_step(desk: Callable[..., Desk]) -> None:
-    at = desk()
+    at, watch = desk(), Watched()
 
     def tick() -> None:
         raise StudyError("every trial has failed")
 
     with pytest.raises(StudyError, match="every trial has failed"):
-        ForwardingCallback(at.queue, at.recorder, tick).on_step_end(0, [])
+        ForwardingCallback(at.queue, at.recorder, watch, tick).on_step_end(0, [])
+    assert watch.let_go_of_all == 1
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_worker_that_was_ended_from_here_is_no_loss(desk: Callable[..., Desk], tmp_path: Path, again: bool) -> None:
+    at = desk(budget={"trials": 2})
+    told = at.ask()
+    at.queue.left(told)
+    callback = ForwardingCallback(at.queue, at.recorder, Watched(ended=True, again=again), lambda: None)
+    callback.on_trial_error(0, [], Lost(told, tmp_path / "error"))
+    assert at.losses() == []
+    assert at.ask().trial == (told.trial if again else told.trial + 1)
+
+
+def test_a_trial_that_came_to_a_spent_worker_lost_nothing(desk: Callable[..., Desk], tmp_path: Path) -> None:
+    at = desk()
+    told = at.ask()
+    at.queue.left(told)
+    callback = ForwardingCallback(at.queue, at.recorder, Watched(), lambda: None)
+    callback.on_trial_error(0, [], Lost(told, tmp_path / "error", WorkerSpent("a trial left threads")))
+    assert at.losses() == []
+    assert at.ask() == told
+
+
+def test_news_that_come_after_a_trials_worker_was_ended_are_not_recorded(desk: Callable[..., Desk]) -> None:
+    at = desk()
+    trial = SimpleNamespace(trial_id="a", config=as_config(at.ask()))
+    scheduler = ForwardingScheduler(at.queue, at.recorder, Watched(ended=True), Room(9), at.study)
+    late = News(rows=[Row(5, {"val_loss": 0.5, "val_speed": 0.5}, 0.0)])
+    assert scheduler.on_trial_result(None, trial, result(1, late)) == TrialScheduler.STOP
+    assert at.ledger.rows(at.study, at.cell, 0) == []

@@ -3,7 +3,7 @@ import tomllib
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.spec.growth import difference, growth
+from cs330ray.spec.growth import as_recorded, difference, growth, kept
 from cs330ray.spec.reading import parse
 
 STUDY = """
@@ -38,6 +38,42 @@ def changed(old, new):
     return parsed(STUDY.replace(old, new))
 
 
+SAMPLER = "[budget]\ntrials = 16"
+
+
+def sampled(table):
+    """The study with a table of the sampler, or without one."""
+    return changed(SAMPLER, f"[sampler]\n{table}\n{SAMPLER}") if table else parsed(STUDY)
+
+
+@pytest.mark.parametrize("kind", ["gp", "random", "nsga2", "tpe"])
+def test_a_file_that_names_no_sampler_goes_on_with_the_recorded_one(kind):
+    """So that a default that becomes another changes no study that has begun."""
+    objectives = ', "val_loss"' if kind == "nsga2" else ""
+    began = parse(tomllib.loads(STUDY.replace('"val_accuracy"', f'"val_accuracy"{objectives}')) | {
+        "sampler": {"kind": kind, "startup": 7}
+    }, "study.toml")  # fmt: skip
+    file = parse(tomllib.loads(STUDY.replace('"val_accuracy"', f'"val_accuracy"{objectives}')), "study.toml")
+    completed = as_recorded(began, file)
+    assert (completed.digest, completed) == (began.digest, began)
+    said = [] if kind == "tpe" else [f"growing: sampler.kind is {kind}, as the study began; its file does not say"]
+    assert kept(file, completed) == [*said, "growing: sampler.startup is 7, as the study began; its file does not say"]
+    assert growth(began, completed) == []
+
+
+def test_what_a_file_says_of_its_sampler_is_taken_at_its_word():
+    began, file = sampled('kind = "gp"\nstartup = 7'), sampled('kind = "tpe"')
+    completed = as_recorded(began, file)
+    assert (completed.sampler.kind, completed.sampler.startup) == ("tpe", 7)
+    with pytest.raises(SpecError, match=r'sampler\.kind: "gp" -> "tpe"'):
+        growth(began, completed)
+
+
+def test_the_recorded_sampler_must_fit_what_the_file_asks_now():
+    with pytest.raises(SpecError, match=r"^growing: sampler\.kind: expected at most 250 trials with gp"):
+        as_recorded(sampled('kind = "gp"'), changed("trials = 16", "trials = 300"))
+
+
 def test_a_study_does_not_differ_from_itself():
     assert difference(parsed(STUDY), parsed(STUDY)) == []
 
@@ -65,6 +101,7 @@ def test_a_difference_is_said_place_by_place(old, new, words):
     [
         ("trials = 16", "trials = 32", ["budget.trials: 16 -> 32"]),
         ('time = "2h"', 'time = "3h"', ["budget.time: 7200.0 -> 10800.0"]),
+        ('time = "2h"', 'time = "1h"', ["budget.time: 7200.0 -> 3600.0"]),
         ('time = "2h"', "", ["budget.time: 7200.0 -> absent"]),
         ("top = 3", "top = 4", ["confirm.top: 3 -> 4"]),
         ("seeds = 5", "seeds = 6", ["confirm.seeds: 5 -> 6"]),
@@ -104,7 +141,6 @@ def test_compared_parameters_may_change_places_and_grow():
         ("[search]", "[prune]\nkind = 'asha'\n[search]", 'prune.kind: "none" -> "asha"'),
         ("trials = 16", "trials = 8", "budget.trials: 16 -> 8"),
         ("steps = 2000", "steps = 1000", "budget.steps: 2000 -> 1000"),
-        ('time = "2h"', 'time = "1h"', "budget.time: 7200.0 -> 3600.0"),
         ("top = 3", "top = 2", "confirm.top: 3 -> 2"),
         ("[confirm]\ntop = 3\nseeds = 5\n", "", "confirm.top: 3 -> absent"),
         ("shots = [1, 5]", "shots = [1]", "compare.shots: [1, 5] -> [1]"),
@@ -130,9 +166,35 @@ def test_a_comparison_added_to_a_study_without_one_is_said_once():
     assert difference(old, parsed(STUDY)) == ["compare.shots: absent -> [1, 5]"]
 
 
-def test_a_time_limit_set_on_a_study_without_one_is_no_growth():
-    with pytest.raises(SpecError, match=r"budget\.time: absent -> 7200\.0"):
-        growth(changed('time = "2h"', ""), parsed(STUDY))
+def test_a_time_limit_may_be_added_later():
+    assert growth(changed('time = "2h"', ""), parsed(STUDY)) == ["budget.time: absent -> 7200.0"]
+
+
+def test_trials_may_become_fewer_down_to_those_that_have_begun():
+    fewer = changed("trials = 16", "trials = 8")
+    assert growth(parsed(STUDY), fewer, begun=8) == ["budget.trials: 16 -> 8"]
+    with pytest.raises(SpecError, match=r"budget\.trials: expected at least 9, since .*, got 8; write 9"):
+        growth(parsed(STUDY), fewer, begun=9)
+
+
+def repeated(searches, split=None):
+    """The study with so many searches, of splits of their own where `split` names the field."""
+    named = f'\nsplit = "{split}"' if split else ""
+    return changed("seeds = 5\n", f"seeds = 5\n[repeat]\nsearches = {searches}{named}\n")
+
+
+def test_searches_may_be_added_and_grow_and_never_fall():
+    assert growth(parsed(STUDY), repeated(3)) == ["repeat.searches: 1 -> 3"]
+    assert growth(repeated(3), repeated(5)) == ["repeat.searches: 3 -> 5"]
+    with pytest.raises(SpecError, match=r"a study of this name exists and differs: repeat.searches: 5 -> 3\. Only"):
+        growth(repeated(5), repeated(3))
+
+
+def test_the_split_is_identity_and_searches_are_not():
+    assert parsed(STUDY).digest == repeated(3).digest
+    assert repeated(3).digest != repeated(3, "ways").digest
+    with pytest.raises(SpecError, match=r'repeat.split: absent -> "ways"'):
+        growth(repeated(3), repeated(3, "ways"))
 
 
 def test_steps_may_grow():

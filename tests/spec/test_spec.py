@@ -154,6 +154,25 @@ def test_every_combination_is_a_cell_in_the_order_of_the_file():
     ]
 
 
+@pytest.mark.parametrize(
+    ("compare", "titles"),
+    [
+        ({"ways": [1, "1"]}, ["ways=1", 'ways="1"']),
+        ({"ways": [True, "True"]}, ["ways=true", 'ways="True"']),
+        ({"ways": [1, "1", '"1"']}, ["ways=1", 'ways="1"', r'ways="\"1\""']),
+        (
+            {"a": ["1", "1 b=2"], "b": ["2", "2 b=2"]},
+            ['a="1" b="2"', 'a="1" b="2 b=2"', 'a="1 b=2" b="2"', 'a="1 b=2" b="2 b=2"'],
+        ),
+        ({"ways": [1, 1.0, True]}, ["ways=1", "ways=1.0", "ways=True"]),
+    ],
+)
+def test_no_two_cells_have_one_title(compare, titles):
+    study = parse({**tomllib.loads(SMALL), "compare": compare}, "study.toml")
+    assert [cell.title for cell in study.compared] == titles
+    assert [cell.under(0).searched.title for cell in study.replicate(1)] == titles
+
+
 def test_a_cell_is_named_by_its_canonical_json_whatever_the_order_of_the_file():
     one, other = (
         parsed(SMALL + "[compare]\nb = [0.001]\na = [true]"),
@@ -325,6 +344,9 @@ def test_the_identity_does_not_depend_on_the_order_of_keys(raw, order: random.Ra
         ("name=another", ("name",), "another"),  # text needs no quotes
         ('name = "another"', ("name",), "another"),
         ("sampler.kind=random", ("sampler", "kind"), "random"),
+        ("objective=val_loss", ("objective",), ["val_loss"]),  # one of them
+        ("budget.trials=1e3", ("budget", "trials"), 1000),  # which TOML has for a real number
+        ("budget.steps=2.5e3", ("budget", "steps"), 2500),
         ("budget.time=90m", ("budget", "time"), 5400.0),
         ("resources.require_gpu=true", ("resources", "require_gpu"), True),
         ("fixed.shots=1e-3", ("fixed", "shots"), 0.001),  # a table that the file does not have
@@ -403,6 +425,26 @@ TEXTS = [
     ("[search]\nlr = { low = 1, high = 8, step = 1, log = true }", "search.lr: `step > 0` without `log` must hold"),
     ("[search]\nlr = { low = 1, high = 10, step = 4 }", "search.lr: `step` must divide `high - low`, but got low=1"),
     ("[search]\nlr = { low = 1, high = 10, step = 40 }", "search.lr: `step` must divide `high - low`, but got low=1"),
+    # what cannot be searched, and what to write instead
+    (
+        "[search]\nlr = { low = 1, high = 8, step = 1, log = true }",
+        "search.lr: `step > 0` without `log` must hold, but got step=1, log=true; on a log scale there are no steps: "
+        "list the choices, or search whole numbers",
+    ),
+    (
+        "[search]\nlayers = [[64, 64], [128]]",
+        "search.layers.choices: each choice is a text, a number, true or false, but got [64, 64]; name it by a text "
+        "that a validator of your Config turns into it",
+    ),
+    (
+        "[search]\nlayers = [{ width = 64 }]",
+        "search.layers.choices: each choice is a text, a number, true or false, but",
+    ),
+    (
+        "[search.optimizer]\nlr = { low = 0.1, high = 0.2 }",
+        "search.optimizer: a table here must name a trainable of the study (maml); a parameter is one field of Config, "
+        "not one of a model within it; add a field, such as optimizer_lr",
+    ),
     # not finite
     ("[fixed]\nlr = nan", "fixed.lr: text, a finite number, true or false is needed, but got nan"),
     ("[fixed]\nlr = -inf", "fixed.lr: text, a finite number, true or false is needed, but got -inf"),
@@ -484,8 +526,39 @@ TEXTS = [
         "[search]\nlr = { low = 1, high = 2, when = { b = 1 } }\nb = [1, 2]",
         "search.lr.when: 'b' must be fixed, compared or",
     ),
+    # doing it again
+    ("[repeat]\nsearches = 0", "repeat.searches: input should be greater than or equal to 1, but got 0"),
+    ("[repeat]\nsearches = 101", "repeat.searches: input should be less than or equal to 100, but got 101"),
+    (
+        "[search]\nlr = [1, 2]\n[repeat]\nsearches = 3",
+        "repeat: replicates are compared by what confirmation gives, but there is no [confirm]; add one",
+    ),
+    (
+        "[confirm]\n[repeat]\nsearches = 3",
+        "repeat.searches: expected 1 where nothing is searched and no split is named, got 3; raise confirm.seeds",
+    ),
+    (
+        f"[confirm]\n[search]\nlr = [1, 2]\n[compare]\nways = {[*range(11)]}\n[repeat]\nsearches = 91",
+        "repeat.searches: expected at most 1000 searches in all, got 1001; compare or repeat less",
+    ),
+    *(
+        (f"[confirm]\n[repeat]\nsplit = 'data_seed'\n{table}", f"repeat.split: {problem}")
+        for table, problem in [
+            (
+                "",
+                "expected a whole number in [fixed] for 'data_seed' (replicate r takes it + r), got none there",
+            ),
+            ("[fixed]\ndata_seed = 1.5", "expected a whole number in [fixed] for 'data_seed'"),
+            ("[fixed]\ndata_seed = true", "expected a whole number in [fixed] for 'data_seed'"),
+            ("[compare]\ndata_seed = [1, 2]", "expected a fixed parameter, got 'data_seed' of [compare]; put it into"),
+            ("[search]\ndata_seed = [1, 2]", "expected a fixed parameter, got 'data_seed' of [search]; put it into"),
+        ]
+    ),
     # what does not go together
-    ("[sampler]\nkind = 'grid'", "sampler.kind: input should be 'tpe', 'random', 'qmc' or 'nsga2', but got 'grid'"),
+    (
+        "[sampler]\nkind = 'grid'",
+        "sampler.kind: input should be 'tpe', 'gp', 'random', 'qmc' or 'nsga2', but got 'grid'",
+    ),
     ("[sampler]\nkind = 'nsga2'", "sampler.kind: nsga2 needs two objectives or more"),
     (
         "[fixed]\nb = 1\n[search]\nlr = { low = 1, high = 2, when = { b = 1 } }\n[sampler]\nkind = 'qmc'",
@@ -499,6 +572,11 @@ TEXTS = [
     ("[resources]\ncheckpoint = '2 h'", 'resources.checkpoint: a time such as "2h", "90m", "1h30m" or "45s" is needed'),
     # not TOML
     ("seed = = 1", "a study file must be TOML, but Invalid value (at line 8, column 8)"),
+    (
+        "[search]\nx = [0.5, null]",
+        "a study file must be TOML, but Invalid value (at line 9, column 11); mend that place; TOML has no null, see "
+        "Choices in docs/guide/study-file.md",
+    ),
     ("trials = 5", "a study file must be TOML, but Cannot overwrite a value"),
 ]
 OVERRIDES = [
@@ -510,11 +588,12 @@ OVERRIDES = [
     ("seed=-1", "seed: input should be greater than or equal to 0, but got -1"),
     ("seed=1.0", "seed: input should be a valid integer, but got 1.0"),
     ("seed=true", "seed: input should be a valid integer, but got True"),
-    ("objective=val_accuracy", "objective: input should be a valid list, but got 'val_accuracy'"),
+    ("objective=7", "objective: input should be a valid list, but got 7"),
     ("objective=[]", "objective: list should have at least 1 item"),
     ('objective=["a", "a"]', "objective: the metrics must differ, but got ['a', 'a']"),
     ("budget.trials=0", "budget.trials: input should be greater than or equal to 1, but got 0"),
     ("budget.trials=3.5", "budget.trials: input should be a valid integer, but got 3.5"),
+    ("budget.trials=15e-1", "budget.trials: input should be a valid integer, but got 1.5"),
     ("budget.trails=3", "budget.trails: unknown key (did you mean 'trials'?)"),
     ("budget.time=0s", "budget.time: input should be greater than 0, but got '0s'"),
     ("budget.time=inf", "budget.time: input should be a finite number, but got inf"),

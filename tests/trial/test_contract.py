@@ -19,8 +19,9 @@ from cs330ray.checkpoints import local
 from cs330ray.course import systems
 from cs330ray.ledger.records import Ending
 from cs330ray.service.workers.trial_run import TrialRun
-from cs330ray.trial import named
-from cs330ray.trial.contract import run_alone
+from cs330ray.trial import named, promises
+from cs330ray.trial.environment import settle
+from cs330ray.trial.run import run_alone
 from tests.assignments import assignment
 
 Rows = list[tuple[int, dict[str, float]]]
@@ -49,6 +50,11 @@ TINY_PROTONET = {
     "eval_queries": 2, "val_tasks": 2, "eval_every_steps": 2, "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
 }  # fmt: skip
 
+TINY_BASELINE = {
+    "dataset": "glyphs", "filters": 4, "batch": 8, "batches": 2, "eval_ways": 3, "eval_queries": 2, "val_tasks": 2,
+    "eval_every_steps": 2, "test_tasks": 4, "test_shots": [1, 2], "test_queries": 2,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Case:
@@ -65,6 +71,7 @@ class Case:
 
 
 CASES = [
+    Case("baseline", TINY_BASELINE),
     Case("finetune", TINY_FINETUNE),
     Case("finetune", TINY_CLASSIFIER, label="finetune of classes"),
     Case("icl", TINY_ICL),
@@ -140,6 +147,7 @@ def test_a_longer_budget_continues_a_shorter_one(case: Case, tmp_path: Path) -> 
 def test_every_way_to_run_a_trial_yields_the_same_rows(case: Case, tmp_path: Path) -> None:
     module = named.load(case.name)
     config = module.Config(**case.config)
+    settle(5, 1)  # as a worker does: sums may depend on the threads
     alone = [(p.step, dict(p.metrics)) for p in run_alone(module, config, 5, case.steps, tmp_path / "alone")]
     often = assignment(tmp_path / "served", trainable=case.name, steps=case.steps, checkpoint_s=0.0, batch_s=0.0)
     run, served = TrialRun(replace(often, config=case.config, seed=5)), []
@@ -206,10 +214,10 @@ def test_the_digest_of_the_code_hangs_on_the_package_and_on_a_trainable_of_one_s
 
 
 @each
-def test_data_have_one_digest(case: Case) -> None:
-    module = named.load(case.name)
-    config = module.Config(**case.config)
-    assert module.prepare(config) == module.prepare(config)
+def test_every_promise_that_the_command_tests_holds(case: Case, tmp_path: Path) -> None:
+    found = list(promises.tested(case.name, case.config, 4, tmp_path))
+    assert [one for one in found if not one.holds] == []
+    assert len(found) >= 10
 
 
 @each

@@ -1,11 +1,15 @@
 import math
 from types import SimpleNamespace
+from typing import Self, cast
 
 import pytest
+from pydantic import BaseModel, model_validator
 
 from cs330ray.checkpoints import local
-from cs330ray.errors import Diverged
-from cs330ray.trial.contract import Progress, finite, run_alone
+from cs330ray.errors import Diverged, SpecError
+from cs330ray.trial import named
+from cs330ray.trial.contract import Progress, Trainable, finite
+from cs330ray.trial.run import run_alone
 from tests import toy
 
 CONFIG = toy.Config(lr=0.3, width=2)
@@ -110,3 +114,23 @@ def test_what_a_trainable_raises_is_raised(tmp_path):
 
 def test_other_seeds_are_other_trials(tmp_path):
     assert rows(tmp_path / "one", seed=1) != rows(tmp_path / "two", seed=2)
+
+
+def test_what_a_validator_says_is_not_told_its_value_twice() -> None:
+    class Config(BaseModel):
+        heads: int = 4
+
+        @model_validator(mode="after")
+        def _divides(self) -> Self:
+            if 64 % self.heads:
+                raise ValueError(f"heads must divide 64, but got {self.heads}")
+            return self
+
+    trainable = cast("Trainable", SimpleNamespace(Config=Config))
+    with pytest.raises(SpecError) as refused:
+        named.validated(trainable, "mine.t", {"heads": 5})
+    assert str(refused.value) == "mine.t: heads must divide 64, but got 5"
+    with pytest.raises(SpecError) as refused:
+        named.validated(trainable, "mine.t", {"heads": "four"})
+    assert str(refused.value).startswith("heads: input should be a valid integer")
+    assert str(refused.value).endswith(", but got 'four'")

@@ -1,22 +1,48 @@
-"""The answer of a study in two sentences."""
+"""The answer of a study in at most three sentences."""
 
 from collections.abc import Sequence
 
+from cs330ray.analysis import confirmed, replicates
+from cs330ray.analysis.claims import seen
+from cs330ray.analysis.claims.sentence import claim_said
 from cs330ray.analysis.comparison import Comparison, Difference, in_words
 from cs330ray.analysis.confirmed import said
+from cs330ray.analysis.replicates import Replicates
 from cs330ray.analysis.statistics import Interval, with_interval
 from cs330ray.analysis.study import Snapshot
 from cs330ray.ledger.confirm import on_test
+from cs330ray.ledger.ledger import Ledger
+from cs330ray.spec.places import study_file
+from cs330ray.spec.study import Study
 from cs330ray.words import first_line_of, number, params, plural
 
 LONGEST_REASON = 160  # characters of what an error said
 
 
 def answer(study: Snapshot) -> str:
-    """What was found, and how sure that is: two sentences."""
+    """What was found, and how sure that is: at most three sentences."""
     if study.best is None:
         return "No trial is COMPLETE yet. There is nothing to compare."
-    return _confirmed(study) if study.best.confirmed else _searched(study)
+    return of_cells(study.ledger, study.replicates) or (_confirmed(study) if study.best.confirmed else _searched(study))
+
+
+def lines(ledger: Ledger, study: Study) -> list[str]:
+    """How confirmation ended, line by line: the choice of each cell, and what is claimed of the cells."""
+    return [*confirmed.lines(ledger, study), *filter(None, [of_cells(ledger, replicates.read(ledger, study))])]
+
+
+def of_cells(ledger: Ledger, cells: Replicates) -> str:
+    """What is claimed of the cells; nothing where a study is one search of one cell, or before a replicate is whole."""
+    asked, found = cells.study, seen.seen(ledger, cells)
+    if found is None or (len(asked.compared) == 1 and asked.repeat.searches == 1):
+        return ""
+    chosen = {title: one.chosen.searched.params for title, one in cells.used.items() if one.chosen is not None}
+    return claim_said(found.look, file=file_of(asked), since=found.since, chosen=chosen)
+
+
+def file_of(study: Study) -> str:
+    """What `cs330ray run` is given for a recorded study, as far as that is known."""
+    return study.name if study_file(study.name).is_file() else "FILE"
 
 
 def _confirmed(study: Snapshot) -> str:
@@ -29,6 +55,8 @@ def _confirmed(study: Snapshot) -> str:
     left = unconfirmed(study)
     so_far = f"So far, with {_all(_few(left))} not confirmed, on" if left else "On"
     first = f"{so_far} {plural(n, 'fresh seed')} {_at(study)} reaches {_all(reached)}"
+    if len(study.study.compared) > 1:
+        return f"{first}. Nothing is said of the others before every cell has all its trials and is confirmed."
     if study.comparison is None:
         return f"{first}. It was confirmed alone, so nothing is said of others."
     return f"{first}. {how_sure(study.comparison, study.study.objective[0])}"
@@ -49,7 +77,7 @@ def _searched(study: Snapshot) -> str:
 
 def unconfirmed(study: Snapshot) -> list[str]:
     """The titles of the cells that have no confirmed choice."""
-    return [cell.title for cell in study.study.cells if cell.key not in study.choices]
+    return [cell.label for cell in study.cells if cell.key not in study.choices]
 
 
 def reason_said(reason: str) -> str:
@@ -71,7 +99,7 @@ def _at(study: Snapshot) -> str:
     best = study.best
     assert best is not None
     searched = {name: best.config[name] for name in best.config if name in best.cell.space}
-    parts = [best.cell.title if best.cell.values else f"trial {best.trial}"]
+    parts = [best.cell.label if best.cell.values else f"trial {best.trial}"]
     parts += [params(searched, ", ")] if searched else []
     return " with ".join(parts)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from cs330ray.analysis import replicates
 from cs330ray.analysis.comparison import Alternative, Comparison, compare
 from cs330ray.analysis.standing import choices, standings
-from cs330ray.analysis.statistics import OTHER_ITEMS, Interval, over_items, over_seeds, paired
+from cs330ray.analysis.statistics import OTHER_ITEMS, Interval, over_items, over_seeds
 from cs330ray.analysis.table import Sheet
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed, Run, on_test
-from cs330ray.ledger.fronts import losses
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.spec.study import Study
 from cs330ray.words import number
@@ -25,7 +25,7 @@ def table(ledger: Ledger, study: Study) -> Sheet | None:
     for cell in standings(ledger, study):
         for one in (one for one in cell.candidates if one.runs):
             state = "chosen" if one is cell.chosen else _state(study, goals, one)
-            of = [cell.cell.title, str(one.searched.number)]
+            of = [cell.cell.label, str(one.searched.number)]
             rows += [[*of, *row, state] for row in _rows(ledger, study, goals, one)]
     by = study.objective[0]
     title = f"{study.name}: confirmation on fresh seeds; chosen by the mean {by} over them"
@@ -86,17 +86,17 @@ def _state(study: Study, goals: Sequence[str], one: Confirmed) -> str:
 
 
 def lines(ledger: Ledger, study: Study) -> list[str]:
-    """The choice of each cell, or why there is none, and the answer between cells, in words."""
+    """The choice of each cell, of several replicates the one to use, or why there is none, in words."""
     goals, words = ledger.goals(study), []
-    cells = standings(ledger, study) if study.confirm is not None else []
-    for cell in cells:
-        title = f"{cell.cell.title}: " if cell.cell.values else ""
+    used = replicates.read(ledger, study).used.values() if study.confirm is not None else []
+    for cell in used:
+        title = f"{cell.cell.label}: " if cell.cell.values or cell.cell.replicate else ""
         one = cell.chosen
         if one is None:
             words.append(f"{title}not confirmed: {why_none(study, goals, cell.candidates)}")
         else:
             words.append(f"{title}confirmed: trial {one.searched.number}, {'; '.join(_words(study, goals, one))}")
-    return words + _between(study, goals, choices(cells))
+    return words
 
 
 def why_none(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> str:
@@ -115,27 +115,16 @@ def why_none(study: Study, goals: Sequence[str], found: Sequence[Confirmed]) -> 
 
 
 def _words(study: Study, goals: Sequence[str], one: Confirmed) -> list[str]:
-    words = []
+    words, own = [], one.searched.cell.command is not None and not any(run.untested for run in one.runs)
+    no_test = ": nothing of this study reads a test split" if own else ""
     for index, (name, goal) in enumerate(zip(study.objective, goals, strict=True)):
         fresh = over_seeds([value[index] for value in one.values])
         curse = confirm.optimism(goal, (one.searched.values or ())[index], fresh.mean)
         words.append(f"{name} {said(fresh)}, optimism of the search {curse:+.2g}")
         reached = [run.test[on_test(name)] for run in one.complete if on_test(name) in run.test]
-        words.append(f"{on_test(name)} {said(over_seeds(reached))}" if reached else f"{on_test(name)} is not known")
-    return words
-
-
-def _between(study: Study, goals: Sequence[str], chosen: dict[str, Confirmed]) -> list[str]:
-    """The cells in the order of their choices' mean validation, each with its paired difference to the first."""
-    if len(chosen) < 2:
-        return []
-    titles = {cell.key: cell.title for cell in study.cells}
-    order = sorted(chosen, key=lambda key: losses(chosen[key].means, goals)[0])
-    words = [f"between cells: {titles[order[0]]}, by the mean {study.objective[0]} over fresh seeds"]
-    first = [value[0] for value in chosen[order[0]].values]
-    for key in order[1:]:
-        apart = paired(first, [value[0] for value in chosen[key].values])
-        words.append(f"  {apart.mean:+.3g} {apart} to {titles[key]}, paired by seed")
+        words.append(
+            f"{on_test(name)} {said(over_seeds(reached))}" if reached else f"{on_test(name)} is not known{no_test}"
+        )
     return words
 
 
@@ -150,7 +139,7 @@ def compared(ledger: Ledger, study: Study, objective: int = 0) -> Comparison | N
 
 def alternatives(ledger: Ledger, study: Study, objective: int = 0) -> list[Alternative]:
     """The choice of each cell that has one, by the cell's title; of one cell its whole candidates within the bounds."""
-    if len(study.cells) > 1:
+    if len(study.compared) > 1:
         chosen = choices(standings(ledger, study))
         titles = {cell.key: cell.title for cell in study.cells}
         named = {titles[key]: one for key, one in chosen.items()}

@@ -7,16 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from cs330ray.analysis.standing import Standing, first_chosen, first_searched
+from cs330ray.analysis.replicates import Replicates
+from cs330ray.analysis.standing import Standing, first_searched
 from cs330ray.analysis.statistics import Interval, over_items, over_seeds
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed, on_test
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
+from cs330ray.spec.columns import DRAWN, ROW, RUN, TRIAL, beside
 from cs330ray.spec.study import Cell, Study
 
-TRIAL = ("cell", "trial", "state", "reason", "seed", "steps", "seconds", "superseded")
-RUN = ("cell", "trial", "fresh", "seed", "state", "reason")
 STARTED_ON = ("code", "data", "python", "device", "host", "threads", "resumed_from_step")
 
 
@@ -38,16 +38,17 @@ class Best:
         return self.cell.trainable
 
 
-def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
+def trials(ledger: Ledger, study: Study, cells: Sequence[Cell]) -> pd.DataFrame:
     """A row a trial of the search.
 
-    Its `cell`, number `trial`, `state`, `reason`, `seed`, `steps` (of its last row, or of the trial that it continues),
-    `seconds` (of wall time, from its start to its end or its last row), `superseded` (a trial of more steps continues
-    it), each objective (NaN where it has none), and each compared value and parameter by its name, or as `param.NAME`
-    where another column has that name; NaN where a trial has none, beside which whole numbers stay whole.
+    Its `cell`, `replicate`, number `trial`, `state`, `reason`, `seed`, `steps` (of its last row, or of the trial that
+    it continues), `seconds` (of wall time, from its start to its end or its last row), `superseded` (a trial of more
+    steps continues it), each objective (NaN where it has none), and each compared value and parameter by its name, or
+    as `param.NAME` where another column, here or in a figure, has that name; NaN where a trial has none, beside which
+    whole numbers stay whole.
     """
     found = []
-    for cell in study.cells:
+    for cell in cells:
         rows = ledger.rows_by_trial(study, cell)
         last_steps: dict[int, int] = {}
         for trial in ledger.trials(study, cell):
@@ -57,13 +58,12 @@ def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
             ended_s = trial.ended_s or (own[-1].wall_s if own else trial.started_s)
             values = trial.values or (math.nan,) * len(study.objective)
             named = {name: _plain(value) for name, value in {**cell.values, **trial.params}.items()}
-            taken = {*TRIAL, *study.objective}
             found.append({
-                "cell": cell.title, "trial": trial.number, "state": trial.state, "reason": trial.reason,
-                "seed": trial.seed, "steps": last_steps[trial.number],
+                "cell": cell.title, "replicate": cell.replicate, "trial": trial.number, "state": trial.state,
+                "reason": trial.reason, "seed": trial.seed, "steps": last_steps[trial.number],
                 "seconds": max(ended_s - trial.started_s, 0.0), "superseded": trial.continued_as is not None,
                 **dict(zip(study.objective, values, strict=True)),
-                **{(f"param.{name}" if name in taken else name): value for name, value in named.items()},
+                **beside(named, {*TRIAL, *study.objective, *DRAWN}, "param"),
             })  # fmt: skip
     own_columns = [*TRIAL, *study.objective]
     frame = pd.DataFrame(found, columns=_columns(found, own_columns))
@@ -74,24 +74,31 @@ def trials(ledger: Ledger, study: Study) -> pd.DataFrame:
     return frame
 
 
-def rows(ledger: Ledger, study: Study) -> pd.DataFrame:
-    """A row a row of a trial of the search: `cell`, `trial`, `step`, `wall_s` (since the epoch) and each metric."""
+def rows(ledger: Ledger, study: Study, cells: Sequence[Cell]) -> pd.DataFrame:
+    """A row a row of a trial of the search: `cell`, `replicate`, `trial`, `step`, `wall_s` and each metric.
+
+    `wall_s` is in seconds since the epoch. A metric that has the name of one of these is `metric.NAME`; those that
+    METRICS does not declare are here too.
+    """
     found = [
-        {"cell": cell.title, "trial": number, "step": row.step, "wall_s": row.wall_s, **row.metrics}
-        for cell in study.cells
+        {
+            "cell": cell.title, "replicate": cell.replicate, "trial": number, "step": row.step, "wall_s": row.wall_s,
+            **beside(row.metrics, ROW, "metric"),
+        }
+        for cell in cells
         for number, held in ledger.rows_by_trial(study, cell).items()
         for row in held
-    ]
-    return pd.DataFrame(found, columns=_columns(found, ["cell", "trial", "step", "wall_s", *study.objective]))
+    ]  # fmt: skip
+    return pd.DataFrame(found, columns=_columns(found, [*ROW, *study.objective]))
 
 
 def confirmed(ledger: Ledger, cells: Sequence[Standing]) -> pd.DataFrame:
     """A row a candidate and objective, in the order of the cells and of the search's validation.
 
-    `cell`, `trial`, `metric`, `chosen`, `whole` (a candidate still, and COMPLETE on every seed), `n` (COMPLETE seeds),
-    `searched` (what the search promised), `validation` over the fresh seeds with `validation_low` and `_high`
-    (ci95_seeds), `optimism` of the search (positive where it had promised too much), the same metric on `test` with
-    `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and `_high` (ci95_tasks). NaN where there is none; an
+    `cell`, `replicate`, `trial`, `metric`, `chosen`, `whole` (a candidate still, and COMPLETE on every seed), `n`
+    (COMPLETE seeds), `searched` (what the search promised), `validation` over the fresh seeds with `validation_low` and
+    `_high` (ci95_seeds), `optimism` of the search (positive where it had promised too much), the same metric on `test`
+    with `test_low` and `_high` (ci95_seeds) and `test_tasks_low` and `_high` (ci95_tasks). NaN where there is none; an
     interval of one seed has none.
     """
     found = []
@@ -104,14 +111,15 @@ def confirmed(ledger: Ledger, cells: Sequence[Standing]) -> pd.DataFrame:
                 promised = (one.searched.values or (math.nan,))[index]
                 fresh = over_seeds([values[index] for values in one.values])
                 found.append({
-                    "cell": cell.cell.title, "trial": one.searched.number, "metric": name, "chosen": is_chosen,
+                    "cell": cell.cell.title, "replicate": cell.cell.replicate, "trial": one.searched.number,
+                    "metric": name, "chosen": is_chosen,
                     "whole": one.whole and one.current, "n": fresh.n, "searched": promised,
                     **_ends("validation", fresh),
                     "optimism": confirm.optimism(goal, promised, fresh.mean),
                     **_tested(ledger, cell.study, one, on_test(name)),
                 })  # fmt: skip
     columns = [
-        "cell", "trial", "metric", "chosen", "whole", "n", "searched", "validation", "validation_low",
+        "cell", "replicate", "trial", "metric", "chosen", "whole", "n", "searched", "validation", "validation_low",
         "validation_high", "optimism", "test", "test_low", "test_high", "test_tasks_low", "test_tasks_high",
     ]  # fmt: skip
     return pd.DataFrame(found, columns=columns)
@@ -120,7 +128,8 @@ def confirmed(ledger: Ledger, cells: Sequence[Standing]) -> pd.DataFrame:
 def runs(cells: Sequence[Standing]) -> pd.DataFrame:
     """A row a run of confirmation.
 
-    `cell`, `trial`, `fresh` (which of the seeds), `seed`, `state`, `reason`, each objective, and each test metric.
+    `cell`, `replicate`, `trial`, `fresh` (which of the seeds), `seed`, `state`, `reason`, each objective, and each test
+    metric, or `test.NAME` where another column has that name.
     """
     found, objective = [], list(cells[0].study.objective)
     for cell in cells:
@@ -128,34 +137,37 @@ def runs(cells: Sequence[Standing]) -> pd.DataFrame:
             for run in one.runs:
                 values = run.trial.values or (math.nan,) * len(objective)
                 found.append({
-                    "cell": cell.cell.title, "trial": one.searched.number, "fresh": run.trial.cell.fresh,
+                    "cell": cell.cell.title, "replicate": cell.cell.replicate, "trial": one.searched.number,
+                    "fresh": run.trial.cell.fresh,
                     "seed": run.trial.seed, "state": run.trial.state, "reason": run.trial.reason or run.untested,
-                    **dict(zip(objective, values, strict=True)), **run.test,
+                    **dict(zip(objective, values, strict=True)), **beside(run.test, {*RUN, *objective}, "test"),
                 })  # fmt: skip
     return pd.DataFrame(found, columns=_columns(found, [*RUN, *objective]))
 
 
-def starts(ledger: Ledger, study: Study) -> pd.DataFrame:
+def starts(ledger: Ledger, study: Study, cells: Sequence[Cell]) -> pd.DataFrame:
     """A row a start of a trial or of a run of confirmation: on what it ran.
 
-    `cell`, `trial`, `fresh` (NaN in the search), `code` and `data` (digests), `python`, `device`, `host`, `threads`,
-    `resumed_from_step` (NaN where it began), `versions` in words.
+    `cell`, `replicate`, `trial`, `fresh` (NaN in the search), `code` and `data` (digests), `python`, `device`, `host`,
+    `threads`, `resumed_from_step` (NaN where it began), `versions` in words.
     """
+    among = {cell.replicate for cell in cells}
     found = [
         {
-            "cell": cell.title, "trial": number, "fresh": cell.fresh, **{name: on.get(name) for name in STARTED_ON},
+            "cell": cell.title, "replicate": cell.replicate, "trial": number, "fresh": cell.fresh,
+            **{name: on.get(name) for name in STARTED_ON},
             "versions": " ".join(f"{name} {version}" for name, version in on.get("versions", {}).items()),
         }
-        for cell in [*study.cells, *confirm.fresh_cells(study)]
+        for cell in [*cells, *(fresh for fresh in confirm.fresh_cells(study) if fresh.replicate in among)]
         for number, attempts in ledger.attempts_by_trial(study, cell).items()
         for on in attempts
     ]  # fmt: skip
-    return pd.DataFrame(found, columns=["cell", "trial", "fresh", *STARTED_ON, "versions"])
+    return pd.DataFrame(found, columns=["cell", "replicate", "trial", "fresh", *STARTED_ON, "versions"])
 
 
-def best(ledger: Ledger, cells: Sequence[Standing]) -> Best | None:
-    """The choice by mean validation over the fresh seeds, between the cells too; else the best of the search."""
-    first = first_chosen(cells) or first_searched(cells)  # between searches, only of those after as many steps
+def best(ledger: Ledger, cells: Replicates) -> Best | None:
+    """The choice to use, by the mean validation over the fresh seeds and replicates; else the best of the search."""
+    first = cells.use or first_searched(cells.standings)  # between searches, only of those after as many steps
     if first is None or first.best is None:
         return None
     return _best(ledger, first.study, first.best, first.chosen)

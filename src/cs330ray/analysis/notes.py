@@ -10,14 +10,18 @@ from cs330ray.analysis.answer import reason_said
 from cs330ray.analysis.study import Snapshot
 from cs330ray.spec.study import Cell, Study
 from cs330ray.spec.tables import Range, applies
+from cs330ray.trial import bounds
 from cs330ray.words import plural, shown
 
 EDGE = 0.02  # of a range: as near to its end as that is at the end
 
 
 def notes(study: Snapshot) -> list[str]:
-    """What weakens the answer: edges of ranges, failures, what is missing, other code or data."""
-    return [*_missing(study), *_edges(study), *_failures(study), *startup(study.study), *_circumstances(study)]
+    """What weakens the answer: edges of ranges, failures, values outside bounds, what is missing, other code."""
+    return [
+        *_missing(study), *_edges(study), *_failures(study), *_outside(study), *startup(study.study),
+        *_circumstances(study),
+    ]  # fmt: skip
 
 
 def _missing(study: Snapshot) -> Iterator[str]:
@@ -31,15 +35,15 @@ def _missing(study: Snapshot) -> Iterator[str]:
         return
     for cell in study.standings:
         if cell.chosen is None:
-            of = f"{cell.cell.title}: not" if cell.cell.values else "Not"
+            of = f"{cell.cell.label}: not" if cell.cell.values or cell.cell.replicate else "Not"
             yield f"{of} confirmed: {confirmed.why_none(spec, cell.goals, cell.candidates)}."
     if spec.confirm.seeds == 1:
         yield "Each candidate was confirmed on one fresh seed, which gives no interval over seeds."
 
 
 def _edges(study: Snapshot) -> Iterator[str]:
-    """The confirmed choice of each cell, or else the best of its search, where it lies at the edge of a range."""
-    for standing in study.standings:
+    """The choice to use of each cell, or else the best of its search, where it lies at the edge of a range."""
+    for standing in study.replicates.used.values():
         if standing.best is None:
             continue
         cell, params = standing.cell, standing.best.params
@@ -95,11 +99,26 @@ def _failures(study: Snapshot) -> Iterator[str]:
         yield f"The test of {len(untested)} of {len(runs)} runs of confirmation failed: {why}."
 
 
+def _outside(study: Snapshot) -> Iterator[str]:
+    """The metrics that have values outside their declared bounds, in rows of the search and in runs of confirmation."""
+    for standing in study.standings:
+        cell, spec = standing.cell, study.study
+        metrics = study.ledger.metrics(spec, cell.trainable)
+        held = study.ledger.rows_by_trial(spec, cell)
+        reached: list[tuple[int, Mapping[str, float]]] = [(n, row.metrics) for n, rows in held.items() for row in rows]
+        for run in (run for one in standing.candidates for run in one.runs):
+            validation = dict(zip(spec.objective, run.trial.values or (), strict=False))
+            reached += [(run.trial.number, values) for values in (validation, run.test)]
+        of = f"{cell.label}: " if cell.values or cell.replicate else ""
+        yield from (f"{of}{line}." for line in bounds.summary(metrics, reached))
+
+
 def startup(spec: Study) -> Iterator[str]:
     """What to say of a search that was over before its sampler had learned."""
     if not spec.search or spec.budget.trials == 1:
         return
-    drawn = {"tpe": spec.sampler.startup, "nsga2": spec.sampler.population}.get(spec.sampler.kind, 0)
+    settings = spec.sampler
+    drawn = {"tpe": settings.startup, "gp": settings.startup, "nsga2": settings.population}.get(settings.kind, 0)
     if spec.budget.trials <= drawn:
         had = plural(spec.budget.trials, "trial")
         yield f"The search was random: {spec.sampler.kind} begins to learn after {drawn} trials, and a cell has {had}."
@@ -110,6 +129,24 @@ def startup(spec: Study) -> Iterator[str]:
         )
 
 
+def saved(study: Snapshot) -> str:
+    """What the pruner saved, beside what was asked for; nothing where a study is not pruned.
+
+    How well rungs tell the end is not said: only of those that went on is the end known, and they were picked by it.
+    """
+    kind, steps = study.study.prune.kind, study.study.budget.steps
+    stand = study.trials[~study.trials["superseded"].astype(bool)]
+    asked = len(stand) * steps
+    if kind == "none" or not asked:
+        return ""
+    pruned = stand[stand["state"] == "PRUNED"]
+    spared = int((steps - pruned["steps"]).sum())
+    return (
+        f"Pruning by {kind} ended {len(pruned)} of {plural(len(stand), 'trial')} early: {spared} of {asked} steps "
+        f"that were asked for ({spared / asked:.0%}) were not taken."
+    )
+
+
 def _circumstances(study: Snapshot) -> Iterator[str]:
     starts = study.starts
     if starts["code"].nunique() > 1:
@@ -117,7 +154,7 @@ def _circumstances(study: Snapshot) -> Iterator[str]:
             f"The trials ran under {starts['code'].nunique()} versions of the code: what they reached may differ for "
             "that alone."
         )
-    if len(starts) and (starts.groupby("cell")["data"].nunique() > 1).any():
+    if len(starts) and (starts.groupby(["cell", "replicate"])["data"].nunique() > 1).any():
         yield "Trials of one cell ran on different data: what they reached may differ for that alone."
     if starts["device"].nunique() > 1:
         yield f"The trials ran on {' and '.join(sorted(set(starts['device'])))}: their seeds are not quite paired."

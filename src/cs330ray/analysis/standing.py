@@ -127,12 +127,6 @@ def choices(cells: Sequence[Standing]) -> dict[str, Confirmed]:
     return {cell.cell.key: cell.chosen for cell in cells if cell.chosen is not None}
 
 
-def first_chosen(cells: Sequence[Standing]) -> Standing | None:
-    """Pick the cell whose choice has the best mean over the fresh seeds; None where no cell has a choice."""
-    chosen = [(losses(cell.chosen.means, cell.goals)[0], cell) for cell in cells if cell.chosen is not None]
-    return min(chosen, key=lambda place: place[0])[1] if chosen else None
-
-
 def by_search(cells: Sequence[Standing]) -> list[Standing]:
     """Order the cells that have a ranked trial by their best: after the most steps first, then by its value."""
     ranked = [cell for cell in cells if cell.ranked]

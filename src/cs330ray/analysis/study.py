@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from cs330ray.analysis import confirmed, frames, standing
+from cs330ray.analysis import confirmed, frames, replicates, standing
+from cs330ray.analysis.claims import claim, seen
+from cs330ray.analysis.claims.claim import Claim
+from cs330ray.analysis.claims.seen import Seen
 from cs330ray.analysis.comparison import Comparison
 from cs330ray.analysis.frames import Best
+from cs330ray.analysis.replicates import Replicates, Sources
 from cs330ray.analysis.standing import Standing
 from cs330ray.ledger.confirm import Confirmed
 from cs330ray.ledger.database import Access
@@ -47,14 +51,21 @@ class LedgerOnce(Ledger):
 class Snapshot:
     """A study as the ledger held it when each part was first asked for; it only reads.
 
-    `trials`, `rows`, `confirmed` and `runs` are frames, `best` the configuration to use, `comparison` how sure the
-    answer is.
+    `trials`, `rows`, `confirmed` and `runs` are frames, `best` the configuration to use, `seen` the look at the cells
+    that the answer rests on, `comparison` that of the candidates of a single cell. All are of the one `replicate`,
+    where that is named.
     """
 
-    def __init__(self, ledger: Ledger, study: Study) -> None:
+    def __init__(self, ledger: Ledger, study: Study, replicate: int | None = None) -> None:
         self.ledger = ledger
         self.study = study
         self.name = study.name
+        self.replicate = replicate
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The searches that it shows: every cell in every replicate, or in the one."""
+        return self.study.cells if self.replicate is None else self.study.replicate(self.replicate)
 
     @cached_property
     def goals(self) -> dict[str, str]:
@@ -64,12 +75,12 @@ class Snapshot:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """A row a trial of the search: see `frames.trials`."""
-        return frames.trials(self.ledger, self.study)
+        return frames.trials(self.ledger, self.study, self.cells)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """A row a row of a trial of the search: see `frames.rows`."""
-        return frames.rows(self.ledger, self.study)
+        return frames.rows(self.ledger, self.study, self.cells)
 
     @cached_property
     def confirmed(self) -> pd.DataFrame:
@@ -83,8 +94,13 @@ class Snapshot:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """How each cell stands, in the order of the file: who is best in it, ranked, on the front and chosen."""
-        return standing.standings(self.ledger, self.study)
+        """How each search stands, in the order of the file: who is best in it, ranked, on the front and chosen."""
+        return list(self.replicates.standings)
+
+    @cached_property
+    def replicates(self) -> Replicates:
+        """How the cells stand over the replicates: what is compared, and which choice is to be used."""
+        return replicates.read(self.ledger, self.study, self.replicate)
 
     @cached_property
     def candidates(self) -> dict[str, list[Confirmed]]:
@@ -99,14 +115,29 @@ class Snapshot:
     @cached_property
     def starts(self) -> pd.DataFrame:
         """A row a start of a trial or of a run of confirmation: see `frames.starts`."""
-        return frames.starts(self.ledger, self.study)
+        return frames.starts(self.ledger, self.study, self.cells)
 
     @cached_property
     def best(self) -> Best | None:
         """The configuration to use, by confirmation where it is over; None before a trial is COMPLETE."""
-        return frames.best(self.ledger, self.standings)
+        return frames.best(self.ledger, self.replicates)
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """The confirmed choices of the cells, or the candidates of the one cell, compared; None below two."""
-        return confirmed.compared(self.ledger, self.study)
+        """The candidates of the one cell compared, as configurations; None below two, and where cells are compared."""
+        return confirmed.compared(self.ledger, self.study) if len(self.study.cells) == 1 else None
+
+    @cached_property
+    def claim(self) -> Claim | None:
+        """Which cells are told apart, by the look that the answer rests on; None before a replicate is whole."""
+        return claim.claim(self.seen.look) if self.seen is not None and self.seen.look.cells else None
+
+    @cached_property
+    def seen(self) -> Seen | None:
+        """The look at the cells that is to be repeated; None before a replicate is whole."""
+        return seen.seen(self.ledger, self.replicates)
+
+    @cached_property
+    def sources(self) -> Sources | None:
+        """Where the scatter of the results comes from; None without two whole replicates or two fresh seeds."""
+        return self.replicates.sources(self.ledger)

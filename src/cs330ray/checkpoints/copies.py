@@ -158,7 +158,7 @@ class Copies:
         try:
             manifest = json.loads(self.store.read(f"{self._folder(step)}/{MANIFEST}", MANIFEST_BYTES))
             files = manifest["files"]
-            if manifest["step"] != step or not isinstance(files, dict) or not all(map(_is_within, files)):
+            if manifest["step"] != step or not isinstance(files, dict) or not all(map(is_within, files)):
                 raise ValueError("it is of another step, or names what cannot lie there")
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
@@ -197,7 +197,7 @@ def fetched(address: str, home: Path, store: Store | None = None) -> Checkpoint:
         raise CheckpointError(f"{address}: the checkpoint must be readable, but {fault}; use another") from None
 
 
-def _is_within(name: str) -> bool:
+def is_within(name: str) -> bool:
     """Whether a file of this name can lie in the directory of a checkpoint."""
     parts = PurePosixPath(name).parts
     short = all(len(part.encode()) <= LONGEST_NAME for part in parts)

@@ -4,18 +4,30 @@ HOME/step-00000120/        what `Progress.save` wrote: tensors and JSON, never c
 HOME/step-00000120/MANIFEST.json    {"step": 120, "files": {"state.safetensors": "sha256..."}}
 """
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cs330ray import files
 from cs330ray.errors import CheckpointError
+from cs330ray.words import first_line
 
 MANIFEST = "MANIFEST.json"
 MANIFEST_BYTES = 1 << 24
+PROBE_BYTES = 1024**2
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}  # full, over quota, broken, gone from the network
+
+
+class DiskFault(OSError):  # noqa: N818 - the disk's, not ours
+    """The disk takes no checkpoint: everybody's matter, and no failure of the trial that wanted to write one."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class Checkpoint:
 def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) -> Checkpoint:
     """Write a checkpoint of `step` under `home` and keep the `keep` newest; the checkpoint.
 
-    One that is already there and whole is left as it is: the same step of the same trial is the same moment.
+    One that is already there and whole is left as it is: the same step of the same trial is the same moment. Raises
+    DiskFault where the disk takes none, and else what `save` raises.
     """
     final = home / name_of(step)
     if (whole := _whole(final)) is not None:
@@ -45,7 +58,8 @@ def write(home: Path, step: int, save: Callable[[Path], None], keep: int = 2) ->
         if final.exists():  # a torn one: _whole said so
             shutil.rmtree(final)
 
-    files.make_directory(final, fill)
+    with disk_faults(home):
+        files.make_directory(final, fill)
     for old in [path for path in _directories(home) if path <= final][:-keep]:  # later ones are torn: nothing led here
         shutil.rmtree(old, ignore_errors=True)
     return read(final)
@@ -104,6 +118,50 @@ def read(path: Path) -> Checkpoint:
                 f"{path}: {name} must match its digest, but it is missing or altered; use another checkpoint"
             )
     return Checkpoint(step, path, hashlib.sha256(text).hexdigest())
+
+
+@contextmanager
+def disk_faults(home: Path) -> Iterator[None]:
+    """Raise DiskFault in place of what is raised within, where the disk under `home` is why."""
+    try:
+        yield
+    except Exception as error:
+        if fault := _fault_of_disk(error, home):
+            raise DiskFault(fault) from error
+        raise
+
+
+def _fault_of_disk(error: Exception, home: Path) -> str:
+    """What is wrong with the disk under `home`, where that is why a checkpoint could not be written; else nothing.
+
+    A large file may fill a disk that has room for the probe once that file is gone: so what an error says comes first.
+    """
+    for each in _causes(error):
+        if isinstance(each, DiskFault) or (isinstance(each, OSError) and each.errno in OF_DISKS):
+            return each.strerror or str(each)
+        text = str(each)
+        hidden = re.search(r"\(os error (\d+)\)", text)  # of safetensors; torch's own words have no number
+        if (hidden and int(hidden[1]) in OF_DISKS) or "file write failed" in text:
+            return first_line(each)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=home, prefix=".partial-probe-") as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as fault:
+        return fault.strerror or str(fault)
+    return ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _whole(path: Path) -> Checkpoint | None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow
 from pyarrow import fs
@@ -176,14 +176,23 @@ class _Call(threading.Thread):
 
 
 def wanted() -> str | None:
-    """Where checkpoints are to be copied, or None. Raises SpecError where it is no address."""
+    """Where checkpoints are to be copied, as an address, or None. Raises SpecError where it is none, nor a path."""
     url = os.environ.get(VARIABLE)
     if not url:
         return None
-    shown = short(redacted(url.partition("?")[0]), 200)
+    if url.startswith("/"):
+        return Path(url).as_uri()
+    shown = short(redacted(re.sub(r"//.*@", "//***@", url.partition("?")[0], flags=re.DOTALL)), 200)
     if not re.match(r"[a-z][a-z0-9+.-]*://", url):
         raise SpecError(
-            f"{VARIABLE}: an address such as s3://bucket/folder or file:///shared/folder is needed, but got {shown}"
+            f"{VARIABLE}: an address such as s3://bucket/folder, or a path such as /shared/folder, is needed, "
+            f"but got {shown}"
+        )
+    query = "" if url.startswith("file:") else "?"
+    if (wrong := re.search(rf"[^!$&-;=@-Z\[\]_a-z~%{query}]|%(?![0-9A-Fa-f]{{2}})", url)) is not None:
+        raise SpecError(
+            f"{VARIABLE}: in {shown} a {wrong[0]!r} must be written {quote(wrong[0], safe='')}; or, for a folder, give "
+            "its path alone: /shared/my folder"
         )
     if "@" in urlsplit(url).path:
         raise SpecError(

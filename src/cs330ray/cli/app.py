@@ -1,11 +1,12 @@
 """The command line. Rooms with heavy dependencies are entered inside the commands, so that `--help` is quick."""
 
+import contextlib
 import sys
 from typing import Any
 
 import typer
 
-from cs330ray.cli import cluster, data, results, run, upkeep
+from cs330ray.cli import cluster, prepare, results, run, screen, stop, upkeep
 from cs330ray.errors import Cs330rayError, Diverged
 from cs330ray.quiet import quiet
 
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _room in (run, results, upkeep, data, cluster):
+for _room in (run, stop, results, upkeep, prepare, cluster):
     for _name, _command in _room.COMMANDS.items():
         app.command(_name)(_command)
 app.add_typer(cluster.cluster_app, name="cluster")
@@ -30,10 +31,25 @@ def main() -> None:
 
 def guarded(command: Any, *arguments: Any) -> None:
     """Run `command`; an error of ours becomes its one line on stderr and exit code 2."""
+    screen.settle()
     try:
-        command(*arguments)
+        try:
+            command(*arguments)
+        except BaseException as ended:
+            has_failed = not isinstance(ended, SystemExit) or ended.code  # then that is said, not who still reads
+            with contextlib.suppress(screen.ScreenLost) if has_failed else contextlib.nullcontext():
+                sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except screen.ScreenLost as error:
+        raise SystemExit(screen.end(error)) from None
     except (Cs330rayError, Diverged) as error:
         sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    except RuntimeError as error:  # Python's, for a user whom the system does not know; libraries look when imported
+        if "home directory" not in str(error):
+            raise
+        sys.stderr.write("HOME: expected the home directory of this user, got none; set HOME to a directory\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

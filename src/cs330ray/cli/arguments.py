@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cs330ray.errors import SpecError
-from cs330ray.spec.places import home
+from cs330ray.spec.places import LEDGER, home
 
 if TYPE_CHECKING:
     from cs330ray.ledger.ledger import Ledger
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="a study's name, as in `cs330ray list`")]
+
+
+Replicate = Annotated[int, typer.Option(metavar="R", help="of which replicate, where a study has several")]
 
 
 Overrides = Annotated[
@@ -46,25 +49,38 @@ def writer_here() -> "Writer":
     return Writer.at(home())
 
 
+def ledger_is_here() -> bool:
+    """Whether this home has a ledger."""
+    return bool(os.environ.get("CS330RAY_LEDGER")) or os.path.exists(home() / LEDGER)  # noqa: PTH110 - False where it may not be seen
+
+
 def _must_be_here() -> None:
-    if not os.environ.get("CS330RAY_LEDGER") and not os.path.exists(home() / "ledger.db"):  # noqa: PTH110 - False where it may not be seen
+    if not ledger_is_here():
         raise SpecError(f"{home()}: a ledger is needed here, but there is none; run a study, or set CS330RAY_HOME")
 
 
-def cell_of(study: "Study", name: str) -> "Cell":
-    """The cell of this title, or key."""
-    found = [cell for cell in study.cells if name in (cell.title, cell.key)]
+def cell_of(study: "Study", name: str, replicate: int = 0) -> "Cell":
+    """The cell of this title, or key, in a replicate. Raises SpecError."""
+    found = [cell for cell in cells_of(study, replicate) if name in (cell.title, cell.key)]
     if not found:
-        cells = ", ".join(repr(cell.title) for cell in study.cells)
+        cells = ", ".join(repr(cell.title) for cell in study.compared)
         raise SpecError(f"--cell: one of {cells} is needed, but got {name!r}")
     return found[0]
 
 
-def trial_of(ledger: "Ledger", study: "Study", number: int, cell: str | None) -> "Trial":
-    """The one trial of this number, in the cell that is named or in any. Raises SpecError."""
-    chosen = study.cells if cell is None else [cell_of(study, cell)]
+def cells_of(study: "Study", replicate: int) -> "list[Cell]":
+    """The cells of a replicate. Raises SpecError where the study has none of that number."""
+    if not 0 <= replicate < study.repeat.searches:
+        has = "replicate 0 alone" if study.repeat.searches == 1 else f"one from 0 to {study.repeat.searches - 1}"
+        raise SpecError(f"--replicate: {study.name} has {has}, got {replicate}; see `cs330ray show {study.name}`")
+    return study.replicate(replicate)
+
+
+def trial_of(ledger: "Ledger", study: "Study", number: int, cell: str | None, replicate: int = 0) -> "Trial":
+    """The one trial of this number in a replicate, in the cell that is named or in any. Raises SpecError."""
+    chosen = cells_of(study, replicate) if cell is None else [cell_of(study, cell, replicate)]
     found = [trial for each in chosen for trial in ledger.trials(study, each) if trial.number == number]
-    cells = ", ".join(repr(each.title) for each in study.cells)
+    cells = ", ".join(repr(each.title) for each in study.compared)
     if len(found) != 1:
         why = (
             f"{len(found)} cells have it; add --cell with one of {cells}"

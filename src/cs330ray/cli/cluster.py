@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cs330ray.cli import screen
 from cs330ray.clock import wall_s
 from cs330ray.package import shipped
 from cs330ray.spec.places import study_file
-from cs330ray.words import duration, first_line_of
+from cs330ray.words import duration, first_line_of, printable
 
 if TYPE_CHECKING:
     from cs330ray.cluster.jobs import Cluster, Job
@@ -74,7 +75,7 @@ def status(
     columns = ["study", "job", "state", "since", "for", "code", "by"]
     print_table(f"{server.address}: {cluster.nodes()}", columns, [_row(job) for job in found])
     if study is not None:
-        typer.echo("\n".join(cluster.log(found[-1].id).splitlines()[-LAST_LINES:]))
+        typer.echo(printable("\n".join(cluster.log(found[-1].id).splitlines()[-LAST_LINES:])))
 
 
 def logs(
@@ -95,8 +96,8 @@ def logs(
         _write(cluster.log(job.id))
 
 
-def stop(study: Submitted, address: Address = None, token_file: TokenFile = None) -> None:
-    """Stop a study on a cluster; nothing is lost, and the same submit goes on."""
+def stop_job(study: str, address: str | None, token_file: Path | None) -> None:
+    """Stop a study on a cluster; nothing is lost, and the same submit resumes it."""
     from cs330ray.cluster.jobs import Cluster
     from cs330ray.cluster.jobserver import JobServer
 
@@ -108,7 +109,7 @@ def stop(study: Submitted, address: Address = None, token_file: TokenFile = None
     typer.echo(f"Go on with: {job.sent.get('command', 'cs330ray submit FILE')}")
 
 
-COMMANDS = {"submit": submit, "status": status, "logs": logs, "stop": stop}
+COMMANDS = {"submit": submit, "status": status, "logs": logs}
 
 
 def _place(address: str | None, token_file: Path | None) -> list[str]:
@@ -125,10 +126,10 @@ def _follow(cluster: "Cluster", job: str, study: str, place: list[str]) -> None:
     stop = shlex.join(["cs330ray", "stop", study, *place])
     try:
         ended = cluster.follow(job, _write)
-    except KeyboardInterrupt:
-        typer.echo(f"\n{study}: goes on as job {job}")
-        typer.echo(f"Come back with: {again}\nStop it with:   {stop}")
-        raise SystemExit(130) from None
+    except (KeyboardInterrupt, screen.ScreenLost) as left:
+        screen.last()
+        screen.must_be_read(f"\n{study}: goes on as job {job}\nCome back with: {again}\nStop it with:   {stop}")
+        raise SystemExit(screen.end(left) if isinstance(left, screen.ScreenLost) else 130) from None
     if ended is None:
         sys.stderr.write(f"{study}: the cluster no longer answers, and job {job} may go on; come back with: {again}\n")
         raise SystemExit(1)
@@ -146,7 +147,7 @@ def _row(job: "Job") -> list[str]:
 
 
 def _write(text: str) -> None:
-    typer.echo(text, nl=False)
+    typer.echo(printable(text), nl=False)
     sys.stdout.flush()
 
 

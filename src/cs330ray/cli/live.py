@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cs330ray.spec.study import Cell, Study
-from cs330ray.words import duration, number, params, plural
+from cs330ray.words import duration, number, params, plural, printable, redacted
 
 if TYPE_CHECKING:
     from cs330ray.ledger.records import Ending, Row, Trial
@@ -48,7 +48,7 @@ class StudyConsole:
 
     def says(self, line: str) -> None:
         """Print a line that stays."""
-        self.out.print(line, soft_wrap=True, markup=False)
+        self.out.print(printable(redacted(line)), soft_wrap=True, markup=False)
 
     def had_ended(self, trials: "Sequence[Trial]") -> None:
         """Count the trials that ended in earlier sessions."""
@@ -70,26 +70,35 @@ class StudyConsole:
             entry["step"] = row.step
             entry["value"] = row.metrics.get(self._study.objective[0], entry["value"])
 
-    def ended(self, cell: Cell, number: int, ending: "Ending", values: tuple[float, ...] | None) -> None:
+    def ended(
+        self,
+        cell: Cell,
+        number: int,
+        params: Mapping[str, Any],
+        ending: "Ending",
+        values: tuple[float, ...] | None,
+    ) -> None:
         """Count a trial, and leave a line of it."""
-        entry = self._running.pop((cell.key, number), None)
+        self._running.pop((cell.key, number), None)
         value = values[0] if values and ending.state != "FAIL" else None
         if cell.fresh is None:
             self._ended[cell.key, number] = (ending.state, value)
         else:
             self._confirmed += 1
-        self.says(self._line(cell, number, ending, values, entry["params"] if entry else {}))
+        self.says(self._line(cell, number, ending, values, params))
 
     def lost(self, cell: Cell, number: int, times: int) -> None:
         """Say that a worker was lost."""
         self._running.pop((cell.key, number), None)
-        self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it goes on from its newest checkpoint")
+        where = "from its newest checkpoint, if it has one"
+        self.says(f"trial {number}{_of(cell)} lost its worker ({times} so far); it starts again {where}")
 
-    def confirms(self, runs: int) -> None:
-        """Say that confirmation begins."""
-        self._to_confirm = runs
+    def confirms(self, runs: int, replicate: int) -> None:
+        """Say that a replicate's confirmation begins."""
+        self._to_confirm += runs
         self._began_to_confirm = time.monotonic()
-        self.says(f"{self._study.name}: the search is over; {plural(runs, 'run')} of confirmation to come")
+        which = "the search" if self._study.repeat.searches == 1 else f"the search of replicate {replicate}"
+        self.says(f"{self._study.name}: {which} is over; {plural(runs, 'run')} of confirmation to come")
 
     def ticked(self) -> None:
         """Draw the table again, now and then."""
@@ -119,7 +128,8 @@ class StudyConsole:
     def _left_s(self) -> float | None:
         """Seconds left, from the share of all steps done in this session; pruned trials make it an upper bound."""
         under_way: float = sum(entry["step"] for entry in self._running.values()) / self._study.budget.steps
-        if self._to_confirm:
+        several = self._study.repeat.searches > 1
+        if self._to_confirm and not several:
             runs = self._confirmed + under_way
             spent_s = time.monotonic() - self._began_to_confirm
             return spent_s * (self._to_confirm - runs) / runs if runs > 0 else None
@@ -128,7 +138,7 @@ class StudyConsole:
         if confirm is not None:  # a front of unknown size counts as three
             most = min(confirm.most(len(self._study.objective)) or 3, self._study.budget.trials)
             total += most * confirm.seeds * len(self._study.cells)
-        done = len(self._ended) - self._at_start + under_way
+        done = len(self._ended) - self._at_start + (self._confirmed if several else 0) + under_way
         if done <= 0:
             return None
         return (time.monotonic() - self._began) * (total - self._at_start - done) / done
@@ -153,15 +163,14 @@ class StudyConsole:
             table.add_column(column, justify="left" if column == "parameters" else "right", style="cyan")
         for (_, trial), entry in sorted(self._running.items(), key=lambda item: item[0]):
             value = "" if entry["value"] is None else number(entry["value"])
-            cell = f"{entry['cell'].title}  " if len(study.cells) > 1 else ""
+            cell = f"{entry['cell'].label}  " if len(study.cells) > 1 else ""
             fresh = "" if entry["cell"].fresh is None else f", fresh seed {entry['cell'].fresh}"
-            table.add_row(
-                f"{trial}{fresh}", f"{entry['step']}/{study.budget.steps}", value, cell + params(entry["params"])
-            )
+            shown = printable(cell + params(entry["params"]))
+            table.add_row(f"{trial}{fresh}", f"{entry['step']}/{study.budget.steps}", value, Text(shown))
         return Group(headline, table)
 
 
 def _of(cell: Cell) -> str:
-    return (f" of {cell.title}" if cell.values else "") + (
+    return (f" of {cell.label}" if cell.values or cell.replicate else "") + (
         f" on fresh seed {cell.fresh}" if cell.fresh is not None else ""
     )

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cs330ray.cli.arguments import Name, cell_of, ledger_here, prefix, trial_of
+from cs330ray.cli.arguments import Name, Replicate, cell_of, cells_of, ledger_here, prefix, trial_of
 from cs330ray.cli.tables import print_sheet
 from cs330ray.errors import SpecError
 from cs330ray.spec.places import home, study_file
+from cs330ray.words import printable
 
 if TYPE_CHECKING:
     from cs330ray.ledger.ledger import Ledger
     from cs330ray.ledger.records import Trial
-    from cs330ray.spec.study import Cell, Study
+    from cs330ray.spec.study import Study
 
 
 LOG_END_BYTES = 20_000
@@ -33,6 +34,7 @@ def show(
     study: Name,
     trial: Annotated[int | None, typer.Argument(help="one trial, with its rows")] = None,
     cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
+    replicate: Replicate = 0,
     log: Annotated[
         bool, typer.Option("--log", help="with TRIAL: attempts, reason, traceback and what it wrote")
     ] = False,
@@ -40,34 +42,48 @@ def show(
     front: Annotated[bool, typer.Option("--front", help="only the Pareto front")] = False,
 ) -> None:
     """Show a study's trials, or one trial."""
+    from cs330ray.analysis import answer
     from cs330ray.analysis import confirmed as confirmation
+    from cs330ray.ledger.lines import left_alone
     from cs330ray.report import tables
     from cs330ray.spec import growth, reading
 
-    if trial is None and (log or cell is not None):
-        raise SpecError(f"show {study}: --log and --cell are of one trial, but none is named; add its number")
+    if trial is None and (log or cell is not None or replicate):
+        raise SpecError(
+            f"show {study}: --log, --cell and --replicate are of one trial, but none is named; add its number"
+        )
     ledger = ledger_here()
     found = ledger.study(study)
     if diff is not None:
-        typer.echo(
-            "\n".join(growth.difference(found, reading.read(study_file(str(diff))))) or f"{study}: no difference"
-        )
+        file = growth.as_recorded(found, reading.read(study_file(str(diff))))
+        typer.echo(printable("\n".join(growth.difference(found, file))) or f"{study}: no difference")
     elif trial is None:
         print_sheet(tables.trials(ledger, found, front=front))
         if (confirmed := confirmation.table(ledger, found)) is not None:
             print_sheet(confirmed)
-        if lines := confirmation.lines(ledger, found):
-            typer.echo("\n".join(lines))
+        if lines := [
+            *tables.outside(ledger, found), *answer.lines(ledger, found), *left_alone(ledger, found)
+        ]:  # fmt: skip
+            typer.echo(printable("\n".join(lines)))
     else:
-        one = trial_of(ledger, found, trial, cell)
-        for table in tables.trial(ledger, found, one, log=log):
-            print_sheet(table)
-        if one.state != "RUNNING":
-            which = f" --cell {shlex.quote(one.cell.title)}" if one.cell.values else ""
-            typer.echo(f"Run it again: {prefix()}cs330ray reproduce {found.name} {one.number}{which}")
-        if log:
-            typer.echo("\n".join(tables.tracebacks(ledger, found, one)), nl=False)
-            _print_log(found, one)
+        _show_one(ledger, found, trial_of(ledger, found, trial, cell, replicate), log=log)
+
+
+def _show_one(ledger: "Ledger", study: "Study", one: "Trial", *, log: bool) -> None:
+    """Show one trial, and how to run it again."""
+    from cs330ray.report import tables
+
+    for table in tables.trial(ledger, study, one, log=log):
+        print_sheet(table)
+    for line in tables.outside(ledger, study, one):
+        typer.echo(line)
+    if one.state != "RUNNING":
+        which = f" --cell {shlex.quote(one.cell.title)}" if one.cell.values else ""
+        which += f" --replicate {one.cell.replicate}" if one.cell.replicate else ""
+        typer.echo(f"Run it again: {prefix()}cs330ray reproduce {study.name} {one.number}{which}")
+    if log:
+        typer.echo(printable("\n".join(tables.tracebacks(ledger, study, one))), nl=False)
+        _print_log(study, one)
 
 
 def _print_log(study: "Study", trial: "Trial") -> None:
@@ -80,7 +96,7 @@ def _print_log(study: "Study", trial: "Trial") -> None:
         if os.path.exists(file):  # noqa: PTH110 - False where it may not be seen
             with file.open("rb") as log:
                 log.seek(max(file.stat().st_size - LOG_END_BYTES, 0))
-                text = log.read().decode(errors="replace")
+                text = printable(log.read().decode(errors="replace"))
             typer.echo(f"{file}:\n{text}" if text else f"{file}: nothing was written")
 
 
@@ -88,6 +104,9 @@ def best(
     study: Name,
     by: Annotated[str | None, typer.Option(metavar="METRIC", help="rank by this metric of the last row")] = None,
     cell: Annotated[str | None, typer.Option(metavar="TITLE", help='one cell alone, e.g. "inner_steps=1"')] = None,
+    replicate: Annotated[
+        int | None, typer.Option(metavar="R", help="one replicate alone; by default of each cell the one to use")
+    ] = None,
     to: Annotated[
         Path | None, typer.Option("--export", metavar="DIR", help="write the model into an empty or new directory")
     ] = None,
@@ -97,26 +116,29 @@ def best(
 
     ledger = ledger_here()
     found = ledger.study(study)
-    one = None if cell is None else cell_of(found, cell)
+    cells_of(found, replicate or 0)
+    title = None if cell is None else cell_of(found, cell).title
     if to is None:
-        typer.echo(tables.best_toml(ledger, found, by, one))
+        typer.echo(tables.best_toml(ledger, found, by, title, replicate))
     else:
-        _export(ledger, found, one, by, to)
+        _export(ledger, found, title, replicate, by, to)
 
 
-def _export(ledger: "Ledger", study: "Study", cell: "Cell | None", by: str | None, directory: Path) -> None:
+def _export(
+    ledger: "Ledger", study: "Study", title: str | None, replicate: int | None, by: str | None, directory: Path
+) -> None:
     """Write the picked run's weights as a model, and say which they are."""
     from cs330ray.export import card as model_card
     from cs330ray.export import write as export
     from cs330ray.trial import named as trainables
 
     export.vacant(directory)
-    picked = model_card.pick(ledger, study, cell, by)
+    picked = model_card.pick(ledger, study, title, replicate, by)
     model = export.take(ledger, study, picked.run)
     name, said = model.described.trainable, model.weights.card
     card = model_card.card(ledger, study, picked, trainable=name, said=said, provenance=model.provenance)
     export.write(directory, model, model_card.metrics(ledger, study, picked), card)
-    typer.echo(f"{study.name}: {picked.run.cell.title}: trial {picked.run.number}, {picked.chosen}")
+    typer.echo(f"{study.name}: {picked.run.cell.label}: trial {picked.run.number}, {picked.chosen}")
     typer.echo(f"  weights: {picked.weights}")
     if picked.not_confirmed:
         typer.echo(f"  not confirmed: {picked.not_confirmed}")
@@ -128,6 +150,7 @@ def reproduce(
     study: Name,
     trial: Annotated[int, typer.Argument(help="its number, as in `cs330ray show`")],
     cell: Annotated[str | None, typer.Option(help='the cell of TRIAL, e.g. "inner_steps=1"')] = None,
+    replicate: Replicate = 0,
     fresh: Annotated[
         int | None, typer.Option(metavar="N", help="its run of confirmation on fresh seed N, as in `show STUDY TRIAL`")
     ] = None,
@@ -142,7 +165,7 @@ def reproduce(
 
     ledger = ledger_here()
     found = ledger.study(study)
-    one = trial_of(ledger, found, trial, cell)
+    one = trial_of(ledger, found, trial, cell, replicate)
     one = one if fresh is None else service.under(ledger, found, one, fresh)
     raise SystemExit(0 if lone.reproduce(ledger, found, one, test=test, keep=keep) else 1)
 
@@ -170,7 +193,7 @@ def report(
     whole = page.page(found[0]) if len(found) == 1 else splits.page(found)
     beside = "report" if len(found) == 1 else f"report-over-{len(found)}-splits"
     files = write(whole, to or home() / found[0].name / beside, with_page=not markdown)
-    typer.echo(f"{whole.title}: {whole.answer}")
+    typer.echo(printable(f"{whole.title}: {whole.answer}"))
     shown = files[: 1 if markdown else 2]
     for file in shown:
         typer.echo(str(file))

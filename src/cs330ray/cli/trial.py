@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from cs330ray.checkpoints import local
 from cs330ray.cli.arguments import writer_here
-from cs330ray.errors import SpecError
+from cs330ray.errors import DataError, SpecError
 from cs330ray.files import Scratch
 from cs330ray.spec import reading
-from cs330ray.spec.places import home, study_file
+from cs330ray.spec.places import ALONE, home, study_file
 from cs330ray.spec.study import Study, canonical
-from cs330ray.trial.contract import Scores, Trainable, run_alone
+from cs330ray.trial.contract import Scores, Trainable
+from cs330ray.trial.run import run_alone, scores
+from cs330ray.words import printable
 
 if TYPE_CHECKING:
     from cs330ray.ledger.ledger import Ledger
@@ -53,23 +55,24 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
     from cs330ray.trial import named
 
     cell = study.cells[0]
-    config = named.configuration(trainable, cell, {key: _read(value) for key, value in given.items()})
+    config = named.configuration(trainable, cell, {key: read_value(value) for key, value in given.items()})
     steps = study.budget.steps if options.steps is None else options.steps
     if steps < 1:
         raise SpecError(f"--steps: at least 1 is needed, but got {steps}")
-    trainable.prepare(config)
+    named.prepared(trainable, name, config)
     ledger = Writer.at(home())
-    identity = canonical({"trainable": name, "config": config.model_dump(mode="json"), "seed": options.seed})
-    folder = home().resolve() / "alone" / name / hashlib.sha256(identity.encode()).hexdigest()[:12]
+    folder = home().resolve() / ALONE / name / identity(name, config, options.seed)
     newest = local.newest(folder)
     if newest is not None and newest.step > steps:
         raise SpecError(f"--steps: at least the {newest.step} that {folder} holds are needed, but got {steps}")
     print(f"{name}: {config!r}, seed {options.seed}, {steps} steps; checkpoints in {folder}")
     began = time.perf_counter()
-    for progress in run_alone(
-        trainable, config, options.seed, steps, folder, save_every_steps=options.save_every_steps
-    ):
-        _print_row(progress.step, progress.metrics, began)
+    rows = run_alone(trainable, config, options.seed, steps, folder, save_every_steps=options.save_every_steps)
+    try:
+        for progress in rows:
+            _print_row(progress.step, progress.metrics, began)
+    except local.DiskFault as fault:
+        raise DataError(f"{folder}: room for a checkpoint is needed, but {fault}; set CS330RAY_HOME") from None
     newest = local.newest(folder)
     if newest is None:
         raise SpecError(f"{folder}: a checkpoint is needed, but the trial left none; train at least one row")
@@ -77,9 +80,25 @@ def run_trial(name: str, trainable: Trainable, study: Study, given: dict[str, An
     if options.test:
         began = time.perf_counter()
         opening = ledger.write_opening(name, config.model_dump_json(), str(newest.path))
-        scores = trainable.test(config, options.seed, newest.path)
-        ledger.write_opened(opening, scores.metrics)
-        _print_scores(name, scores, time.perf_counter() - began)
+        found = scores(trainable.test(config, options.seed, newest.path))
+        ledger.write_opened(opening, found.metrics)
+        _print_scores(name, found, time.perf_counter() - began)
+
+
+def identity(name: str, config: Any, seed: int) -> str:
+    """Name the folder of a lone trial, so that the same command resumes it: a digest of its configuration and seed.
+
+    Fields that came later, `LATER` of its Config, count only where they are not at their default: a trial that began
+    before them is found.
+    """
+    later, fields = getattr(config, "LATER", ()), type(config).model_fields
+    told = {
+        field: value
+        for field, value in config.model_dump(mode="json").items()
+        if field not in later or value != fields[field].default
+    }
+    text = canonical({"trainable": name, "config": told, "seed": seed})
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _print_row(step: int, metrics: Mapping[str, float], began: float, said: str = "") -> None:
@@ -105,9 +124,9 @@ def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, kee
     recorded = service.read(ledger, study, trial)
     known = _recorded_test(ledger, study, trial) if test else {}
     with service.as_recorded(recorded) as trainable, _folder(keep) as home:
-        print(_what(recorded), flush=True)
+        print(printable(_what(recorded)), flush=True)
         for change in service.changes(recorded, trainable):
-            print(_warning(change), flush=True)
+            print(printable(_warning(change)), flush=True)
         outcome = service.run(recorded, trainable, home, _hearer(recorded.rows))
         now, raised = dict[str, float](), outcome.reason
         if test and outcome.rows and not raised:
@@ -120,7 +139,7 @@ def reproduce(ledger: "Ledger", study: Study, trial: "Trial", *, test: bool, kee
     for sheet in (verdict.table(again), verdict.objectives(study, again, intervals)) if again.pairs else ():
         print_table(sheet.title, sheet.columns, sheet.rows)
     word, why = verdict.verdict(study, again, intervals)
-    print(f"{word}: {why}")
+    print(printable(f"{word}: {why}"))
     return word != verdict.NOT
 
 
@@ -155,7 +174,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _what(recorded: "Recorded") -> str:
     """What is run again, in one line."""
     trial, steps = recorded.trial, recorded.steps
-    of = f" of {trial.cell.title}" if trial.cell.values else ""
+    of = f" of {trial.cell.label}" if trial.cell.values or trial.cell.replicate else ""
     of += f" on fresh seed {trial.cell.fresh}" if trial.cell.fresh is not None else ""
     ended = trial.state + (f" [{trial.reason}]" if trial.reason else "")
     many = f"; {recorded.workers} workers trained it and one does here, so bits may differ" * (recorded.workers > 1)
@@ -209,7 +228,7 @@ def _parser(name: str, trainable: Trainable) -> argparse.ArgumentParser:
     return parser
 
 
-def _read(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A value as in a study file where it reads as one, else the text itself."""
     import tomllib
 

@@ -1,6 +1,7 @@
-"""What keeps a home in order: `restore`, `delete`, `sync`, `ui`."""
+"""What keeps a home in order: `restore`, `delete`, `pack`, `unpack`, `sync`, `ui`."""
 
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from cs330ray.cli.arguments import Name, ledger_here, writer_here
+from cs330ray.cli import screen
+from cs330ray.cli.arguments import Name, ledger_here, prefix, writer_here
 from cs330ray.errors import SpecError
 from cs330ray.spec.places import home
-from cs330ray.words import redacted
+from cs330ray.words import plural, printable, redacted
 
 UI_STUDIES = 10
 
@@ -38,8 +40,6 @@ def restore(
 
 def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
     """Delete a study: its trials, checkpoints and MLflow runs."""
-    import shutil
-
     ledger = writer_here()
     found = ledger.study(study)
     trials = sum(len(ledger.history(found, cell)) for cell in found.cells)
@@ -47,7 +47,7 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         raise SystemExit(1)
     from cs330ray.ledger.lease import held
     from cs330ray.mirror.sync import MirrorError, forget
-    from cs330ray.service.thin import remove_copies
+    from cs330ray.service.thin import remove_copies, remove_folder
 
     with held(ledger.database, study):
         left = remove_copies(ledger, found)
@@ -56,12 +56,53 @@ def delete(study: Name, yes: Annotated[bool, typer.Option("--yes", help="do not 
         except MirrorError as error:
             sys.stderr.write(f"{error}\n")
         ledger.delete(study)
-    shutil.rmtree(home() / study, ignore_errors=True)
+        stays = remove_folder(home(), study)
     typer.echo(f"{study}: deleted, {trials} trials")
     if left:
         sys.stderr.write(
             f"{study}: {len(left)} checkpoints stay, {left[0]} for one: CS330RAY_CHECKPOINTS is not there\n"
         )
+    if stays:
+        count = "1 file stays that is" if len(stays) == 1 else f"{len(stays)} files stay that are"
+        sys.stderr.write(f"{study}: {count} not the study's: {', '.join(map(str, stays))}\n")
+
+
+def pack(
+    study: Name,
+    to: Annotated[Path, typer.Option("--to", "-o", metavar="FILE", help="a new file")],
+) -> None:
+    """Pack a study into one file for another home: its record, checkpoints, logs and report."""
+    from cs330ray.travel.pack import pack as pack_
+
+    ledger = ledger_here()
+    packed = pack_(ledger, ledger.study(study), home(), to)
+    typer.echo(f"{to}: {study}, {plural(packed.trials, 'trial')}, {plural(packed.checkpoints, 'checkpoint')}")
+    if packed.without:
+        sys.stderr.write(
+            f"{study}: {plural(len(packed.without), 'recorded checkpoint')} left out, of {packed.without[0]} for one: "
+            "not here, or not whole\n"
+        )
+    if packed.unread:
+        sys.stderr.write(
+            f"{study}: {plural(len(packed.unread), 'file')} left out that cannot be read, {packed.unread[0]} for one\n"
+        )
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="what `cs330ray pack` made")],
+    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", help="call the study so here")] = None,
+) -> None:
+    """Unpack a study into this home; nothing in the file is run."""
+    from cs330ray.travel.unpack import unpack as unpack_
+
+    done = unpack_(file, home(), as_)
+    was = f" (packed as {done.packed_as})" if done.packed_as != done.study.name else ""
+    counts = f"{plural(done.trials, 'trial')}, {plural(done.checkpoints, 'checkpoint')}"
+    typer.echo(f"{done.study.name}: unpacked{was}, {counts}")
+    if done.study.command is not None:
+        typer.echo("Its command is not started from here: resume it by a study file of your own, beside its script")
+        return
+    typer.echo(f"Resume or extend it with: {prefix()}cs330ray run {shlex.quote(str(done.file))}")
 
 
 def sync(
@@ -71,13 +112,20 @@ def sync(
 ) -> None:
     """Make MLflow agree with the ledger."""
     from cs330ray.mirror import sync
-    from cs330ray.mirror.runs import tracking_uri
+    from cs330ray.mirror.experiments import tracking_uri
 
     ledger = ledger_here(follow=True)
     ledger.study(study)
     if follow:
+        screen.last()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, screen.Screen):
+                stream.hides = True  # into mirror.log
         raise SystemExit(0 if sync.follow(ledger, study, home(), until_eof=until_eof) else 3)
-    changes = sync.Mirror(ledger, study, home()).sync()
+    mirror = sync.Mirror(ledger, study, home())
+    changes = mirror.sync()
+    for line in mirror.remarks():
+        typer.echo(printable(line))
     at = redacted(tracking_uri(home()))
     typer.echo(f"{study}: {changes} changes; MLflow at {at} agrees with the ledger")
 
@@ -85,7 +133,7 @@ def sync(
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open MLflow's UI on this machine."""
     from cs330ray.mirror import sync
-    from cs330ray.mirror.runs import tracking_uri
+    from cs330ray.mirror.experiments import tracking_uri
 
     if not 1 <= port <= 65535:
         raise SpecError(f"--port: a number from 1 to 65535 is needed, but got {port}")
@@ -115,4 +163,4 @@ def _print_pages(pages: dict[str, str], server: str) -> None:
         typer.echo(f"  {name}: {server.rstrip('/')}/{page}")
 
 
-COMMANDS = {"restore": restore, "delete": delete, "sync": sync, "ui": ui}
+COMMANDS = {"restore": restore, "delete": delete, "pack": pack, "unpack": unpack, "sync": sync, "ui": ui}

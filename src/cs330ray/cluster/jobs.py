@@ -19,8 +19,11 @@ from cs330ray import package
 from cs330ray.cluster.jobserver import ANSWER_S, JobServer, line_of, trouble
 from cs330ray.errors import SpecError, StudyError
 from cs330ray.files import Scratch
+from cs330ray.spec.command import CODE
+from cs330ray.spec.places import home
 from cs330ray.spec.study import Study
 from cs330ray.trial import named
+from cs330ray.trial.child import folder as code
 from cs330ray.words import plural
 
 SILENCE_S = 60.0  # a log that says nothing for so long may have lost its connection
@@ -72,7 +75,8 @@ class Parcel:
     @property
     def entrypoint(self) -> str:
         """What the job runs. A stop's SIGTERM reaches the study itself, whose home outlives the job."""
-        run = shlex.join(["python", "-m", "cs330ray", "run", f"{self.study.name}.toml", *self.words])
+        there = ["--set", f"command.folder={CODE}"] if self.study.command is not None else []
+        run = shlex.join(["python", "-m", "cs330ray", "run", f"{self.study.name}.toml", *self.words, *there])
         return f'export CS330RAY_HOME="${{CS330RAY_HOME:-$HOME/cs330ray-runs}}"; exec {run}'
 
 
@@ -129,6 +133,8 @@ class Cluster:
             folder = scratch / "study"
             folder.mkdir()
             shutil.copyfile(parcel.file, folder / f"{study.name}.toml")
+            if study.command is not None:
+                _copy_code(Path(study.command.folder), folder / CODE)
             try:
                 sent = self._server.client().submit_job(
                     entrypoint=parcel.entrypoint,
@@ -205,6 +211,13 @@ def _stays_here(name: Path) -> bool:
     return any(part == "__pycache__" or part.startswith(".") for part in name.parts)
 
 
+def _copy_code(folder: Path, into: Path) -> None:
+    """Copy the files that are the code of a command's folder. Raises DataError where they are too large to travel."""
+    for name in code.files(folder, home()):
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / name, into / name)
+
+
 def own_packages(study: Study) -> list[Path]:
     """The top folders of a checked study's trainables that are not this package's."""
     folders = {}
@@ -221,7 +234,7 @@ def _metadata(parcel: Parcel) -> dict[str, str]:
     by = socket.gethostname()
     with contextlib.suppress(OSError, KeyError):  # a user without a name
         by = f"{getpass.getuser()}@{by}"
-    digest = named.code_digest(parcel.study.trainables()[0])  # as the ledger records it
+    digest = named.code_digest(parcel.study.trainables()[0], parcel.study.command)  # as the ledger records it
     return {
         "study": parcel.study.name,
         "digest": parcel.study.digest,

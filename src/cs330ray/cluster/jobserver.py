@@ -18,6 +18,7 @@ from typing import Any
 
 from cs330ray.errors import SpecError
 from cs330ray.quiet import quiet
+from cs330ray.words import redacted
 
 ADDRESS = "http://127.0.0.1:8265"  # where `ray dashboard cluster.yaml` brings a cluster's dashboard
 ANSWER_S = 30.0  # for one answer of the cluster
@@ -121,7 +122,12 @@ def _address(text: str | None) -> str:
     except ValueError:
         known = False
     if not known:
-        raise SpecError(f"--address: an address such as {ADDRESS} is needed, but got {address!r}")
+        raise SpecError(f"--address: an address such as {ADDRESS} is needed, but got {redacted(address)!r}")
+    if "@" in parts.netloc:  # a job's description, which all may read, holds the command
+        raise SpecError(
+            f"--address: expected an address without a name and password, got {redacted(address)}; the cluster's token "
+            "is read from a file, see --token-file"
+        )
     return address.rstrip("/")
 
 

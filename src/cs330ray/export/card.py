@@ -8,13 +8,16 @@ from typing import Any
 
 from cs330ray import package
 from cs330ray.analysis import confirmed as confirmation
-from cs330ray.analysis.standing import Standing, best_by, first_chosen, standings
+from cs330ray.analysis import replicates
+from cs330ray.analysis.answer import of_cells
+from cs330ray.analysis.replicates import Replicates
+from cs330ray.analysis.standing import Standing, best_by
 from cs330ray.analysis.statistics import Interval, over_items, over_seeds
 from cs330ray.errors import SpecError
 from cs330ray.ledger.confirm import Confirmed
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Trial
-from cs330ray.spec.study import Cell, Study
+from cs330ray.spec.study import Study
 from cs330ray.words import number, plural
 
 
@@ -30,26 +33,28 @@ class Pick:
     not_confirmed: str = ""  # why it is not
 
 
-def pick(ledger: Ledger, study: Study, cell: Cell | None, by: str | None) -> Pick:
-    """Pick a cell's confirmed choice, else the best of its search; without `cell` the best of the cells, if confirmed.
+def pick(ledger: Ledger, study: Study, title: str | None, replicate: int | None, by: str | None) -> Pick:
+    """Pick the confirmed choice of the cell of a title, else the best of its search; the best of the cells without one.
 
-    With `by` the best of the search by that metric. Where the configuration is confirmed, the weights are those of the
+    Of several replicates it is the one to use, unless one is named. Between cells only choices are picked. With `by`
+    the best of the search by that metric. Where the configuration is confirmed, the weights are those of the
     first fresh seed, which nothing chose; else the search's. Raises SpecError where nothing can be picked.
     """
-    cells, among = standings(ledger, study), ""
-    if cell is None:
-        one = _best_cell(study, cells, by)
-        among = f" of the best of {len(study.cells)} cells, all by" if len(study.cells) > 1 else ""
+    cells, among = replicates.read(ledger, study, replicate), ""
+    if title is not None:
+        one = cells.used[title]
     else:
-        one = next(each for each in cells if each.cell.key == cell.key)
+        one = _best_cell(study, cells, by)
+        among = f" of the best of {len(cells.of)} cells, all by" if len(cells.of) > 1 else ""
     choice = one.chosen if by is None else None
     searched = choice.searched if choice else best_by(ledger, one, by)
     if searched is None:
-        raise SpecError(f"{study.name}: {one.cell.title}: no trial is COMPLETE yet; see `cs330ray show {study.name}`")
+        raise SpecError(f"{study.name}: {one.cell.label}: no trial is COMPLETE yet; see `cs330ray show {study.name}`")
     goals, found, confirmed = one.goals, one.candidates, one.confirmed(searched.number)
     if choice:
         seeds = plural(choice.seeds, "fresh seed")
-        chosen = f"the choice{among or ' by'} the mean {study.objective[0]} over {seeds}"
+        which = f" of replicate {one.cell.replicate}" if study.repeat.searches > 1 else ""
+        chosen = f"the choice{which}{among or ' by'} the mean {study.objective[0]} over {seeds}"
     else:
         chosen = f"the best of the search by its {by or study.objective[0]}, which promises too much"
     if confirmed is None:
@@ -71,13 +76,14 @@ def _why_not(study: Study, goals: Sequence[str], found: Sequence[Confirmed], ask
     return confirmation.why_none(study, goals, own) if own else "it is none of those that were confirmed"
 
 
-def _best_cell(study: Study, cells: Sequence[Standing], by: str | None) -> Standing:
-    if len(cells) == 1:
-        return cells[0]
-    first = first_chosen(cells) if by is None and all(cell.chosen is not None for cell in cells) else None
+def _best_cell(study: Study, cells: Replicates, by: str | None) -> Standing:
+    used = list(cells.used.values())
+    if len(used) == 1:
+        return used[0]
+    first = cells.use if by is None and all(one.chosen is not None for one in used) else None
     if first is None:
         why = f"--by {by} ranks within one" if by is not None else "not every one is confirmed"
-        titles = ", ".join(repr(cell.cell.title) for cell in cells)
+        titles = ", ".join(map(repr, cells.of))
         raise SpecError(f"{study.name}: it has several cells, and {why}; add --cell with one of {titles}")
     return first
 
@@ -89,6 +95,7 @@ def metrics(ledger: Ledger, study: Study, picked: Pick) -> dict[str, Any]:
     return {
         "chosen": picked.chosen,
         "run": {
+            "replicate": run.cell.replicate,
             "trial": run.number,
             "fresh": run.cell.fresh,
             "seed": run.seed,
@@ -143,14 +150,15 @@ def card(
     ledger: Ledger, study: Study, picked: Pick, *, trainable: str, said: str, provenance: Mapping[str, Any]
 ) -> str:
     """A model's README: what it is, how it was chosen, its figures with intervals, then what the trainable said."""
-    run = picked.run
-    where = f", cell `{run.cell.title}`" if run.cell.values else ""
+    run, claimed = picked.run, of_cells(ledger, replicates.read(ledger, study))
+    where = f", cell `{run.cell.label}`" if run.cell.values or run.cell.replicate else ""
     head = [
         f"# {study.name}: a model of `{trainable}`",
         "",
         f"Trained by cs330ray {package.VERSION}, study `{study.name}`{where}: "
         f"trial {run.number}, {picked.chosen}. The weights are {picked.weights}.",
         *(["", f"Not confirmed: {picked.not_confirmed}."] if picked.not_confirmed else []),
+        *(["", f"Of the study's cells: {claimed}"] if claimed else []),
         "",
         "## Figures",
         "",
@@ -173,9 +181,11 @@ def card(
 
 
 def _in_a_line(value: Any) -> str:
-    """A value as a list of Markdown has it; of a folder here only its name: where it lies is private."""
-    if isinstance(value, str) and "/" in value and Path(value).is_dir():
-        return f"{Path(value).name} (a folder)"
+    """A value as a list of Markdown has it; of a folder or a file here only its name: where it is is private."""
+    if isinstance(value, str) and "/" in value:
+        for is_there, kind in ((Path.is_dir, "folder"), (Path.is_file, "file")):
+            if is_there(Path(value)):
+                return f"{Path(value).name} (a {kind})"
     return str(value) if str(value).isprintable() else repr(value)
 
 

@@ -20,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cs330ray import package
 from cs330ray.errors import DataError, SpecError
-from cs330ray.trial import named
-from cs330ray.trial import named as named_
+from cs330ray.trial import declared, named
 from cs330ray.trial.contract import Weights
 from cs330ray.words import first_line, short
 
@@ -47,10 +46,10 @@ class Described(BaseModel):
     notes: dict[str, Any]
 
 
-def load(directory: Path, trainable: str | None) -> Any:
-    """Make the model of a directory. Raises DataError where it is not as it was written, else SpecError.
+def load(directory: Path, trainable: str | None, base: str | None = None) -> Any:
+    """Make the model of a directory, on top of `base` in place of the pre-trained model that its config names.
 
-    Warns where other code trained it.
+    Raises DataError where it is not as it was written, else SpecError. Warns where other code trained it.
     """
     _verify(directory)
     described = _described(directory)
@@ -62,7 +61,7 @@ def load(directory: Path, trainable: str | None) -> Any:
             f"{directory}: {name} has no `ready(config, exported)` to make a model; cs330ray.trial.Trainable says how"
         )
     try:
-        config = named.validated(module, name, described.config)
+        config = named.validated(module, name, described.config | _on_top_of(base, described))
         model = make(config, Weights(_tensors(directory), described.notes))
     except (SpecError, DataError) as error:
         raise type(error)(f"{directory}: {error}") from None
@@ -73,6 +72,17 @@ def load(directory: Path, trainable: str | None) -> Any:
             stacklevel=3,
         )
     return model
+
+
+def _on_top_of(base: str | None, described: Described) -> dict[str, str]:
+    """What changes in a configuration where its pre-trained model is elsewhere: `ready` compares the digest."""
+    if base is None:
+        return {}
+    if "base_digest" not in described.notes or "model" not in described.config:
+        raise SpecError(
+            f"base: expected a model that was trained on top of another, got none below it; leave out {base!r}"
+        )
+    return {"model": base}
 
 
 def _verify(directory: Path) -> None:
@@ -98,7 +108,7 @@ def _described(directory: Path) -> Described:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(
-            f"{directory}: {CONFIG}: {place}: {named_.said(first)}; export it anew, with the version here"
+            f"{directory}: {CONFIG}: {place}: {declared.said(first)}; export it anew, with the version here"
         ) from None
 
 

@@ -48,15 +48,16 @@ def vacant(directory: Path) -> Path:
 
 def take(ledger: Ledger, study: Study, run: Trial) -> Model:
     """Take what makes a model out of a trial's last checkpoint. Raises SpecError, DataError or CheckpointError."""
-    trainable = named.load(run.cell.trainable)
+    trainable = named.of(run.cell)
     export = getattr(trainable, "export", None)
     if export is None:
         raise SpecError(
             f"{run.cell.trainable}: to be exported a trainable needs `export(config, seed, checkpoint)`, but this one "
             "has none; cs330ray.trial.Trainable says how"
         )
-    config = named.configuration(trainable, run.cell, run.params)
     starts = ledger.attempts(study, run.cell, run.number)
+    before = starts[-1].get("config") if starts else None
+    config = named.as_recorded(trainable, run.cell.trainable, {**run.cell.fixed, **run.params}, before)
     with _checkpoint(ledger, study, run) as held:
         weights = export(config, run.seed, held.path)
         steps = held.step
@@ -78,11 +79,12 @@ def take(ledger: Ledger, study: Study, run: Trial) -> Model:
         "study": study.name,
         "study_digest": study.digest,
         "cell": run.cell.title,
+        "replicate": run.cell.replicate,
         "trial": run.number,
         "fresh": run.cell.fresh,
         "data": last.get("data"),
         "code": last.get("code"),
-        "starts": [{key: told for key, told in start.items() if key not in PRIVATE} for start in starts],
+        "starts": [{key: told for key, told in start.items() if key not in (*PRIVATE, "config")} for start in starts],
     }
     return Model(described, weights, provenance)
 
@@ -126,7 +128,7 @@ def _fill(partial: Path, model: Model, metrics: Mapping[str, Any], card: str) ->
 def _checkpoint(ledger: Ledger, study: Study, run: Trial) -> Iterator[Checkpoint]:
     """A trial's last checkpoint, fetched from the store where it is. Raises SpecError, DataError or CheckpointError."""
     kept = ledger.kept(study, run.cell, run.number)
-    which = f"{study.name}: trial {run.number} of {run.cell.searched.title}"
+    which = f"{study.name}: trial {run.number} of {run.cell.label}"
     if kept is None:
         raise SpecError(
             f"{which}: its checkpoint is needed, but only the best {study.resources.keep} of a cell keep theirs "

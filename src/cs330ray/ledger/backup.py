@@ -17,12 +17,12 @@ import psutil
 
 from cs330ray import files
 from cs330ray.errors import LedgerError, SpecError
+from cs330ray.spec.places import BACKUPS, LEDGER
 
-LEDGER = "ledger.db"
-FOLDER = "backups"
 KEPT = 3
 EVERY_S = 300.0
 LEFT_S = 3600.0
+FOLDER = BACKUPS
 
 
 def file_of(home: Path) -> Path | None:
@@ -146,12 +146,12 @@ def damaged(file: Path, problem: str) -> str:
 def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None]:
     """Put a backup in the place of the ledger, the newest by default; it, and where the old ledger lies now.
 
-
     Raises SpecError where that cannot be: a process has the ledger open, or the backup is not whole.
     """
     ledger = file_of(home)
     if ledger is None:
         raise SpecError("restore: the ledger must be the home's own, but CS330RAY_LEDGER is set; use that database's")
+    ledger = ledger.resolve()  # where it is a link the file behind it counts, with SQLite's logs beside that
     whole = [path for path in backups(home) if damage(path) is None]
     chosen = backup or (whole[-1] if whole else None)
     if chosen is None or not _is_whole_ledger(chosen):

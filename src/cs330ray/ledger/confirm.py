@@ -1,7 +1,7 @@
 """Confirmation: the best of a search, trained again on fresh seeds and scored on validation and on test.
 
-Who is confirmed, on which seeds and who is chosen are pure functions of what the ledger holds. Choices, within a cell
-and between cells, use the mean validation score over the fresh seeds; test is reported and chooses nothing.
+Who is confirmed, on which seeds and who is chosen are pure functions of what the ledger holds, of each replicate by
+itself. A cell's choice has the best mean validation score over the fresh seeds; test is reported and chooses nothing.
 """
 
 import statistics
@@ -13,6 +13,7 @@ from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished, standing
 from cs330ray.ledger.records import Trial
 from cs330ray.spec.study import Cell, Study, canonical
+from cs330ray.words import plural
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,56 @@ class Confirmed:
 
 
 def fresh_cells(study: Study) -> list[Cell]:
-    """Every cell under every fresh seed, seed by seed."""
-    seeds = study.confirm.seeds if study.confirm else 0
-    return [cell.under(index) for index in range(seeds) for cell in study.cells]
+    """Every cell under every fresh seed, replicate by replicate, and in each seed by seed."""
+    return [cell for replicate in range(study.repeat.searches) for cell in fresh_cells_of(study, replicate)]
+
+
+def fresh_cells_of(study: Study, replicate: int) -> list[Cell]:
+    """The cells of one replicate under every fresh seed, seed by seed."""
+    seeds, cells = study.confirm.seeds if study.confirm else 0, study.replicate(replicate)
+    return [cell.under(index) for index in range(seeds) for cell in cells]
 
 
 def candidates(study: Study, goals: Sequence[str], found: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
     """Who is confirmed, by cell key, given each cell's trials: the best by their search validation, or the front.
 
-    A configuration is a candidate once, by its best trial. Cells are compared on the first n trials that every one of
-    them has finished, but for a cell that has finished none.
+    Beside them stand the configurations of [start]. A configuration is a candidate once, by its best trial.
     """
     if study.confirm is None:
         return {}
-    n = min(filter(None, (_leading_finished(study, trials) for trials in found.values())), default=0)
     most = study.confirm.most(len(goals))
     chosen = {}
-    for key, trials in found.items():
-        complete = _distinct(
-            [trial for trial in standing(trials)[:n] if trial.state == "COMPLETE" and trial.values], goals
-        )
+    for key, trials in compared(study, found).items():
+        held = [trial for trial in trials if trial.state == "COMPLETE" and trial.values]
+        complete = _distinct(held, goals)
         ranked = _ranked_front(study, goals, complete) if len(goals) > 1 else complete
-        chosen[key] = ranked[:most]
+        starts = {canonical(dict(trial.params)) for trial in held if trial.is_start}
+        beside = [trial for trial in complete if canonical(dict(trial.params)) in starts]
+        chosen[key] = ranked[:most] + [trial for trial in beside if trial not in ranked[:most]]
     return chosen
+
+
+def compared(study: Study, found: Mapping[str, Sequence[Trial]]) -> dict[str, list[Trial]]:
+    """The trials of each cell that may be candidates, by cell key: the first n that have ended.
+
+    n is the same for every cell of a replicate that has any: the most that all of them have. A trial that has not
+    ended, as where budget.time has overtaken it, hides none of those behind it. Of several replicates those that are
+    not searched whole have no candidates.
+    """
+    among: dict[str, list[Trial]] = {}
+    for replicate in range(study.repeat.searches):
+        ended = {cell.key: _ended(study, found[cell.key]) for cell in study.replicate(replicate)}
+        n = min(filter(None, map(len, ended.values())), default=0)
+        if study.repeat.searches > 1 and any(len(trials) < study.budget.trials for trials in ended.values()):
+            n = 0
+        among |= {key: trials[:n] for key, trials in ended.items()}
+    return among
+
+
+def _ended(study: Study, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that have ended for good, in the order in which they began."""
+    over = {trial.number for trial in finished(study, trials)}
+    return [trial for trial in standing(trials) if trial.number in over]
 
 
 def _distinct(trials: Sequence[Trial], goals: Sequence[str]) -> list[Trial]:
@@ -100,17 +128,31 @@ def _ranked_front(study: Study, goals: Sequence[str], trials: Sequence[Trial]) -
     return kept + [trial for trial in by_crowding(front, goals) if trial not in kept]
 
 
-def _leading_finished(study: Study, trials: Sequence[Trial]) -> int:
-    over = {trial.number for trial in finished(study, trials)}
-    lines = standing(trials)
-    return next((place for place, trial in enumerate(lines) if trial.number not in over), len(lines))
+def limits(ledger: Ledger, study: Study, replicate: int) -> list[str]:
+    """What limits who is confirmed in a replicate, in words: trials that have not ended, and cells with too few."""
+    found, goals = _trials(ledger, study), ledger.goals(study)
+    among, chosen = compared(study, found), candidates(study, goals, found)
+    most = study.confirm.most(len(goals)) if study.confirm else None
+    where = "COMPLETE" if len(goals) == 1 else "on the front"
+    lines = []
+    for cell in study.replicate(replicate):
+        if left_out := [str(trial.number) for trial in standing(found[cell.key]) if trial.state == "RUNNING"]:
+            which = f"trial {left_out[0]} has" if len(left_out) == 1 else f"trials {', '.join(left_out)} have"
+            lines.append(f"{cell.label}: {which} not ended; it is confirmed without")
+        number = len(chosen[cell.key])
+        if most is not None and number < most:
+            lines.append(
+                f"{cell.label}: {number} of at most {most} to confirm: no more configurations are {where} among the "
+                f"first {plural(len(among[cell.key]), 'trial')} that ended"
+            )
+    return lines
 
 
-def pending(ledger: Ledger, study: Study) -> list[tuple[Cell, int]]:
-    """The runs of confirmation that have not ended, seed by seed: (cell under the seed, number of the trial)."""
+def pending(ledger: Ledger, study: Study, replicate: int) -> list[tuple[Cell, int]]:
+    """The runs of a replicate's confirmation that have not ended, seed by seed: (cell under the seed, trial)."""
     chosen = candidates(study, ledger.goals(study), _trials(ledger, study))
     waiting = []
-    for cell in fresh_cells(study):
+    for cell in fresh_cells_of(study, replicate):
         ended = {trial.number for trial in ledger.trials(study, cell) if trial.state != "RUNNING"}
         waiting += [(cell, trial.number) for trial in chosen[cell.searched.key] if trial.number not in ended]
     return waiting

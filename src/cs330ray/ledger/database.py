@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cs330ray.errors import LedgerError
 from cs330ray.files import Scratch
 from cs330ray.ledger import backup, schema
+from cs330ray.spec import places
 from cs330ray.words import redacted, typed_first_line
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -43,7 +44,7 @@ Access = Literal["read", "follow", "write"]
 
 def url_of(home: Path) -> str:
     """The address of the ledger of a home: CS330RAY_LEDGER, else `ledger.db` there."""
-    return os.environ.get("CS330RAY_LEDGER") or sqlite_url(home.resolve() / backup.LEDGER)
+    return os.environ.get("CS330RAY_LEDGER") or sqlite_url(home.resolve() / places.LEDGER)
 
 
 def sqlite_url(file: Path) -> str:
@@ -155,7 +156,7 @@ class Database:
 
     def _must_not_be_lost(self) -> None:
         """Refuse to start over where there was a ledger: SQLite takes an empty file for an empty database."""
-        if self.file is None or self.file.name != backup.LEDGER or not backup.copies(self.file.parent):
+        if self.file is None or self.file.name != places.LEDGER or not backup.copies(self.file.parent):
             return
         if not self.file.exists() or self.file.stat().st_size == 0:
             raise LedgerError(backup.damaged(self.file, "it is empty" if self.file.exists() else "it is gone"))
@@ -181,6 +182,14 @@ class Database:
         """Execute a statement in a transaction of its own; how many rows it touched."""
         with self.guarded(), self.engine.begin() as connection:
             return int(connection.execute(statement, rows).rowcount)
+
+    def replace(self, deleted: Sequence[sql.Delete], table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Delete, and insert rows into a table, in one transaction."""
+        with self.guarded(), self.engine.begin() as connection:
+            for statement in deleted:
+                connection.execute(statement)
+            if rows:
+                connection.execute(table.insert(), rows)
 
     def select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
         """Execute a query; its rows, none where an older ledger lacks its table."""
@@ -284,6 +293,13 @@ def _address(url: str) -> sql.URL:
         raise LedgerError(f"{said}, but got {address.drivername}; set CS330RAY_LEDGER")
     if "@" in (address.host or ""):
         raise LedgerError(f"{said}, where an @ of the password is written %40; set CS330RAY_LEDGER")
+    if address.get_backend_name() == "sqlite":
+        if "?" in url:  # all that follows would be dropped without a word, and two ledgers be one file
+            raise LedgerError(
+                f"{said}, where a ? of the path is written %3F and a % is written %25; set CS330RAY_LEDGER"
+            )
+        if address.database in (None, "", ":memory:"):
+            raise LedgerError(f"{said}, and memory is no place to keep it; set CS330RAY_LEDGER")
     return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
 
 

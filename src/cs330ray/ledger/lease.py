@@ -19,11 +19,13 @@ from typing import Any
 import psutil
 import sqlalchemy as sql
 
+from cs330ray.clock import wall_s
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger.database import Database
-from cs330ray.ledger.tables import LEASES
+from cs330ray.ledger.tables import LEASES, REQUESTS
 
 BEAT_S = 5.0
+WHOLE = ("", -1)  # the cell and the trial of a request that means the whole study
 SILENCE_S = 60.0  # a driver on another machine that has not beaten for so long is dead
 LOOK_S = 0.5
 DYING_S = 1.0  # a process that was killed may take so long to go
@@ -76,9 +78,37 @@ def holder_of(database: Database, study: str) -> Any:
     return found[0] if found else None
 
 
+def lives(database: Database, study: str) -> bool:
+    """Whether somebody holds a study, as far as this machine can tell: elsewhere everybody lives."""
+    found = holder_of(database, study)
+    return found is not None and (_holder(found).lives_here or not _holder(found).is_here)
+
+
 def free(database: Database, study: str, owner: str) -> None:
     """Let a lease go."""
     database.execute(LEASES.delete().where((LEASES.c.study == study) & (LEASES.c.owner == owner)))
+
+
+def is_dead(row: Any) -> bool:
+    """Whether the holder of a lease is known to be dead: of one on another machine only its silence can tell."""
+    return _holder(row).is_here and not _holder(row).lives_here
+
+
+def who(row: Any) -> str:
+    """Name the holder of a lease: `process 7 on host`."""
+    holder = _holder(row)
+    return f"process {holder.pid}" + ("" if holder.is_here else f" on {holder.host}")
+
+
+def ask_to_stop(database: Database, study: str, owner: str, cell: str = WHOLE[0], trial: int = WHOLE[1]) -> None:
+    """Ask the driver that owns a lease to stop, or to give one trial up; no later driver takes it for its own."""
+    row = {"study": study, "owner": owner, "cell": cell, "trial": trial, "wall_s": wall_s()}
+    database.insert(REQUESTS, [row])
+
+
+def withdraw(database: Database, study: str, owner: str) -> None:
+    """Take back what the owner of a lease was asked."""
+    database.execute(REQUESTS.delete().where((REQUESTS.c.study == study) & (REQUESTS.c.owner == owner)))
 
 
 def nobody_works(database: Database, study: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
@@ -115,10 +145,8 @@ def _holder(row: Any) -> Holder:
 
 
 def _at_work(study: str, row: Any) -> SpecError:
-    holder = _holder(row)
-    where = f"process {holder.pid}" + ("" if holder.is_here else f" on {holder.host}")
     return SpecError(
-        f"{study}: the ledger must be upgraded, and nobody else may write to it meanwhile, but {where} runs "
+        f"{study}: the ledger must be upgraded, and nobody else may write to it meanwhile, but {who(row)} runs "
         f"{row.study}; wait until that has ended, or stop it"
     )
 
@@ -146,6 +174,17 @@ class Lease:
         if not beat(self._database, self._study, self._owner):
             self._lost.set()
         self.check()
+
+    def asked(self) -> list[tuple[str, int]]:
+        """Take what this driver has been asked to stop: the key of the cell and the trial, or WHOLE.
+
+        What an earlier driver was asked, and did not live to hear, is removed with it.
+        """
+        asked = self._database.select(sql.select(REQUESTS).where(REQUESTS.c.study == self._study))
+        for row in asked:
+            keys = (key == getattr(row, key.name) for key in REQUESTS.primary_key.columns)
+            self._database.execute(REQUESTS.delete().where(*keys))
+        return [(str(row.cell), int(row.trial)) for row in asked if row.owner == self._owner]
 
     def end(self) -> None:
         """Let the study go."""

@@ -4,19 +4,20 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 the database, and not beside it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import optuna
 import sqlalchemy as sql
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from cs330ray.errors import SpecError
+from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import schema
 from cs330ray.ledger.database import Access, Database, url_of
 from cs330ray.ledger.records import (
+    Asking,
     Kept,
     Loss,
     Row,
@@ -25,6 +26,7 @@ from cs330ray.ledger.records import (
     continues,
     from_json,
     nodes_in,
+    standing,
     started_at_s,
     trial_of,
 )
@@ -32,6 +34,7 @@ from cs330ray.ledger.tables import (
     ATTEMPTS,
     CHECKPOINTS,
     ENDS,
+    LOOKS,
     LOSSES,
     METRICS,
     ROWS,
@@ -39,6 +42,7 @@ from cs330ray.ledger.tables import (
     SESSIONS,
     STORES,
     STUDIES,
+    SUPERSEDED,
     UNTESTED,
     of_trial,
 )
@@ -62,6 +66,7 @@ class Ledger:
         self.home = (beside if home is None else home).resolve()
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
         self._readers: dict[tuple[str, str], optuna.Study] = {}
+        self._own: dict[tuple[str, str], set[int]] = {}  # (study, cell) -> trials that are ours by our tables
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "read") -> Self:
@@ -78,13 +83,20 @@ class Ledger:
         study = self.find(name)
         if study is None:
             known = ", ".join(self.names()) or "none yet"
-            place = redacted(self.database.url).split("///")[-1]
+            place = self.database.file or redacted(self.database.url).split("///")[-1]
             raise SpecError(f"{name}: a study in {place} is needed (there: {known}); see `cs330ray list`")
         return study
 
     def uid(self, name: str) -> str:
         """What tells this study from an earlier, deleted one of the same name."""
         return str(self.database.select(sql.select(STUDIES.c.uid).where(STUDIES.c.name == name))[0].uid)
+
+    def asking(self, study: Study) -> Asking:
+        """Tell how a recorded study asks: studies of before version 3 go on with draws of each cell's own."""
+        if STUDIES.c.asking in self.database.lacks:
+            return "own"
+        found = self.database.select(sql.select(STUDIES.c.asking).where(STUDIES.c.name == study.name))
+        return "common" if found[0].asking == "common" else "own"
 
     def names(self) -> list[str]:
         """The names of all studies, oldest first."""
@@ -95,6 +107,13 @@ class Ledger:
         where = (METRICS.c.study == study.name) & (METRICS.c.trainable == trainable)
         found = self.database.select(sql.select(METRICS).where(where))
         return {row.metric: Metric(**from_json(row.description)) for row in found}
+
+    def looks(self, study: Study) -> list[str]:
+        """What was seen at each recorded look at a study's cells, as JSON, the first first."""
+        if LOOKS in self.database.lacks:
+            return []
+        where = LOOKS.c.study == study.name
+        return [row.seen for row in self.database.select(sql.select(LOOKS).where(where).order_by(LOOKS.c.look))]
 
     def goals(self, study: Study) -> list[str]:
         """Which way is better, `max` or `min`, for each objective."""
@@ -107,7 +126,38 @@ class Ledger:
         return float(self.database.select(sql.select(total).where(SESSIONS.c.study == study.name))[0].total or 0.0)
 
     def history(self, study: Study, cell: Cell) -> list[FrozenTrial]:
-        """A cell's trials as Optuna holds them, by number."""
+        """A cell's trials as Optuna holds them, by number; those that somebody added with Optuna's tools are not ours.
+
+        Ours carry their seed and never wait; one that has ended in Optuna has a start or an end in our tables.
+        """
+        found, key = self.in_optuna(study, cell), (study.name, cell.key)
+        own = self._own.setdefault(key, set())  # known by our tables: they stay ours
+        if any(trial.state.is_finished() and trial.number not in own for trial in found):
+            for table in (ENDS, ATTEMPTS):
+                where = (table.c.study == study.name) & (table.c.cell == cell.key)
+                own |= {int(row.trial) for row in self.database.select(sql.select(table.c.trial).where(where))}
+        return [
+            trial
+            for trial in found
+            if "seed" in trial.user_attrs and (trial.number in own or trial.state == TrialState.RUNNING)
+        ]
+
+    def foreign(self, study: Study, cell: Cell) -> list[int]:
+        """The numbers of the trials that somebody added to a cell with Optuna's own tools."""
+        own = {trial.number for trial in self.history(study, cell)}
+        return [trial.number for trial in self.in_optuna(study, cell) if trial.number not in own]
+
+    def entered(self, study: Study, cell: Cell, number: int) -> FrozenTrial:
+        """One of a cell's trials as Optuna holds it. Raises LedgerError where it is not there."""
+        found = next((trial for trial in self.history(study, cell) if trial.number == number), None)
+        if found is None:
+            raise LedgerError(
+                f"{study.name}: expected trial {number} of {cell.label}, got none; see `cs330ray restore --help`"
+            )
+        return found
+
+    def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:
+        """All trials that Optuna holds of a cell, by number: ours, and those added with Optuna's own tools."""
         with self.database.guarded():
             if self._find_optuna_id(study, cell) is None:
                 return []
@@ -143,8 +193,8 @@ class Ledger:
         ends = {row.trial: row for row in self._ends(study, cell)}
         starts = {row.trial: row.wall_s for row in self._of_cell(ATTEMPTS, study, cell) if row.attempt == 0}
         began_s = {number: end.wall_s for number, end in ends.items()} | starts  # some end before they could say so
-        searched = self.history(study, cell.searched) if began_s else []
-        seed = fresh_seed(study.seed, cell.fresh)
+        searched = {trial.number: trial for trial in self.history(study, cell.searched)} if began_s else {}
+        seed = fresh_seed(study.seed, cell.fresh, cell.replicate)
         return [
             trial_of(study, cell, searched[number], seed, began_s[number], ends.get(number), None)
             for number in sorted(began_s)
@@ -157,32 +207,55 @@ class Ledger:
         )
 
     def lost(self, study: Study, cell: Cell) -> frozenset[int]:
-        """Find the trials of a cell that ended since their workers were lost; their numbers."""
+        """Find the trials of a cell whose end says nothing of their parameters: lost, or given up; their numbers."""
         where = (ENDS.c.study == study.name) & (ENDS.c.cell == cell.key) & (ENDS.c.state == "FAIL")
         failed = self.database.select(self.database.all_of(ENDS).where(where))
-        return frozenset(int(row.trial) for row in failed if cause_in(row) == "lost")
+        return frozenset(int(row.trial) for row in failed if cause_in(row) in ("lost", "stopped"))
+
+    def most_begun(self, study: Study) -> int:
+        """Count the trials that the cell with most of them has begun, those that one continues not."""
+        return max(len(standing(self.history(study, cell))) for cell in study.cells)
 
     def lineage(self, study: Study, cell: Cell, number: int) -> list[int]:
         """A trial and those that it continues, oldest first; a run of confirmation continues none."""
+        return self._lineage(number, self._continued(study, cell) if cell.fresh is None else {})
+
+    def lines(self, study: Study, cell: Cell, numbers: Collection[int]) -> set[int]:
+        """Trials of a search and all that they continue."""
+        continued = self._continued(study, cell)
+        return {each for number in numbers for each in self._lineage(number, continued)}
+
+    def _lineage(self, number: int, continued: Mapping[int, int]) -> list[int]:
         found = [number]
-        if cell.fresh is None:
-            history = self.history(study, cell)
-            while (before := continues(history[found[0]])) is not None:
-                found.insert(0, before)
+        while found[0] in continued:
+            found.insert(0, continued[found[0]])
         return found
+
+    def _continued(self, study: Study, cell: Cell) -> dict[int, int]:
+        """The trial that each trial of a cell continues, where it continues one."""
+        pairs = ((trial.number, continues(trial)) for trial in self.history(study, cell))
+        return {number: before for number, before in pairs if before is not None}
 
     def rows(self, study: Study, cell: Cell, number: int, after: int = -1) -> list[Row]:
         """The rows of a trial beyond step `after`, in order."""
         where = of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
         found = self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
-        return [Row(row.step, from_json(row.metrics), row.wall_s) for row in found]
+        return [_row(row) for row in found]
+
+    def superseded(self, study: Study, cell: Cell, number: int) -> int:
+        """Count the rows of a trial that its later starts have set aside."""
+        count = sql.func.count().label("rows")
+        found = self.database.select(
+            sql.select(count).select_from(SUPERSEDED).where(of_trial(SUPERSEDED, study, cell, number))
+        )
+        return int(found[0].rows) if found else 0
 
     def rows_by_trial(self, study: Study, cell: Cell) -> dict[int, list[Row]]:
         """The rows of all trials of a cell, in order, by trial number."""
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
         found: dict[int, list[Row]] = {}
         for row in self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
-            found.setdefault(int(row.trial), []).append(Row(row.step, from_json(row.metrics), row.wall_s))
+            found.setdefault(int(row.trial), []).append(_row(row))
         return found
 
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
@@ -197,11 +270,24 @@ class Ledger:
         found = self.database.select(sql.select(ROWS.c.trial, last).where(where).group_by(ROWS.c.trial))
         return {row.trial: int(row.last) for row in found}
 
-    def values_at(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, float]:
-        """What the trials of a cell had reached at `step`, by trial number."""
-        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step == step)
-        found = [(row.trial, from_json(row.metrics)) for row in self.database.select(sql.select(ROWS).where(where))]
-        return {number: float(metrics[metric]) for number, metrics in found if metric in metrics}
+    def first_past(self, study: Study, cell: Cell, step: int, metric: str) -> dict[int, Row]:
+        """The first row of each trial of a cell at or past `step` that holds `metric`, by trial number.
+
+        Where a trial continues another, the first of them that has such a row counts for both.
+        """
+        where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key) & (ROWS.c.step >= step)
+        first = sql.select(ROWS.c.trial, sql.func.min(ROWS.c.step).label("step")).where(where).group_by(ROWS.c.trial)
+        at = first.subquery()
+        query = sql.select(ROWS).join(at, (ROWS.c.trial == at.c.trial) & (ROWS.c.step == at.c.step)).where(where)
+        reached = {int(row.trial): _row(row) for row in self.database.select(query)}
+        found = {number: row for number, row in reached.items() if metric in row.metrics}
+        if lacking := reached.keys() - found.keys():
+            for row in self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
+                if row.trial in lacking and metric in (later := _row(row)).metrics:
+                    found[int(row.trial)] = later
+                    lacking.remove(row.trial)
+        continued = self._continued(study, cell)
+        return {n: row for n, row in found.items() if not found.keys() & self._lineage(n, continued)[:-1]}
 
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
         """A trial's objectives in the last row that holds them, its own or of those that it continues, or None."""
@@ -221,6 +307,12 @@ class Ledger:
         where = of_trial(CHECKPOINTS, study, cell, number)
         found = self.database.select(sql.select(CHECKPOINTS).where(where).order_by(CHECKPOINTS.c.step.desc()).limit(1))
         return Kept(self._placed(found[0].path), int(found[0].step), str(found[0].digest)) if found else None
+
+    def checkpoint_at(self, study: Study, cell: Cell, number: int, step: int) -> str | None:
+        """Where a trial's recorded checkpoint of one step lies, or None."""
+        where = of_trial(CHECKPOINTS, study, cell, number) & (CHECKPOINTS.c.step == step)
+        found = self.database.select(sql.select(CHECKPOINTS.c.path).where(where))
+        return self._placed(found[0].path) if found else None
 
     def checkpoints(self, study: Study, cell: Cell) -> dict[int, str]:
         """Where the newest checkpoint of each trial of a cell that has one lies."""
@@ -305,3 +397,7 @@ def directions(goals: Sequence[str]) -> list[StudyDirection]:
 
 def _study(text: str) -> Study:
     return parse(from_json(text), "ledger")
+
+
+def _row(held: sql.Row[Any]) -> Row:
+    return Row(held.step, from_json(held.metrics), held.wall_s)

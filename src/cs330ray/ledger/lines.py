@@ -67,20 +67,35 @@ def announced(ledger: Ledger, study: Study) -> list[str]:
             again = f"; {len(gone)} of them have no checkpoint any more and train again from the start" if gone else ""
             before = ", ".join(map(str, sorted({trial.steps for trial in trials})))
             lines.append(
-                f"{cell.title}: {plural(len(trials), 'COMPLETE trial')} of {before} steps go on to "
+                f"{cell.label}: {plural(len(trials), 'COMPLETE trial')} of {before} steps go on to "
                 f"{study.budget.steps}, as trials of their own{again}"
+            )
+    return lines
+
+
+def left_alone(ledger: Ledger, study: Study) -> list[str]:
+    """What of a study was added with Optuna's own tools, in words: no part of the search."""
+    lines = []
+    for cell in study.cells:
+        if foreign := ledger.foreign(study, cell):
+            numbers, were = ", ".join(map(str, foreign)), "was" if len(foreign) == 1 else "were"
+            lines.append(
+                f"{cell.label}: trial {numbers} {were} added with Optuna's own tools and left alone; to try a "
+                "configuration of your own, name its values in [compare], as a cell"
             )
     return lines
 
 
 def enter(ledger: Writer, study: Study) -> None:
     """Enter the trials that go on; a crash in the midst leaves the others waiting."""
+    histories = {cell.key: {each.number: each for each in ledger.history(study, cell)} for cell in study.cells}
     for trial in waiting(ledger, study):
-        before = ledger.history(study, trial.cell)[trial.number]
+        before = histories[trial.cell.key][trial.number]
         same = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=before.params,
             distributions=before.distributions,
+            user_attrs=before.user_attrs,  # of which `enter` keeps whether it is one of [start]
             system_attrs=before.system_attrs,
         )
         ledger.enter(study, trial.cell, same, trial.seed, continues=trial.number)

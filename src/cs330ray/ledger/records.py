@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial  # not for the workers, which know the records alone
 
 Ended = Literal["COMPLETE", "PRUNED", "FAIL"]
+Asking = Literal["own", "common"]  # how a study draws: each cell on its own, as before, or points that all cells share
 Cause = Literal[
     "pruned",  # the pruner stopped it
     "raised",  # its trainable raised
@@ -21,6 +22,8 @@ Cause = Literal[
     "memory",  # it needed more memory than it may have, or than there is
     "lost",  # its worker was lost too often: it says nothing of the parameters
     "unscored",  # it did not reach a finite value of each objective
+    "silent",  # it had no row for as long as resources.silence allows
+    "stopped",  # a person gave it up: it says nothing of the parameters
 ]
 
 
@@ -84,6 +87,7 @@ class Trial:
     steps: int  # the budget that it had, or has
     continues: int | None = None  # the trial of fewer steps that it goes on from
     continued_as: int | None = None  # the trial that supersedes it
+    is_start: bool = False  # whether it is one of [start], or continues one
 
 
 def continues(trial: "FrozenTrial") -> int | None:
@@ -140,6 +144,7 @@ def trial_of(
         steps=int(frozen.user_attrs.get("steps", study.budget.steps)),
         continues=continues(frozen),
         continued_as=continued_as,
+        is_start="start" in frozen.user_attrs,
     )
 
 

@@ -6,7 +6,6 @@ step itself uses.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -14,19 +13,14 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from cs330ray.ledger.records import Cause
+from cs330ray.ledger.records import cause_of, nodes_of
 from cs330ray.ledger.tables import CHECKPOINTS, ENDS, LOSSES, STUDIES, TABLES, TESTS
 
-VERSION = 1
+VERSION = 4
 LOCK_S = 60
 SCHEMA = sql.Table("cs330ray_schema", sql.MetaData(), sql.Column("version", sql.Integer, nullable=False))
-LATER = (ENDS.c.cause, LOSSES.c.nodes)  # columns that a ledger of version 0 lacks
-CAUSES: Mapping[str, Cause] = {  # by how a reason began in version 0
-    "diverged: ": "diverged",
-    "raised: ": "raised",
-    "out of memory": "memory",
-    "worker lost": "lost",
-}
+LATER = (ENDS.c.cause, LOSSES.c.nodes, STUDIES.c.asking)  # columns that some older ledger lacks
+OF_VERSION_1 = (ENDS.c.cause, LOSSES.c.nodes)
 
 
 def version_of(engine: sql.Engine) -> int | None:
@@ -88,19 +82,6 @@ def transaction(engine: sql.Engine) -> Iterator[sql.Connection]:
 # Version 0: causes and nodes stand in the words of reasons alone, and paths are absolute --------------------------
 
 
-def cause_of(reason: str, state: str) -> Cause | None:
-    """Read the cause of an end from the words of its reason, as version 0 has it."""
-    if state in ("COMPLETE", "PRUNED"):
-        return "pruned" if state == "PRUNED" else None
-    return next((cause for words, cause in CAUSES.items() if reason.startswith(words)), "unscored")
-
-
-def nodes_of(reason: str) -> frozenset[str]:
-    """Read the nodes of a loss from the words of its reason, as version 0 has them."""
-    named = re.search(r" \[on ([0-9a-z ]+)\]$", reason)
-    return frozenset(named[1].split()) if named else frozenset()
-
-
 def relative(path: str) -> str:
     """Make the place of a checkpoint relative to the home, wherever that was; an address in a store stays.
 
@@ -117,16 +98,20 @@ def relative(path: str) -> str:
 def _to_version_1(connection: sql.Connection) -> None:
     """Give ends their cause and losses their nodes, make paths relative to the home, and begin to count versions."""
     TABLES.create_all(connection)  # a table that came later than the ledger
-    inspector = sql.inspect(connection)
-    for column in LATER:
-        if column.name not in {each["name"] for each in inspector.get_columns(column.table.name)}:
-            connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} TEXT")
+    for column in OF_VERSION_1:
+        _add(connection, column)
     _fill(connection, ENDS, ENDS.c.cause, lambda row: cause_of(row.reason, row.state))
     _fill(connection, LOSSES, LOSSES.c.nodes, lambda row: json.dumps(sorted(nodes_of(row.reason))))
     _fill(connection, CHECKPOINTS, CHECKPOINTS.c.path, lambda row: relative(row.path))
     _fill(connection, TESTS, TESTS.c.checkpoint, lambda row: relative(row.checkpoint))
     SCHEMA.create(connection)
     connection.execute(SCHEMA.insert().values(version=0))
+
+
+def _add(connection: sql.Connection, column: sql.Column[Any]) -> None:
+    """Add a column of texts to its table, unless that was made with it."""
+    if column.name not in {each["name"] for each in sql.inspect(connection).get_columns(column.table.name)}:
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} TEXT")
 
 
 def _fill(
@@ -143,4 +128,26 @@ def _fill(
         connection.execute(table.update().where(where).values({column: sql.bindparam("made")}), rows)
 
 
-STEPS: Mapping[int, Callable[[sql.Connection], None]] = {1: _to_version_1}
+def _to_version_2(connection: sql.Connection) -> None:
+    """Make the table in which a driver is asked to stop."""
+    TABLES.create_all(connection)
+
+
+def _to_version_3(connection: sql.Connection) -> None:
+    """Note of every study so far that its cells ask each for itself."""
+    TABLES.create_all(connection)  # tables that this version adds
+    _add(connection, STUDIES.c.asking)
+    connection.execute(STUDIES.update().values(asking="own"))
+
+
+def _to_version_4(connection: sql.Connection) -> None:
+    """Make the table of rows that a later attempt of a trial has superseded."""
+    TABLES.create_all(connection)
+
+
+STEPS: Mapping[int, Callable[[sql.Connection], None]] = {
+    1: _to_version_1,
+    2: _to_version_2,
+    3: _to_version_3,
+    4: _to_version_4,
+}

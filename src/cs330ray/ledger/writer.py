@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import optuna
+import sqlalchemy as sql
 from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.clock import wall_s
@@ -28,6 +29,8 @@ from cs330ray.ledger.tables import (
     ATTEMPTS,
     CHECKPOINTS,
     ENDS,
+    LEASES,
+    LOOKS,
     LOSSES,
     METRICS,
     ROWS,
@@ -35,13 +38,17 @@ from cs330ray.ledger.tables import (
     SESSIONS,
     STORES,
     STUDIES,
+    SUPERSEDED,
+    TABLES,
     TESTS,
     UNTESTED,
     of_trial,
 )
-from cs330ray.spec import growth
+from cs330ray.spec import growth, places
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial.contract import Metric, Scores
+
+REPORTS = sql.table("trial_intermediate_values", sql.column("trial_id"), sql.column("step"))  # Optuna's
 
 
 @dataclass(frozen=True)
@@ -90,20 +97,28 @@ class Writer(Ledger):
     ) -> Sequence[str]:
         """Enter a study with the metrics of its trainables, or take it up again; what has grown, in words.
 
+        What its file leaves open is settled here, once, and recorded: `study` of its name gives it.
+
         `compared` is what `compare` said, if it was asked; it is asked again where the record has changed since. Raises
         SpecError where another study has its name. The study itself is written last: it is there whole or not.
         """
         if compared is None or self.find(study.name) != compared.recorded:
             compared = self.compare(study)
+        if compared.recorded is not None:
+            study = growth.as_recorded(compared.recorded, study)
         for trainable, described in metrics.items():
             self._describe_metrics(study, trainable, described)
         spec = study.model_dump_json()
         if compared.recorded is None:
             row = {"name": study.name, "uid": uuid.uuid4().hex, "digest": study.digest, "spec": spec}
-            self.database.insert(STUDIES, [{**row, "wall_s": wall_s()}])
+            self.database.insert(STUDIES, [{**row, "asking": "common", "wall_s": wall_s()}])
         else:
             self.database.execute(STUDIES.update().where(STUDIES.c.name == study.name).values(spec=spec))
         return compared.grown
+
+    def write_look(self, study: Study, number: int, seen: str) -> None:
+        """Record a look at a study's cells: what was seen, as JSON."""
+        self.database.insert(LOOKS, [{"study": study.name, "look": number, "seen": seen, "wall_s": wall_s()}])
 
     def _refuse_trials_of_unknown_steps(self, old: Study) -> None:
         for cell in old.cells:
@@ -115,14 +130,20 @@ class Writer(Ledger):
 
     def delete(self, name: str) -> None:
         """Remove a study and all that was recorded of it."""
-        study = self.study(name)
-        for summary in optuna.get_all_study_summaries(self.database.storage):
-            if summary.study_name.startswith(f"{name} "):
-                optuna.delete_study(study_name=summary.study_name, storage=self.database.storage)
-        for table in (METRICS, SESSIONS, STORES, ROWS, CHECKPOINTS, ATTEMPTS, LOSSES, ENDS, SCORES, UNTESTED):
-            self.database.execute(table.delete().where(table.c.study == study.name))
-        self.database.execute(STUDIES.delete().where(STUDIES.c.name == study.name))
-        self._ids, self._trial_ids, self._readers = {}, {}, {}
+        self.study(name)
+        self.forget(name)
+        self.database.execute(STUDIES.delete().where(STUDIES.c.name == name))
+
+    def forget(self, name: str) -> None:
+        """Remove all that is recorded under a name, but the study itself."""
+        with self.database.guarded():
+            for of_cell in optuna.get_all_study_names(self.database.storage):
+                if of_cell.startswith(f"{name} "):
+                    optuna.delete_study(study_name=of_cell, storage=self.database.storage)
+        for table in TABLES.sorted_tables:
+            if "study" in table.c and table is not LEASES:
+                self.database.execute(table.delete().where(table.c.study == name))
+        self._ids, self._trial_ids, self._readers, self._own = {}, {}, {}, {}
 
     def _describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
         """Record goal, range and unit of each metric of a trainable."""
@@ -130,7 +151,12 @@ class Writer(Ledger):
             {"study": study.name, "trainable": trainable, "metric": name, "description": json.dumps(vars(metric))}
             for name, metric in metrics.items()
         ]
+        if self.metrics(study, trainable) == metrics:
+            return
         self.database.insert(METRICS, rows)
+        for row in rows:  # bounds and units may be corrected; a goal that has changed was refused
+            keys = (column == row[column.name] for column in METRICS.primary_key.columns)
+            self.database.execute(METRICS.update().where(*keys).values(description=row["description"]))
 
     def seen(self, study: Study, session: str, worked_s: float) -> None:
         """Note that a session has worked on a study for so many seconds by now."""
@@ -142,11 +168,12 @@ class Writer(Ledger):
     def enter(self, study: Study, cell: Cell, trial: FrozenTrial, seed: int, *, continues: int | None = None) -> int:
         """Enter a trial whole, in one transaction; its number. It `continues` a trial of fewer steps, or none."""
         of_another = {} if continues is None else {"continues": continues}
+        marks = {key: trial.user_attrs[key] for key in ("start",) if key in trial.user_attrs}
         whole = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"seed": seed, "steps": study.budget.steps, **of_another},
+            user_attrs={"seed": seed, "steps": study.budget.steps, **of_another, **marks},
             system_attrs=trial.system_attrs,
         )
         whole.datetime_start = datetime.datetime.fromtimestamp(wall_s())  # as Optuna keeps it: naive, local
@@ -168,6 +195,38 @@ class Writer(Ledger):
             {**place, "step": row.step, "metrics": json.dumps(dict(row.metrics)), "wall_s": row.wall_s} for row in rows
         ]
         self.database.insert(ROWS, written)
+
+    def supersede(self, study: Study, cell: Cell, number: int, after_step: int) -> int:
+        """Set aside the rows of a trial after a step, which its next attempt makes otherwise; how many.
+
+        They stay in a table of their own, by the attempt that made them. Checkpoints after that step are forgotten.
+        """
+        rows = self.rows(study, cell, number, after=after_step)
+        attempt = len(self.attempts(study, cell, number)) - 1
+        place = {"study": study.name, "cell": cell.key, "trial": number}
+        aside = [
+            {
+                **place,
+                "attempt": attempt,
+                "step": row.step,
+                "metrics": json.dumps(dict(row.metrics)),
+                "wall_s": row.wall_s,
+            }
+            for row in rows
+        ]
+        gone = [
+            table.delete().where(of_trial(table, study, cell, number), table.c.step > after_step)
+            for table in (ROWS, CHECKPOINTS)
+        ]
+        self.database.replace(gone, SUPERSEDED, aside)
+        if aside and cell.fresh is None:
+            self._forget_reports(study, cell, number, after_step)
+        return len(aside)
+
+    def _forget_reports(self, study: Study, cell: Cell, number: int, after_step: int) -> None:
+        """Take from Optuna what it was told of a trial after a step, for which it has no call of its own."""
+        where = (REPORTS.c.trial_id == self._trial_id(study, cell, number)) & (REPORTS.c.step > after_step)
+        self.database.execute(REPORTS.delete().where(where))
 
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
         """Report an intermediate value of the one objective to Optuna."""
@@ -228,9 +287,12 @@ class Writer(Ledger):
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
         """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
-        interrupted = []
+        interrupted, ended = [], {row.trial for row in self._ends(study, cell)}
         for trial in self.history(study, cell):
             if trial.state.is_finished():
+                if trial.number not in ended:
+                    by_hand = Ending("FAIL", "ended with Optuna's own tools", cause="stopped")
+                    self.end(study, cell, trial.number, by_hand)
                 continue
             for row in self.rows(study, cell, trial.number):
                 if len(study.objective) == 1 and study.objective[0] in row.metrics:
@@ -304,11 +366,24 @@ class Writer(Ledger):
         """Compare a study with the recorded one of its name; what has grown, in words. Raises SpecError."""
         recorded = self.find(study.name)
         if recorded is None:
+            self._must_have_a_place(study.name)
             return Compared(None, ())
-        grown = growth.growth(recorded, study)
+        study = growth.as_recorded(recorded, study)
+        grown = growth.growth(recorded, study, self.most_begun(recorded))
         if study.budget.steps > recorded.budget.steps:
             self._refuse_trials_of_unknown_steps(recorded)
         return Compared(recorded, grown)
+
+    def _must_have_a_place(self, name: str) -> None:
+        """Check that a new study has a folder of its own in the home. Raises SpecError."""
+        if places.is_own(name):
+            raise SpecError(f"name: the home keeps files of its own under {name!r}; choose another")
+        for other in self.names():
+            if places.is_one_folder(self.home, name, other):
+                raise SpecError(
+                    f"{name}: expected a folder of its own, but this disk takes it for that of {other}; choose a name "
+                    "that differs in more than its case"
+                )
 
     def _recorded(self, path: str) -> str:
         """Name the place of a checkpoint as the ledger keeps it: relative to the home, or an address in a store."""

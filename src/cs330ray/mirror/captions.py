@@ -34,6 +34,12 @@ def figures(cell: Standing) -> dict[str, float]:
     return said
 
 
+def figure_names(study: Study) -> list[str]:
+    """All names that `figures` may have; other metrics of these runs are a person's."""
+    kinds = [("best", name) for name in study.objective] + [("confirmed", name) for name in study.objective]
+    return [f"{kind}_{name}" for kind, name in [*kinds, *(("confirmed", on_test(name)) for name in study.objective)]]
+
+
 def best_tags(cell: Standing) -> dict[str, str]:
     """What the cell's run says of its best trial, and of the choice: "none" where there is none any more."""
     said = {}
@@ -60,7 +66,7 @@ def marks(cell: Standing, trial: Trial) -> dict[str, str]:
 
 def cell_name(cell: Standing, *, star: bool) -> str:
     """The name of the cell's run: what is compared, and how well it did."""
-    title = cell.cell.title if cell.cell.values else "all trials"
+    title = cell.cell.label if cell.cell.values or cell.cell.replicate else "all trials"
     return caption(f"{STAR} " * star + title, *_reached(cell))
 
 

@@ -6,7 +6,8 @@ Pure functions of what the ledger holds, so that to say it again changes nothing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cs330ray.analysis.standing import Standing, comparable, first_chosen, first_searched
+from cs330ray.analysis.replicates import Replicates
+from cs330ray.analysis.standing import Standing, comparable, first_searched
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import on_test
 from cs330ray.ledger.fronts import losses
@@ -26,6 +27,7 @@ class Answer:
 
     study: Study
     cells: Sequence[Standing]
+    claim: str = ""  # what is said of the cells, where there are several and all is over
 
     @property
     def over(self) -> bool:
@@ -40,7 +42,7 @@ class Answer:
     @property
     def first(self) -> Standing | None:
         """The best cell: by the confirmed choices once no candidate waits for its runs, else by the search."""
-        return (first_chosen(self.cells) if self.confirmed else None) or first_searched(self.cells)
+        return (Replicates(self.study, self.cells).use if self.confirmed else None) or first_searched(self.cells)
 
     def figures(self) -> dict[str, float]:
         """What the study's run can be sorted by: those of its best cell, and the best of each objective in any."""
@@ -58,8 +60,9 @@ class Answer:
         if self.first is None:
             return self.study.name
         best = self.first.starred[0]
-        word = "Answer" if self.confirmed and self.first.chosen else "Best" if self.over else "So far"
-        cell = self.first.cell.title if self.first.cell.values else ""
+        answered = self.first.chosen and (self.over if self.study.repeat.searches > 1 else self.confirmed)
+        word = "Answer" if answered else "Best" if self.over else "So far"
+        cell = self.first.cell.label if self.first.cell.values or self.first.cell.replicate else ""
         return caption(f"{word}: trial {best.number}, {self._reached(best)}", cell, self.study.name)
 
     @property
@@ -80,27 +83,29 @@ class Answer:
         return said
 
     def note(self, link: Link, report: str | None = None) -> str:
-        """The description, as Markdown: the answer in two sentences, and the best trials with links to their runs."""
+        """The description, as Markdown: the answer, and the best trials with links to their runs."""
         if self.first is None:
             return f"No trial of {self.study.name} is COMPLETE."
         rows = self._rows(link)
         table = ["| " + " | ".join(row) + " |" for row in (self._columns, ["---"] * len(self._columns), *rows)]
         more = [f"[The report]({report})"] if report else []
-        while len(text := "\n".join([*self._sentences(link), "", *table, "", *more])) > NOTE_LIMIT:
+        while len(text := "\n".join([*self._sentences(link), "", *table, "", *more])) > NOTE_LIMIT and table:
             table.pop()
-        return text
+        return text[:NOTE_LIMIT]
 
     def _sentences(self, link: Link) -> list[str]:
         assert self.first is not None
         starred, objective = self.first.starred, self.study.objective[0]
         best = starred[0]
-        cell = f" of {self.first.cell.title}" if self.first.cell.values else ""
+        cell = f" of {self.first.cell.label}" if self.first.cell.values or self.first.cell.replicate else ""
         at = f" at {params(best.params)}" if best.params else ""
         by = (
             f", the best by {objective} of {len(self.first.starred)} on the front"
             if len(self.first.starred) > 1
             else ""
         )
+        if self.claim:
+            return [f"The configuration to use is [trial {best.number}]({link(best)}){cell}{at}.", self.claim]
         first = f"{self._reached(best)}: [trial {best.number}]({link(best)}){cell}{at}{by}."
         if self.first.chosen is None and not self.over:
             return [first, self._unfinished]
@@ -155,6 +160,6 @@ class Answer:
             on_fresh = [test_values(one.complete, name) if one else [] for name in self.study.objective]
             tested = [mean(values) if values else "" for values in on_fresh]
         return [
-            f"{star}[trial {trial.number}]({link(trial)})", *([cell.cell.title] if len(self.cells) > 1 else []),
+            f"{star}[trial {trial.number}]({link(trial)})", *([cell.cell.label] if len(self.cells) > 1 else []),
             *(shown(value) for value in trial.values or ()), *fresh, *tested, params(trial.params),
         ]  # fmt: skip

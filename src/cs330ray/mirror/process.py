@@ -45,6 +45,8 @@ class MirrorProcess:
         self._started_s = time.monotonic()
         command = [sys.executable, "-m", "cs330ray", "sync", self._study, "--follow", "--until-eof"]
         with contextlib.suppress(OSError), self.log.open("a") as log:  # a disk that takes nothing: again later
+            with contextlib.suppress(OSError):  # another owner's file, or a disk without modes
+                os.fchmod(log.fileno(), 0o600)  # what MLflow says may quote what opens it
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

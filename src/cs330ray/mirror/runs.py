@@ -4,69 +4,93 @@ What is there already is never made again, so that making it so twice changes no
 """
 
 import math
-import os
-import re
-import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from cs330ray.clock import wall_s
-from cs330ray.ledger.database import sqlite_url
+from cs330ray.mirror.experiments import (
+    FORGOTTEN,
+    NOTE,
+    OURS,
+    TRAINING,
+    all_runs,
+    client_of,
+    forget_run,
+    is_active,
+    made_right,
+)
+from cs330ray.mirror.names import Key, identified, identity, key_of, spoken, text
+from cs330ray.words import first_line, redacted
 
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-TEXT_LIMIT = 4_000
-NOTE = "mlflow.note.content"  # what MLflow shows as the description
-OURS = "(This text follows the ledger. Take this line out, and what you write here stays.)"
-TRAINING = "workflowType=machine_learning"  # the face of MLflow's pages that shows runs; by default they show traces
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # the same, for versions that go by the experiment
-STUDY = ("study", "", "")
-DATABASE = "mlflow.db"  # of a home
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the same as TRAINING, for versions that go by it
+STUDY = key_of("study")
+METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
+TEXTS_PER_BATCH = 20  # it takes 100, and a megabyte in all
+NOTE_LIMIT = 7_800  # it takes 8,000 in a tag
+LARGEST = 1.7976931348623157e308  # what MLflow's databases hold for an infinity
 
-Key = tuple[str, str, str]  # kind, cell, trial
-
-
-def tracking_uri(home: Path) -> str:
-    """Where the mirror writes: MLFLOW_TRACKING_URI, else a database in the home directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home.resolve() / DATABASE)
-
-
-def client_of(home: Path) -> MlflowClient:
-    """MLflow's client. A database that does not answer is said at once: MLflow's own ten tries take 100 s."""
-    if not tracking_uri(home).startswith("http"):
-        from mlflow.store.db import utils  # a second to import, and a server needs none of it
-
-        utils.MAX_RETRY_COUNT = 1  # the mirror comes again by itself
-    return MlflowClient(tracking_uri(home))
-
-
-def spoken(name: str) -> str:
-    """The name of a metric or a tag as MLflow takes it: `acc@1` becomes `acc_1`."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+Entry = Metric | Param | RunTag
 
 
 class Runs:
-    """The runs of study `name` with identity `uid`, read once; whoever else writes them makes this view stale."""
+    """The runs of study `name` with identity `uid`, read once; whoever else writes them makes this view stale.
+
+    What a person has done to them meanwhile is undone: a deleted run is restored, of two that are the same one stays.
+    `repaired` says how many changes that took, and `remarks` what MLflow refused.
+    """
 
     def __init__(self, home: Path, name: str, uid: str) -> None:
         self._client = client_of(home)
-        self._experiment = _experiment(self._client, home, name)
+        self._experiment, self.repaired = made_right(self._client, home, name, uid)
+        self.remarks: dict[str, None] = {}
+        self._refused: set[tuple[Key, str]] = set()  # entries that are not tried again
         self._uid = uid
         self._told = dict(self._client.get_experiment(self._experiment).tags)
-        self._runs: dict[Key, Run] = {
-            tuple(run.data.tags[f"cs330ray.{part}"] for part in ("kind", "cell", "trial")): run  # type: ignore[misc]
-            for run in all_runs(self._client, self._experiment, uid)
-        }
+        self._runs = self._taken_up()
         self._names = {key: run.info.run_name for key, run in self._runs.items()}
+
+    def _taken_up(self) -> dict[Key, Run]:
+        """The one run of each key, which is restored where it was deleted; the others are deleted."""
+        found: defaultdict[Key | None, list[Run]] = defaultdict(list)
+        for run in all_runs(self._client, self._experiment):
+            uid, key = identified(run.data.tags) or (None, None)
+            if FORGOTTEN in run.data.tags:
+                found[None].append(run)
+            elif uid == self._uid:
+                found[key].append(run)
+        for run in filter(is_active, found.pop(None, [])):  # deleted once already, or nobody knows what it is
+            self._forget(run)
+        taken = {}
+        for key, runs in found.items():
+            assert key is not None
+            taken[key], *others = sorted(runs, key=_worth, reverse=True)
+            for run in filter(is_active, others):
+                self._forget(run)
+            if not is_active(taken[key]):
+                self._client.restore_run(taken[key].info.run_id)
+                self.repaired += 1
+        return taken
+
+    def _forget(self, run: Run) -> None:
+        forget_run(self._client, run)
+        self.repaired += 1
 
     def tag_of(self, key: Key, tag: str) -> str | None:
         """The value of one of our tags of a run, or None."""
         found = self._runs[key].data.tags.get(spoken(f"cs330ray.{tag}"))
         return None if found is None else str(found)
+
+    def step_of(self, key: Key, tag: str) -> int | None:
+        """The step that one of our tags of a run says; None where there is none, or a person's words."""
+        said = self.tag_of(key, tag)
+        return int(said) if said is not None and said.isdecimal() else None
 
     def address(self, key: Key, inside: str = "") -> str:
         """Where MLflow's pages show a run, seen from any of them."""
@@ -82,32 +106,24 @@ class Runs:
         params: Mapping[str, Any] | None = None,
     ) -> int:
         """Make a run where there is none, and its name and tags what they should be; how many changes that took."""
-        given = {param: str(value)[:TEXT_LIMIT] for param, value in (params or {}).items()}
+        given = {spoken(param, params or ()): text(value) for param, value in (params or {}).items()}
+        parents = {"mlflow.parentRunId": self._runs[parent].info.run_id} if parent else {}
+        wanted = identity(self._uid, key) | parents | _tags(tags)
         if key in self._runs:
             absent = {param: value for param, value in given.items() if param not in self._runs[key].data.params}
-            self.log(key, params=absent)
-            return self.name(key, name) + self.tag(key, tags) + len(absent)
-        identity = {
-            "cs330ray.uid": self._uid,
-            "cs330ray.kind": key[0],
-            "cs330ray.cell": key[1],
-            "cs330ray.trial": key[2],
-        }
-        parents = {"mlflow.parentRunId": self._runs[parent].info.run_id} if parent else {}
+            return self.log(key, params=absent) + self.name(key, name) + self._set(key, wanted)
         start = int((started_s or wall_s()) * 1000)
-        self._runs[key] = self._client.create_run(
-            self._experiment, start_time=start, tags={**identity, **parents, **_tags(tags)}, run_name=name
-        )
-        self._names[key] = name
+        self._runs[key] = self._client.create_run(self._experiment, start_time=start, tags=wanted, run_name=text(name))
+        self._names[key] = text(name)
         self.log(key, params=given)
         return 1
 
     def name(self, key: Key, name: str) -> int:
         """Give a run its name; how many changes that took."""
-        if self._names[key] == name:
+        if self._names[key] == text(name):
             return 0
-        self._client.update_run(self._runs[key].info.run_id, name=name)
-        self._names[key] = name
+        self._client.update_run(self._runs[key].info.run_id, name=text(name))
+        self._names[key] = text(name)
         return 1
 
     def conclude(self, key: Key, state: str, ended_s: float | None) -> int:
@@ -124,38 +140,44 @@ class Runs:
 
     def tag(self, key: Key, tags: Mapping[str, str]) -> int:
         """Make tags of a run what they should be; how many were not."""
-        held, wanted = self._runs[key].data.tags, _tags(tags)
-        changed = {tag: text for tag, text in wanted.items() if held.get(tag) != text}
-        self.log(key, tags=changed)
-        return len(changed)
+        return self._set(key, _tags(tags))
 
-    def measure(self, key: Key, figures: Mapping[str, float]) -> int:
-        """Make metrics of a run what they should be, those that hold no more not a number; how many were not."""
-        held = self._runs[key].data.metrics
-        wanted = dict.fromkeys(held, math.nan) | {spoken(name): value for name, value in figures.items()}
-        changed = {name: value for name, value in wanted.items() if not _same(held.get(name), value)}
-        self.log(key, metrics=[Metric(name, value, int(wall_s() * 1000), 0) for name, value in changed.items()])
-        held.update(changed)
-        return len(changed)
+    def _set(self, key: Key, wanted: Mapping[str, str]) -> int:
+        held = self._runs[key].data.tags
+        return self.log(key, tags={tag: said for tag, said in wanted.items() if held.get(tag) != said})
+
+    def measure(self, key: Key, figures: Mapping[str, float], names: Sequence[str]) -> int:
+        """Make the metrics `names` of a run what they should be, those that hold no more not a number; how many."""
+        held, now_ms = self._runs[key].data.metrics, int(wall_s() * 1000)
+        wanted = {spoken(name, names): figures.get(name, math.nan) for name in names}
+        sent = []
+        for name, value in wanted.items():
+            if name not in held and not math.isnan(value):
+                sent.append(Metric(name, value, now_ms, 0))
+            elif name in held and not _same(held[name], value):  # MLflow shows the one of the last step and moment
+                points = self._client.get_metric_history(self._runs[key].info.run_id, name)
+                step, at_ms = max(((point.step, point.timestamp) for point in points), default=(0, 0))
+                sent.append(Metric(name, value, max(now_ms, at_ms + 1), step))
+        accepted = self.log(key, metrics=sent)
+        held.update({metric.key: metric.value for metric in sent})
+        return accepted
 
     def describe(self, note: str, best: str) -> int:
         """Make the descriptions of the experiment and of the study's run what they should be, and the tag `best`.
 
         What a person wrote instead stays. How many changes that took.
         """
-        tags, run = {NOTE: f"{note}\n\n{OURS}"}, self._runs[STUDY]
+        tags, run = {NOTE: f"{text(note, NOTE_LIMIT)}\n\n{OURS}"}, self._runs[STUDY]
         changes = 0
         if _differs(run.data.tags, tags):
             run.data.tags.update(self._client.get_run(run.info.run_id).data.tags)  # a person may have written since
-            changed = _differs(run.data.tags, tags)
-            self.log(STUDY, tags=changed)
-            changes += len(changed)
-        tags |= {**KIND, "best": best}
+            changes += self.log(STUDY, tags=_differs(run.data.tags, tags))
+        tags |= {**KIND, "best": text(best)}
         if _differs(self._told, tags):
             self._told = dict(self._client.get_experiment(self._experiment).tags)
-            for tag, text in _differs(self._told, tags).items():
-                self._client.set_experiment_tag(self._experiment, tag, text)
-                self._told[tag] = text
+            for tag, said in _differs(self._told, tags).items():
+                self._client.set_experiment_tag(self._experiment, tag, said)
+                self._told[tag] = said
                 changes += 1
         return changes
 
@@ -171,96 +193,68 @@ class Runs:
         metrics: Sequence[Metric] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Send metrics, parameters and tags as they are, in one batch."""
-        if not (metrics or params or tags):
-            return
-        run = self._runs[key]
-        self._client.log_batch(
-            run.info.run_id,
-            metrics=list(metrics),
-            params=[Param(name, value) for name, value in (params or {}).items()],
-            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
-        )
-        run.data.tags.update(tags or {})
-        run.data.params.update(params or {})
+    ) -> int:
+        """Send metrics, parameters and tags, in as few batches as MLflow takes; how many it has taken."""
+        texts: list[Entry] = [Param(name, said) for name, said in (params or {}).items()]
+        texts += [RunTag(name, said) for name, said in (tags or {}).items()]
+        parts = [
+            _parts([each for each in entries if (key, each.key) not in self._refused], most)
+            for entries, most in ((metrics, METRICS_PER_BATCH), (texts, TEXTS_PER_BATCH))
+        ]
+        data, taken = self._runs[key].data, 0
+        for few, others in zip_longest(*parts, fillvalue=()):
+            for each in self._sent(key, [*few, *others]):
+                taken += 1
+                if not isinstance(each, Metric):
+                    (data.params if isinstance(each, Param) else data.tags)[each.key] = each.value
+        return taken
+
+    def _sent(self, key: Key, batch: list[Entry]) -> list[Entry]:
+        """Send a batch; what MLflow took of it: where it refuses one entry, the others are sent without that."""
+        run = self._runs[key].info.run_id
+        try:
+            self._client.log_batch(
+                run,
+                metrics=[each for each in batch if isinstance(each, Metric)],
+                params=[each for each in batch if isinstance(each, Param)],
+                tags=[each for each in batch if isinstance(each, RunTag)],
+            )
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE" or not is_active(self._client.get_run(run)):
+                raise
+            if len(batch) > 1:
+                half = len(batch) // 2
+                return self._sent(key, batch[:half]) + self._sent(key, batch[half:])
+            name, of = batch[0].key, " ".join(filter(None, key))
+            self._refused.add((key, name))
+            self.remarks[f"MLflow does not take {name[:60]!r} of {of}: {redacted(first_line(error))[:200]}"] = None
+            return []
+        return batch
 
 
-def _experiment(client: MlflowClient, home: Path, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    artifacts = None if os.environ.get("MLFLOW_TRACKING_URI") else (home.resolve() / "artifacts").as_uri()
-    if found is None:
-        return str(client.create_experiment(name, artifact_location=artifacts))
-    if artifacts is not None and _was_ours(found.artifact_location) and found.artifact_location != artifacts:
-        _move_artifacts(home / DATABASE, str(found.experiment_id), found.artifact_location, artifacts)
-    return str(found.experiment_id)
+def _worth(run: Run) -> tuple[bool, int, int, int, str]:
+    """Which of several runs of one key stays: one that is not deleted, then the one that holds most, then the first."""
+    step = run.data.tags.get("cs330ray.mirrored_step", "")
+    size = len(run.data.tags) + len(run.data.params)
+    return is_active(run), int(step) if step.isdecimal() else -1, size, -(run.info.start_time or 0), run.info.run_id
 
 
-def _was_ours(artifacts: str) -> bool:
-    """Whether a mirror named this place, in this home or where that was before."""
-    return artifacts.startswith("file:") and artifacts.endswith("/artifacts")
+def _parts(items: Sequence[Entry], most: int) -> Iterator[Sequence[Entry]]:
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
 
 
-def _move_artifacts(database: Path, experiment: str, before: str, now: str) -> None:
-    """Have an experiment keep files where its home is now: MLflow holds absolute addresses, and changes none."""
-    with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
-        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (now, experiment))
-        connection.execute(
-            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-            "WHERE experiment_id = ? AND instr(artifact_uri, ?) = 1",
-            (now, len(before) + 1, experiment, f"{before}/"),
-        )
-
-
-def _same(one: float | None, other: float) -> bool:
-    return one == other or (one is not None and math.isnan(one) and math.isnan(other))
+def _same(one: float, other: float) -> bool:
+    bounded = (max(min(value, LARGEST), -LARGEST) for value in (one, other) if not math.isnan(value))
+    return math.isnan(one) == math.isnan(other) and len(set(bounded)) <= 1
 
 
 def _differs(held: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
     """The tags that are not what they should be, but for a description that a person wrote."""
     theirs = {NOTE} if held.get(NOTE) and OURS not in held[NOTE] else set()
-    return {tag: text for tag, text in wanted.items() if tag not in theirs and held.get(tag) != text}
+    return {tag: said for tag, said in wanted.items() if tag not in theirs and held.get(tag) != said}
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {spoken(f"cs330ray.{tag}"): text[:TEXT_LIMIT] for tag, text in tags.items()}
-
-
-def all_runs(client: MlflowClient, experiment: str, uid: str) -> Iterator[Run]:
-    """Every run of the study with this uid, page by page."""
-    token = None
-    while True:
-        page = client.search_runs([experiment], f"tags.`cs330ray.uid` = '{uid}'", max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def delete_runs(study: str, uid: str, home: Path) -> int:
-    """Delete the runs of one identity of a study from MLflow; how many."""
-    client = client_of(home)
-    experiment = client.get_experiment_by_name(study)
-    runs = list(all_runs(client, experiment.experiment_id, uid)) if experiment else []
-    for run in runs:
-        client.delete_run(run.info.run_id)
-    return len(runs)
-
-
-def delete_study(study: str, uid: str, home: Path) -> int:
-    """Delete the runs of a study from MLflow, and what the mirror says of it on its experiment; how many runs."""
-    deleted, client = delete_runs(study, uid, home), client_of(home)
-    if (experiment := client.get_experiment_by_name(study)) is not None:
-        for tag in (NOTE, "best"):
-            if tag in experiment.tags and (tag != NOTE or OURS in experiment.tags[tag]):
-                client.delete_experiment_tag(experiment.experiment_id, tag)
-    return deleted
-
-
-def all_pages(home: Path) -> dict[str, str]:
-    """Where MLflow's server shows each study that is mirrored, the newest first."""
-    found = client_of(home).search_experiments(order_by=["last_update_time DESC"])
-    mirrored = {each.name: each.experiment_id for each in found if "best" in each.tags}
-    return {name: f"#/experiments/{experiment}/runs?{TRAINING}" for name, experiment in mirrored.items()}
+    ours = {f"cs330ray.{tag}": text(said) for tag, said in tags.items()}
+    return {spoken(tag, ours): said for tag, said in ours.items()}

@@ -9,7 +9,7 @@ import sqlite3
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from cs330ray.analysis.answer import of_cells
+from cs330ray.analysis.replicates import Replicates
 from cs330ray.analysis.standing import Standing, standings
 from cs330ray.clock import wall_s
 from cs330ray.errors import Cs330rayError
@@ -28,12 +30,14 @@ from cs330ray.ledger.records import Row, Trial
 from cs330ray.mirror import captions
 from cs330ray.mirror.captions import UNMARKED
 from cs330ray.mirror.description import Answer
-from cs330ray.mirror.runs import STUDY, Key, Runs, all_pages, delete_runs, delete_study, spoken, tracking_uri
+from cs330ray.mirror.experiments import all_pages, delete_runs, delete_study, tracking_uri
+from cs330ray.mirror.names import Key, key_of, renamed, spoken
+from cs330ray.mirror.runs import METRICS_PER_BATCH, STUDY, Runs
+from cs330ray.spec.places import MLFLOW
 from cs330ray.spec.study import Cell, Study
 from cs330ray.words import first_line, redacted
 
 LAST = "mirror.last"  # who was last at work on a study here
-METRICS_PER_BATCH = 800  # MLflow takes 1,000 entries a batch
 POLL_S = 1.0
 PATIENCE_S = 30.0
 
@@ -60,6 +64,7 @@ class Mirror:
         self._home = home
         self._picture: _Picture | None = None
         self._mark = uuid.uuid4().hex
+        self._remarks: dict[str, None] = {}  # said, and not to be said again
 
     def sync(self) -> int:
         """Make MLflow agree with the ledger; how many changes that took. Raises MirrorError."""
@@ -73,14 +78,25 @@ class Mirror:
             picture.runs.attach(STUDY, files)
             picture.show(self._ledger.study(self._name))
 
+    def remarks(self) -> list[str]:
+        """What was shown in another way than it stands in the ledger, or left out; each line once."""
+        picture = self._picture
+        lines = (
+            [] if picture is None else [*renamed(sorted(picture.odd_names), picture.declared), *picture.runs.remarks]
+        )
+        new = list(dict.fromkeys(f"{self._name}: {line}" for line in lines if line not in self._remarks))
+        self._remarks |= dict.fromkeys(lines)
+        return new
+
     @contextmanager
     def _at_work(self) -> Iterator["_Picture"]:
         try:
             with _one_at_a_time(self._home / self._name / "mirror.lock"):
                 self._forget_if_another_wrote(self._home / self._name / LAST)
                 if self._picture is None:
-                    self._forget_former(self._home / self._name / "mirror.uids")
-                    runs = Runs(self._home, self._name, self._ledger.uid(self._name))
+                    with _one_at_a_time(self._home / f"{MLFLOW}.lock"):  # the first one makes MLflow's tables
+                        self._forget_former(self._home / self._name / "mirror.uids")
+                        runs = Runs(self._home, self._name, self._ledger.uid(self._name))
                     self._picture = _Picture(self._ledger, runs)
                 yield self._picture
         except FAULTS as error:
@@ -119,12 +135,18 @@ class _Picture:
     ledger: Ledger
     runs: Runs
     done: set[Key] = field(default_factory=set)  # nothing more will happen to these
+    odd_names: set[str] = field(default_factory=set)  # of metrics, as the ledger has them and MLflow does not
+    declared: frozenset[str] = frozenset()  # metrics of the study's trainables
 
     def show(self, study: Study) -> int:
+        self.declared = frozenset(name for each in study.trainables() for name in self.ledger.metrics(study, each))
         cells = standings(self.ledger, study)
         answer = Answer(study, cells)
+        if answer.over:
+            answer = replace(answer, claim=of_cells(self.ledger, Replicates(study, cells)))
         tags = {"objective": ", ".join(study.objective), "digest": study.digest}
-        changes = self.runs.ensure(STUDY, answer.title, None, tags)
+        changes, self.runs.repaired = self.runs.repaired, 0
+        changes += self.runs.ensure(STUDY, answer.title, None, tags)
         for cell in cells:
             changes += self._cell(cell, star=len(cells) > 1 and cell is answer.first)
         changes += self._describe(answer)
@@ -134,24 +156,26 @@ class _Picture:
         """Say on the experiment and on the study's run what the study has come to."""
         attached = self.runs.tag_of(STUDY, "attached")
         report = self.runs.address(STUDY, f"/artifacts/{attached}") if attached else None
-        note = answer.note(lambda trial: self.runs.address(("trial", trial.cell.key, str(trial.number))), report)
-        return self.runs.measure(STUDY, answer.figures()) + self.runs.describe(note, answer.short)
+        note = answer.note(lambda trial: self.runs.address(key_of("trial", trial.cell.key, trial.number)), report)
+        names = captions.figure_names(answer.study)
+        return self.runs.measure(STUDY, answer.figures(), names) + self.runs.describe(note, answer.short)
 
     def _cell(self, cell: Standing, *, star: bool) -> int:
-        key = ("cell", cell.cell.key, "")
-        changes = self.runs.ensure(key, captions.cell_name(cell, star=star), STUDY, captions.best_tags(cell))
+        key = key_of("cell", cell.cell.key)
+        tags = captions.best_tags(cell) | _replicate(cell.study, cell.cell)
+        changes = self.runs.ensure(key, captions.cell_name(cell, star=star), STUDY, tags)
         for trial in cell.trials:
             changes += self._trial(cell.study, cell.cell, trial, captions.trial_name(cell, trial), key)
             changes += self._marks(cell, trial)
         changes += self._checkpoints(cell.study, cell.cell, cell.trials)
         changes += sum(self._confirmed(cell.study, cell.cell, one) for one in cell.candidates)
-        changes += self.runs.measure(key, captions.figures(cell))
+        changes += self.runs.measure(key, captions.figures(cell), captions.figure_names(cell.study))
         ended_s = max((trial.ended_s or 0.0 for trial in cell.trials), default=0.0) or wall_s()
         return changes + self.runs.conclude(key, "COMPLETE" if cell.over else "RUNNING", ended_s)
 
     def _marks(self, cell: Standing, trial: Trial) -> int:
         """Say of a trial what rank it has among the best, and take that from one that had it."""
-        key, marks = ("trial", cell.cell.key, str(trial.number)), captions.marks(cell, trial)
+        key, marks = key_of("trial", cell.cell.key, trial.number), captions.marks(cell, trial)
         said = {tag: text for tag, text in marks.items() if text != UNMARKED or self.runs.tag_of(key, tag) is not None}
         return self.runs.tag(key, said)
 
@@ -159,14 +183,14 @@ class _Picture:
         """Say of each trial that has ended where its last checkpoint lies, if it is still kept."""
         held = self.ledger.checkpoints(study, cell)
         return sum(
-            self.runs.tag(("trial", cell.key, str(trial.number)), {"checkpoint": str(held.get(trial.number, "none"))})
+            self.runs.tag(key_of("trial", cell.key, trial.number), {"checkpoint": str(held.get(trial.number, "none"))})
             for trial in trials
             if trial.state != "RUNNING"
         )
 
     def _confirmed(self, study: Study, cell: Cell, one: Confirmed) -> int:
         """Show each fresh run under the trial that it confirms, and on that trial the means so far."""
-        parent, changes = ("trial", cell.key, str(one.searched.number)), 0
+        parent, changes = key_of("trial", cell.key, one.searched.number), 0
         for run in one.runs:
             overtaken = not one.current and run.trial.state == "RUNNING"  # nothing will end it
             trial = (
@@ -179,14 +203,16 @@ class _Picture:
         return changes
 
     def _trial(self, study: Study, cell: Cell, trial: Trial, name: str, parent: Key) -> int:
-        key = ("trial", cell.key, str(trial.number))
+        key = key_of("trial", cell.key, trial.number)
         if key in self.done:
             return self.runs.name(key, name)
         changes = self.runs.ensure(
             key, name, parent, self._tags(study, cell, trial), trial.started_s, {**cell.fixed, **trial.params}
         )
-        rows = self.ledger.rows(study, cell, trial.number, after=int(self.runs.tag_of(key, "mirrored_step") or -1))
-        changes += self._rows(key, rows)
+        aside = 0 if cell.command is None else self.ledger.superseded(study, cell, trial.number)
+        if rows := self._unsent(study, cell, trial, key, aside):
+            changes += self._rows(key, rows)
+            changes += self.runs.tag(key, {"set_aside": str(aside)}) if aside else 0
         if trial.state == "COMPLETE" and cell.fresh is not None and self.runs.tag_of(key, "tested_step") is None:
             changes += self._test(study, key, trial)
         changes += self.runs.conclude(key, trial.state, trial.ended_s)
@@ -195,24 +221,31 @@ class _Picture:
         return changes
 
     def _tags(self, study: Study, cell: Cell, trial: Trial) -> dict[str, str]:
-        tags = {"state": trial.state, "seed": str(trial.seed)}
+        tags = {"state": trial.state, "seed": str(trial.seed), **_replicate(study, cell)}
         if trial.continues is not None:
             tags["continues"] = str(trial.continues)
         if cell.fresh is not None:
             tags |= {"fresh_seed": str(cell.fresh), "confirms": str(trial.number)}
         if trial.reason:
-            tags["reason"] = trial.reason
+            tags["reason"] = redacted(trial.reason)  # one that an earlier version recorded
         for on in self.ledger.attempts(study, cell, trial.number)[-1:]:
             tags |= {name: str(on[name]) for name in ("host", "device", "code", "data")}
         return tags
+
+    def _unsent(self, study: Study, cell: Cell, trial: Trial, key: Key, aside: int) -> list[Row]:
+        """The rows after those that MLflow holds; all where its word of that cannot be true."""
+        sent = self.runs.step_of(key, "mirrored_step")
+        if sent is not None and sent > self.ledger.last_step(study, cell, trial.number):
+            sent = None
+        if aside != (self.runs.step_of(key, "set_aside") or 0):  # it began again: its rows are others
+            sent = None
+        return self.ledger.rows(study, cell, trial.number, after=-1 if sent is None else sent)
 
     def _rows(self, key: Key, rows: list[Row]) -> int:
         """Send rows in batches; each batch ends with the tag that says how far it came."""
         batch: list[Metric] = []
         for index, row in enumerate(rows):
-            batch += [
-                Metric(spoken(name), value, int(row.wall_s * 1000), row.step) for name, value in row.metrics.items()
-            ]
+            batch += self._points(row.metrics, int(row.wall_s * 1000), row.step)
             if len(batch) >= METRICS_PER_BATCH or index == len(rows) - 1:
                 self.runs.log(key, metrics=batch)
                 self.runs.tag(key, {"mirrored_step": str(row.step)})
@@ -224,9 +257,19 @@ class _Picture:
         step = self.ledger.last_step(study, trial.cell, trial.number)
         reached = self.ledger.test_metrics(study, trial.cell, trial.number)
         at_ms = int((trial.ended_s or wall_s()) * 1000)
-        self.runs.log(key, metrics=[Metric(spoken(name), value, at_ms, step) for name, value in reached.items()])
+        self.runs.log(key, metrics=self._points(reached, at_ms, step))
         self.runs.tag(key, {"tested_step": str(step)})
         return len(reached)
+
+    def _points(self, metrics: Mapping[str, float], at_ms: int, step: int) -> list[Metric]:
+        points = [Metric(spoken(name, self.declared), value, max(at_ms, 0), step) for name, value in metrics.items()]
+        self.odd_names.update(name for name, point in zip(metrics, points, strict=True) if name != point.key)
+        return points
+
+
+def _replicate(study: Study, cell: Cell) -> dict[str, str]:
+    """The tag of which replicate a run is, where there are several."""
+    return {"replicate": str(cell.replicate)} if study.repeat.searches > 1 else {}
 
 
 def attach(ledger: Ledger, study: str, home: Path, files: Sequence[Path]) -> None:
@@ -276,6 +319,8 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
         except MirrorError as error:
             print(error, flush=True)  # noqa: T201 - into mirror.log
             agrees, wait_s = False, min(2 * wait_s, PATIENCE_S)
+        for line in mirror.remarks():
+            print(line, flush=True)  # noqa: T201
         if last:
             return agrees
         leaving.wait(wait_s)

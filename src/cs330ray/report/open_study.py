@@ -10,6 +10,7 @@ import pandas as pd
 from cs330ray.analysis import answer
 from cs330ray.analysis.study import LedgerOnce, Snapshot
 from cs330ray.errors import SpecError
+from cs330ray.spec.places import LEDGER
 
 if TYPE_CHECKING:
     import altair as alt
@@ -21,7 +22,7 @@ class Opened(Snapshot):
     """A study as the ledger held it when each part was first asked for, with its answer and its figures.
 
     `trials`, `rows`, `confirmed` and `runs` are frames, `best` the configuration to use, `comparison` how sure the
-    answer is, `answer` that in two sentences. `figure(name)` draws one of `figures`.
+    answer is, `answer` that in at most three sentences. `figure(name)` draws one of `figures`.
     """
 
     def __repr__(self) -> str:
@@ -29,7 +30,7 @@ class Opened(Snapshot):
 
     @cached_property
     def answer(self) -> str:
-        """What was found, and how sure that is, in two sentences."""
+        """What was found, and how sure that is, in at most three sentences."""
         return answer.answer(self)
 
     @cached_property
@@ -55,7 +56,7 @@ class Opened(Snapshot):
 
 def read_once(home: Path) -> LedgerOnce:
     """Open the ledger at `home` for reading. Raises SpecError where there is none; makes nothing."""
-    if not os.path.exists(home / "ledger.db") and not os.environ.get("CS330RAY_LEDGER"):  # noqa: PTH110 - False where it may not be seen
+    if not os.path.exists(home / LEDGER) and not os.environ.get("CS330RAY_LEDGER"):  # noqa: PTH110 - False where it may not be seen
         raise SpecError(f"{home}: a ledger is needed, but there is none; run a study, or set CS330RAY_HOME")
     return LedgerOnce.at(home)
 

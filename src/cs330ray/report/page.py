@@ -13,8 +13,10 @@ from cs330ray.analysis.confirmed import said
 from cs330ray.analysis.statistics import over_seeds
 from cs330ray.analysis.table import Sheet
 from cs330ray.ledger.confirm import on_test
+from cs330ray.report import cells, variance
 from cs330ray.report.figures.all import figures
 from cs330ray.report.figures.marks import Figure
+from cs330ray.spec.columns import RUN
 from cs330ray.spec.study import Study
 from cs330ray.spec.tables import Choice, Domain
 
@@ -104,9 +106,10 @@ def question(study: Study, goals: dict[str, str]) -> str:
         return study.question
     best = " and ".join(f"the {'highest' if goal == 'max' else 'lowest'} {name}" for name, goal in goals.items())
     asked = " and ".join(f"{name} ({', '.join(map(str, values))})" for name, values in study.compare.items())
-    searched = sorted({name for cell in study.cells for name in cell.space})
-    by = f" with the best {', '.join(searched)}" if searched else ""
-    return f"Which {asked} gives {best}{by}?" if asked else f"Which {', '.join(searched) or 'result'} gives {best}?"
+    by = f" with the best {', '.join(study.searched)}" if study.searched else ""
+    if asked:
+        return f"Which {asked} gives {best}{by}?"
+    return f"Which {', '.join(study.searched) or 'result'} gives {best}?"
 
 
 def _blocks(study: "Opened") -> Iterator[Block]:
@@ -124,6 +127,8 @@ def _blocks(study: "Opened") -> Iterator[Block]:
     yield from _of(drawn, "parameters", "importance", "front")
     yield Heading("How it went")
     yield _states(study)
+    if saved := notes.saved(study):
+        yield Words(saved)
     yield from _of(drawn, "curves", "progress", "cost")
     yield from drawn.values()
     yield from _again(study)
@@ -148,13 +153,21 @@ def _confirmation(study: "Opened", drawn: dict[str, Drawn]) -> Iterator[Block]:
     )
     yield Sheet(None, table.columns, table.rows)
     yield from _of(drawn, "confirmed")
-    for index, name in enumerate(study.study.objective):
+    if len(study.study.compared) > 1 and study.claim is not None:
+        yield Words(cells.words(study.claim))
+        yield cells.sheet(study.claim)
+    yield from _of(drawn, "replicates")
+    for index, name in enumerate(study.study.objective if len(study.study.cells) == 1 else ()):
         comparison = confirmed.compared(study.ledger, study.study, index)
         if comparison is not None:
             if not index:
                 yield Words(DIFFERENCES)
             yield Words(answer.how_sure(comparison, name, f"By {name}, {comparison.best}"))
             yield differences(comparison, name)
+    if study.sources is not None:
+        yield Words(variance.words(study.sources, study.study))
+        yield variance.sheet(study.sources, study.study)
+        yield from _of(drawn, "variance")
     yield from _of(drawn, "axis")
     if (tested := _test_metrics(study)) is not None:
         yield tested
@@ -195,9 +208,13 @@ def differences(comparison: Comparison, metric: str) -> Sheet:
 
 def _test_metrics(study: "Opened") -> Sheet | None:
     """Every other test metric of the confirmed choices, but those that a figure has."""
-    chosen = study.confirmed[study.confirmed["chosen"]][["cell", "trial"]].drop_duplicates()
-    runs = study.runs.merge(chosen, on=["cell", "trial"])
-    held = [name for name in runs.columns if name not in frames.RUN and name not in study.study.objective]
+    place = ["cell", "replicate", "trial"]
+    chosen = study.confirmed[study.confirmed["chosen"]][place].drop_duplicates()
+    runs = study.runs.merge(chosen, on=place)
+    several = study.study.repeat.searches > 1
+    if several:  # a search is one draw, however many seeds confirm it
+        runs = runs.groupby(["cell", "replicate"], sort=False).mean(numeric_only=True).reset_index()
+    held = [name for name in runs.columns if name not in RUN and name not in study.study.objective]
     drawn = {name for _, _, places in frames.axes(held) for name in places}
     shown = {on_test(name) for name in study.study.objective} | drawn
     names = [name for name in held if name not in shown]
@@ -207,7 +224,8 @@ def _test_metrics(study: "Opened") -> Sheet | None:
         str(cell): [said(over_seeds(list(of[name].dropna()))) if of[name].notna().any() else "" for name in names]
         for cell, of in runs.groupby("cell", sort=False)
     }
-    return metrics_table("Other test metrics of the choices, over fresh seeds", names, table)
+    over = "searches" if several else "fresh seeds"
+    return metrics_table(f"Other test metrics of the choices, over {over}", names, table)
 
 
 def metrics_table(title: str, names: Sequence[str], table: Mapping[str, Sequence[str]]) -> Sheet:
@@ -234,6 +252,11 @@ def _asked(study: Study) -> Sheet:
     pruned = "nothing is pruned" if study.prune.kind == "none" else f"{study.prune.kind} prunes"
     searched = f"{study.sampler.kind} asks, " if study.search else ""
     rows.append(["budget", f"{budget.trials} trials a cell of {budget.steps} steps; {searched}{pruned}"])
+    if study.start:
+        rows.append(["tried first", ", ".join(map(str, study.start))])
+    if study.repeat.searches > 1:
+        split = f", each on a split of its own ({study.repeat.split})" if study.repeat.split else ""
+        rows.append(["done again", f"{study.repeat.searches} replicates of all that{split}"])
     if confirm is not None:
         most = confirm.most(len(study.objective))
         rows.append(
@@ -256,7 +279,7 @@ def _domain(domain: Domain) -> str:
 def _states(study: "Opened") -> Sheet:
     """How many trials of each cell ended how, and the seconds that they took."""
     rows = []
-    for cell in study.study.cells:
+    for cell in study.study.compared:
         own = study.trials[study.trials["cell"] == cell.title]
         stand = own[~own["superseded"].astype(bool)]
         counts = [str(int((stand["state"] == state).sum())) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
@@ -268,8 +291,10 @@ def _again(study: "Opened") -> Iterator[Block]:
     yield Heading("Again")
     best = study.best
     name, cell = study.name, ""
-    if best is not None and len(study.study.cells) > 1:
+    if best is not None and len(study.study.compared) > 1:
         cell = f" --cell {shlex.quote(best.cell.title)}"
+    if best is not None and best.cell.replicate:
+        cell += f" --replicate {best.cell.replicate}"
     lines = [f"cs330ray show {name}", f"cs330ray report {name}"]
     if best is not None:
         lines[1:1] = [f"cs330ray reproduce {name} {best.trial}{cell}", f"cs330ray best {name} --export {name}-best"]

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cs330ray.analysis import answer, confirmed, frames, notes
+from cs330ray.analysis import confirmed, notes
 from cs330ray.analysis.comparison import Alternative, Comparison, compare, over_splits
 from cs330ray.analysis.confirmed import said
 from cs330ray.analysis.statistics import over_seeds, with_interval
@@ -14,7 +14,6 @@ from cs330ray.ledger.confirm import on_test
 from cs330ray.report.figures.splits import over_the_splits
 from cs330ray.report.open_study import Opened
 from cs330ray.report.page import (
-    DIFFERENCES,
     Block,
     Drawn,
     Heading,
@@ -25,9 +24,14 @@ from cs330ray.report.page import (
     metrics_table,
     question,
 )
+from cs330ray.spec.columns import RUN
 from cs330ray.spec.growth import difference
 
 CHOICE = "the confirmed choice"  # of a study of one cell
+NO_CLAIM = (
+    "Whether the cells differ is not known: these studies may share draws and seeds, whose luck is then the same on "
+    "every split. One study with `[repeat]` and its `split` tells."
+)
 MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
 
 
@@ -49,6 +53,12 @@ def check(studies: Sequence[Opened]) -> None:
             raise SpecError(
                 f"report: studies of one question on several splits are needed (they may differ in fixed.data_seed), "
                 f"but {other.name} differs from {first.name}: {'; '.join(lines)}"
+            )
+    for study in studies:
+        if (searches := study.study.repeat.searches) > 1:
+            raise SpecError(
+                f"report: expected studies of one search each, got {study.name} with {searches} replicates; report it "
+                "alone"
             )
     seeds = [study.study.fixed.get("data_seed", 0) for study in studies]
     if len(set(map(str, seeds))) < len(seeds):
@@ -72,12 +82,9 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
         "the splits, which pair. Splits of one data set share most of their training items, so their scatter is "
         "somewhat too small for what another data set would give."
     )
-    if any(compared.values()):
-        yield Words(DIFFERENCES)
     for name, comparison in compared.items():
         if comparison is not None:
-            yield Words(answer.how_sure(comparison, name, f"By {name}, {comparison.best}"))
-            yield differences(comparison, name)
+            yield _apart(differences(comparison, name))
         if held[name]:
             yield _drawn(studies, name, held[name], comparison)
     if (tested := _test_metrics(studies)) is not None:
@@ -87,10 +94,20 @@ def _blocks(studies: Sequence[Opened]) -> Iterator[Block]:
         yield Words(f"`{study.name}` (data_seed {study.study.fixed.get('data_seed', 0)}): {study.answer}")
 
 
+def _apart(sheet: Sheet) -> Sheet:
+    """A table of differences without what claims something."""
+    kept = [
+        place
+        for place, column in enumerate(sheet.columns)
+        if column not in ("chance to be best", "p", "Holm's p") and not column.endswith("to tell")
+    ]
+    return Sheet(sheet.title, [sheet.columns[at] for at in kept], [[row[at] for at in kept] for row in sheet.rows])
+
+
 def _alternatives(studies: Sequence[Opened], objective: int) -> list[Alternative]:
     """The cells' choices over the splits; of a study of one cell its choice, which is another on each split."""
     found = [confirmed.alternatives(study.ledger, study.study, objective) for study in studies]
-    if len(studies[0].study.cells) == 1:
+    if len(studies[0].study.compared) == 1:
         chosen = [{f"trial {one.searched.number}" for one in study.choices.values()} for study in studies]
         found = [
             [replace(one, name=CHOICE) for one in held if one.name in names]
@@ -117,7 +134,7 @@ def _answer(metric: str, comparison: Comparison | None, held: Sequence[Alternati
         first += f", and {on_test(metric)} {with_interval(over_seeds(list(best.test.values())))}"
     if comparison is None:
         return f"{first}. Each split has a choice of its own, so nothing is compared."
-    return f"{first}. {answer.how_sure(comparison, metric)}"
+    return f"{first}. {NO_CLAIM}"
 
 
 def _missing(studies: Sequence[Opened], held: Sequence[Alternative]) -> list[str]:
@@ -140,7 +157,7 @@ def _test_metrics(studies: Sequence[Opened]) -> Sheet | None:
         chosen = study.confirmed[study.confirmed["chosen"]][["cell", "trial"]].drop_duplicates()
         for cell, runs in study.runs.merge(chosen, on=["cell", "trial"]).groupby("cell", sort=False):
             for name in runs.columns:
-                known = name in frames.RUN or name in study.study.objective
+                known = name in RUN or name in study.study.objective
                 if not known and runs[name].notna().any():
                     found.setdefault(str(cell), {}).setdefault(name, []).append(statistics.fmean(runs[name].dropna()))
     names = list(dict.fromkeys(name for of_cell in found.values() for name in of_cell))

@@ -15,19 +15,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from cs330ray.checkpoints import local
 from cs330ray.clock import wall_s
-from cs330ray.errors import Cs330rayError, DataError, SpecError
+from cs330ray.errors import ContractError, Cs330rayError, DataError, SpecError
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row, Trial
 from cs330ray.ledger.writer import Writer
 from cs330ray.spec.study import Study, first_values
 from cs330ray.trial import environment, named
-from cs330ray.trial.contract import Progress, Trainable, run_alone
-from cs330ray.words import first_line
+from cs330ray.trial.contract import Trainable
+from cs330ray.trial.run import run_alone, scores
 
 # What a machine without a GPU calls its device: `platform.processor()`, or `cpu` where that is empty.
 PROCESSORS = {"cpu", "x86_64", "amd64", "i386", "i686", "arm", "arm64", "aarch64", "ppc64le", "riscv64"}
@@ -53,8 +52,8 @@ class Recorded:
 
     @property
     def was_cut(self) -> bool:
-        """Whether it ended by what lay outside it: the pruner, a lost worker, memory that was short."""
-        return self.trial.cause in ("pruned", "lost", "memory")
+        """Whether it was ended from outside: by the pruner, a lost worker, short memory, silence, a person."""
+        return self.trial.cause in ("pruned", "lost", "memory", "silent", "stopped")
 
     @property
     def last_step(self) -> int:
@@ -63,8 +62,8 @@ class Recorded:
 
     @property
     def steps(self) -> int:
-        """Up to which step it is run."""
-        return self.last_step if self.was_cut else self.trial.steps
+        """Up to which step it is run; a process of one's own may go by how many it was given."""
+        return self.last_step if self.was_cut and self.trial.cell.command is None else self.trial.steps
 
     @property
     def threads(self) -> int:
@@ -135,7 +134,7 @@ def as_recorded(recorded: Recorded) -> Iterator[Trainable]:
             os.environ["CS330RAY_DEVICE"] = "cpu"
             if "torch" not in sys.modules:  # else it may know the GPUs by now
                 environment.see_no_more_gpus_than_asked(0)
-        trainable = named.load(recorded.trial.cell.trainable)
+        trainable = named.of(recorded.trial.cell)
         environment.settle(recorded.trial.seed, recorded.threads)
         yield trainable
     finally:
@@ -146,7 +145,12 @@ def as_recorded(recorded: Recorded) -> Iterator[Trainable]:
 
 def changes(recorded: Recorded, trainable: Trainable) -> list[Change]:
     """What is otherwise now than it was recorded, and what changed while the trial ran. Raises DataError."""
-    now = _facts({**environment.circumstances(), "code": named.code_digest(recorded.trial.cell.trainable)})
+    now = _facts(
+        {
+            **environment.circumstances(),
+            "code": named.code_digest(recorded.trial.cell.trainable, recorded.trial.cell.command),
+        }
+    )
     now["data"] = _data(recorded, trainable)[:12]
     began = [(start.get("resumed_from_step") or 0, _facts(start)) for start in recorded.starts]
     found = []
@@ -183,7 +187,7 @@ def _data(recorded: Recorded, trainable: Trainable) -> str:
     """The data digest that the service would record for the trial's cell."""
     cell = recorded.trial.cell
     try:
-        return trainable.prepare(named.configuration(trainable, cell, first_values(cell)))
+        return named.prepared(trainable, cell.trainable, named.configuration(trainable, cell, first_values(cell)))
     except (DataError, SpecError):  # at another point of the cell, which this trial may not need
         return NOT_HERE
 
@@ -192,55 +196,44 @@ def run(recorded: Recorded, trainable: Trainable, home: Path, hear: Callable[[Ro
     """Train a trial again under the empty directory `home`, and `hear` each row. Raises SpecError or DataError."""
     rows: list[Row] = []
     try:
-        config = trainable.Config(**recorded.settings)
+        config = _config(recorded, trainable)
     except ValueError as error:  # pydantic's, which it may have failed by
         if not recorded.raised:
             named.configuration(trainable, recorded.trial.cell, recorded.trial.params)
-        return Outcome(rows, environment.reason_of(error))
-    trainable.prepare(config)
+        return Outcome(rows, _in_words(recorded, error))
+    named.prepared(trainable, recorded.trial.cell.trainable, config)
     generator = _rows(recorded, trainable, config, home)
-    with contextlib.closing(generator):
+    with contextlib.closing(generator), environment.Told() as told:
         while True:
             try:
                 row = next(generator, None)
-            except _Raised as raised:
-                return Outcome(rows, _reason(recorded, raised.error))
-            except Exception as error:  # noqa: BLE001 - the trial boundary: its metrics, or what writes its checkpoint
-                if why := _fault_of_storage(error):
-                    raise DataError(
-                        f"{home}: room for a checkpoint is needed, but {why}; set TMPDIR or --keep"
-                    ) from None
-                return Outcome(rows, environment.reason_of(error))
+            except local.DiskFault as fault:
+                raise DataError(f"{home}: room for a checkpoint is needed, but {fault}; set TMPDIR or --keep") from None
+            except BaseException as error:  # the trial boundary
+                if told():
+                    raise
+                return Outcome(rows, _reason(recorded, error))
             if row is None:
                 return Outcome(rows)
             rows.append(row)
             hear(row)
             if recorded.raised and row.step > recorded.last_step:  # it should have ended before
                 return Outcome(rows)
+            if recorded.was_cut and row.step >= recorded.last_step:
+                return Outcome(rows)
 
 
-class _Raised(Exception):  # noqa: N818 - what it is, not what went wrong
-    """What a trainable raised in training itself, apart from what befell its checkpoint."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-def _guarded(trainable: Trainable) -> Trainable:
-    def train(*asked: Any) -> Iterator[Progress]:
-        try:
-            yield from trainable.train(*asked)
-        except Exception as error:  # noqa: BLE001 - the trial boundary
-            raise _Raised(error) from None
-
-    return cast("Trainable", SimpleNamespace(train=train))
+def _config(recorded: Recorded, trainable: Trainable) -> Any:
+    """The configuration that a trial had. Raises ValueError, of pydantic's where the trainable itself refuses it."""
+    config = trainable.Config(**recorded.settings)
+    before = recorded.starts[-1].get("config") if recorded.starts else None
+    return named.as_recorded(trainable, recorded.trial.cell.trainable, recorded.settings, before) if before else config
 
 
-def _reason(recorded: Recorded, error: Exception) -> str:
+def _reason(recorded: Recorded, error: BaseException) -> str:
     """What a trainable raised, where that is a result. Raises Cs330rayError where this machine cannot run the trial."""
-    reason = environment.reason_of(error)
-    if isinstance(error, Cs330rayError) and not recorded.raised:
+    reason = _in_words(recorded, error)
+    if isinstance(error, Cs330rayError) and not isinstance(error, ContractError) and not recorded.raised:
         raise error
     if environment.cause_of(error) == "memory":
         place = f"{recorded.study.name}: trial {recorded.trial.number}"
@@ -248,12 +241,10 @@ def _reason(recorded: Recorded, error: Exception) -> str:
     return reason
 
 
-def _fault_of_storage(error: Exception) -> str:
-    """What is wrong with the disk, where that is why a checkpoint could not be written; else nothing."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = first_line(error)  # of safetensors, or of torch
-    return text if "os error" in text or "file write failed" in text else ""
+def _in_words(recorded: Recorded, error: BaseException) -> str:
+    """The reason of an end, in the words of the version that recorded the trial where it says the same in them."""
+    before = environment.reason_of_before(error)
+    return before if before == recorded.trial.reason else environment.reason_of(error)
 
 
 def stretches(recorded: Recorded, config: Any) -> list[int]:
@@ -267,11 +258,20 @@ def stretches(recorded: Recorded, config: Any) -> list[int]:
 
 
 def _rows(recorded: Recorded, trainable: Trainable, config: Any, home: Path) -> Generator[Row]:
+    own_process, held = recorded.trial.cell.command is not None, list[Row]()
     for steps in stretches(recorded, config):
         environment.settle(recorded.trial.seed, recorded.threads)  # as where it began, and went on
-        for progress in run_alone(_guarded(trainable), config, recorded.trial.seed, steps, home):
-            metrics = {str(name): float(value) for name, value in progress.metrics.items()}
-            yield Row(int(progress.step), metrics, wall_s())
+        newest = local.newest(home)
+        yield from (
+            row for row in held if newest is not None and row.step <= newest.step
+        )  # what came after is made again
+        held = []
+        for progress in run_alone(trainable, config, recorded.trial.seed, steps, home):
+            row = Row(progress.step, progress.metrics, wall_s())
+            if own_process and steps < recorded.steps:
+                held.append(row)
+            else:
+                yield row
 
 
 def test(ledger: Writer, recorded: Recorded, trainable: Trainable, home: Path) -> tuple[dict[str, float], str]:
@@ -281,13 +281,15 @@ def test(ledger: Writer, recorded: Recorded, trainable: Trainable, home: Path) -
     """
     last = local.newest(home)
     assert last is not None  # a trial that has a test had rows, and has ended without raising
-    config = trainable.Config(**recorded.settings)
+    config = _config(recorded, trainable)
     opening = ledger.write_opening(recorded.trial.cell.trainable, config.model_dump_json(), str(last.path))
     environment.settle(recorded.trial.seed, recorded.threads)
-    try:
-        scores = trainable.test(config, recorded.trial.seed, last.path)
-    except Exception as error:  # noqa: BLE001 - the trial boundary
-        return {}, _reason(recorded, error)
-    metrics = {str(name): float(value) for name, value in scores.metrics.items()}
-    ledger.write_opened(opening, metrics)
-    return metrics, ""
+    with environment.Told() as told:
+        try:
+            found = scores(trainable.test(config, recorded.trial.seed, last.path))
+        except BaseException as error:  # the trial boundary
+            if told():
+                raise
+            return {}, _reason(recorded, error)
+    ledger.write_opened(opening, found.metrics)
+    return dict(found.metrics), ""

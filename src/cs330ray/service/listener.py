@@ -22,13 +22,20 @@ class Listener(Protocol):
     def reached(self, cell: Cell, number: int, row: Row) -> None:
         """Hear of a row."""
 
-    def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
-        """Hear of the end of a trial."""
+    def ended(
+        self,
+        cell: Cell,
+        number: int,
+        params: Mapping[str, Any],
+        ending: Ending,
+        values: tuple[float, ...] | None,
+    ) -> None:
+        """Hear of the end of a trial, with what was searched of its parameters."""
 
     def lost(self, cell: Cell, number: int, times: int) -> None:
-        """Hear that a trial's worker was lost."""
+        """Hear that a trial's worker was lost, and that the trial is taken up again."""
 
-    def confirms(self, runs: int) -> None:
+    def confirms(self, runs: int, replicate: int) -> None:
         """Hear that the search is over, and how many runs of confirmation are still to come."""
 
     def ticked(self) -> None:
@@ -50,13 +57,20 @@ class Silent:
     def reached(self, cell: Cell, number: int, row: Row) -> None:
         """Do nothing."""
 
-    def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
+    def ended(
+        self,
+        cell: Cell,
+        number: int,
+        params: Mapping[str, Any],
+        ending: Ending,
+        values: tuple[float, ...] | None,
+    ) -> None:
         """Do nothing."""
 
     def lost(self, cell: Cell, number: int, times: int) -> None:
         """Do nothing."""
 
-    def confirms(self, runs: int) -> None:
+    def confirms(self, runs: int, replicate: int) -> None:
         """Do nothing."""
 
     def ticked(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cs330ray.ledger.records import Ending, Kept, Row
+from cs330ray.spec.command import Command
 from cs330ray.trial.contract import Scores
 
 ASSIGNMENT, NEWS = "assignment", "news"  # the one key of ours in Tune's configuration, and in its result
@@ -32,6 +33,7 @@ class NodeTerms:
 
     facts: Facts  # what every node must have
     prepares: Mapping[str, Mapping[str, Any]]  # the configuration that the data are prepared for, by cell key
+    command: Command | None = None  # of the study
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Terms:
     place: str | None  # of their copies in the store; None where checkpoints stay on the disk
     checkpoint_s: float  # seconds between two checkpoints
     batch_s: float  # seconds for which rows are collected before they are sent
-    prune_every: int  # steps between two rows that are sent at once, for the pruner; 0: never
+    prune_every: int  # the first row at or past each multiple of it is sent at once, for the pruner; 0: none
     cpus: float  # of each worker
     gpus: float  # of each worker
     workers: int  # processes that train together
@@ -75,6 +77,8 @@ class Assignment:
     begun: bool  # whether the ledger knows of a start
     continues: Continuation | None  # the trial that it continues, or None
     terms: Terms  # places, resources and digests
+    command: Command | None = None  # how the trainable is started, where it is a process of one's own
+    is_start: bool = False  # whether the study file gave its configuration: no pruner stops it
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Circumstances:
     seed: int  # of the training
     code: str  # digest of the code
     data: str  # digest of the data
+    config: Mapping[str, Any]  # every hyperparameter, defaults too, as JSON has them
     workers: Sequence[str] | None = None  # hosts by rank, where several processes train
 
 
@@ -125,6 +130,7 @@ class News:
     rows: Sequence[Row] = ()  # by step
     unsaved: str | None = None  # why no checkpoint can be written, or read
     waits: Literal["begin", "end"] | None = None  # what it cannot do without that checkpoint
+    tests: Literal[True] | None = None  # it has trained to its end, and is scored on the test split from now on
     scores: Scores | None = None  # what it reached on the test split
     untested: Untested | None = None  # why that is not known
     end: Ending | None = None  # how it ended; it is the last news

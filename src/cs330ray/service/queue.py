@@ -1,11 +1,13 @@
 """The queue: which trial is next. First those that were cut off, then the cells in turn, then confirmation.
 
-It knows the ledger and nothing of Tune: it is told when a trial has begun, must come again, or has left its worker.
+Replicates follow one another, each with its confirmation; the next begins while the last drains. The queue knows the
+ledger and nothing of Tune: it is told when a trial has begun, must come again, or has left its worker.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -13,9 +15,9 @@ from cs330ray.ledger import confirm
 from cs330ray.ledger.lease import Lease
 from cs330ray.ledger.records import continues, standing
 from cs330ray.ledger.writer import Writer
-from cs330ray.service.ask import ask
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Continuation, Terms
+from cs330ray.service.search.ask import ask
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 
 
@@ -31,12 +33,15 @@ class Queue:
         lease: Lease,
         listener: Listener,
         interrupted: Sequence[tuple[Cell, int]] = (),
+        starts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._study = study
         self._goals = ledger.goals(study)
         self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
         self._terms = terms  # on which a trial of a cell runs
+        self._starts = starts or {}  # by key of the cell: the configurations that it tries first
+        self._asking = ledger.asking(study)
         self._lease = lease
         self._listener = listener
         self._waiting = list(interrupted)
@@ -44,7 +49,7 @@ class Queue:
         self._again: set[tuple[str, int]] = set()  # those taken up again that have not begun: none goes before them
         self._left_s: float | None = None  # of the study's time, when this session began
         self._deadline = math.inf
-        self._searches = True
+        self._unconfirmed = 0  # the first replicate whose confirmation has not been put into the queue
         self.ran_out_of_time = False
         self.is_over = False
 
@@ -59,10 +64,27 @@ class Queue:
 
         Raises LedgerError where another driver has taken the study over.
         """
-        trial = self._waiting_trial() or self._searched_trial() or self._confirming_trial()
+        trial = self._waiting_trial() or self._confirming_trial() or self._searched_trial()
+        if trial is None and not self._live:
+            self.is_over = True
         if trial is not None:
             self._live.add((trial.cell, trial.trial))
         return trial
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the study's time is spent: no trial of the search runs after it."""
+        return time.monotonic() >= self._deadline
+
+    def drop(self, cell_key: str, number: int) -> list[Cell]:
+        """Forget a trial that waits, and the runs that confirm it: a person has given it up; the cells of those."""
+
+        def is_meant(cell: Cell, waiting: int) -> bool:
+            return (cell.searched.key, waiting) == (cell_key, number)
+
+        dropped = [cell for cell, waiting in self._waiting if is_meant(cell, waiting)]
+        self._waiting = [place for place in self._waiting if not is_meant(*place)]
+        return dropped
 
     def began(self, trial: Assignment) -> None:
         """Hear that a trial has begun to train."""
@@ -83,47 +105,60 @@ class Queue:
         """Take up the first of the trials that wait; an assignment, or None where none waits."""
         while self._waiting:
             cell, number = self._waiting.pop(0)
-            if self._is_too_late(cell, number):
+            if cell.fresh is None and self.is_late:
                 self.ran_out_of_time = True
                 continue
             self._again.add((cell.key, number))
-            return self._assignment(cell, self._ledger.history(self._study, cell.searched)[number])
+            return self._assignment(cell, self._ledger.entered(self._study, cell.searched, number))
         return None
-
-    def _is_too_late(self, cell: Cell, number: int) -> bool:
-        """Whether a trial that was entered, as those that continue others are, but never begun waits for more time."""
-        never = not self._ledger.begun(self._study, cell, number)
-        return cell.fresh is None and never and time.monotonic() >= self._deadline
 
     def _searched_trial(self) -> Assignment | None:
         """Ask and enter the next trial of the cell that has fewest; None where no cell may have another just now."""
-        if self._again:
+        if any(self._cells[key].fresh is None for key, _ in self._again):
             return None
-        histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in self._study.cells}
-        open_cells = [cell for cell in self._study.cells if len(histories[cell.key]) < self._study.budget.trials]
-        late = bool(open_cells) and time.monotonic() >= self._deadline
-        self.ran_out_of_time |= late
-        if not open_cells or late:
+        for replicate in range(self._unconfirmed, self._study.repeat.searches):
+            cells = self._study.replicate(replicate)
+            histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in cells}
+            open_cells = [cell for cell in cells if len(histories[cell.key]) < self._study.budget.trials]
+            if open_cells:
+                break
+        else:
+            return None
+        if self.is_late:
+            self.ran_out_of_time = True
             return None
         cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
         history = histories[cell.key]
-        asked = ask(self._study, cell, self._goals, history, self._ledger.lost(self._study, cell))
+        lost, starts = self._ledger.lost(self._study, cell), self._starts.get(cell.key, ())
+        asked = ask(self._study, cell, self._goals, history, lost, starts=starts, asking=self._asking)
         self._lease.fence()
-        number = self._ledger.enter(self._study, cell, asked, trial_seed(self._study.seed, len(history)))
-        return self._assignment(cell, self._ledger.history(self._study, cell)[number])
+        number = self._ledger.enter(
+            self._study, cell, asked, trial_seed(self._study.seed, len(history), cell.replicate)
+        )
+        return self._assignment(cell, self._ledger.entered(self._study, cell, number))
 
     def _confirming_trial(self) -> Assignment | None:
-        """Name the first run of confirmation once every trial has ended; None before, and where nothing is left."""
-        if self._live:  # a worker may yet be lost, and its trial come again; who is confirmed depends on every end
-            return None
-        if self._searches:
-            self._searches = False
-            self._waiting = confirm.pending(self._ledger, self._study)
+        """Name the first run of the next confirmation that is due; None where none is."""
+        while self._unconfirmed < self._study.repeat.searches and self._has_searched(self._unconfirmed):
+            replicate, self._unconfirmed = self._unconfirmed, self._unconfirmed + 1
+            self._waiting = confirm.pending(self._ledger, self._study, replicate)
             if self._waiting:
-                self._listener.confirms(len(self._waiting))
+                self._listener.confirms(len(self._waiting), replicate)
                 return self._waiting_trial()
-        self.is_over = True
         return None
+
+    def _has_searched(self, replicate: int) -> bool:
+        """Whether a replicate's search is over: every trial has begun, or the time is spent, and none is under way.
+
+        Who is confirmed depends on every end: a worker may yet be lost, and its trial come again.
+        """
+        cells = self._study.replicate(replicate)
+        if {key for key, _ in self._live | self._again} & {cell.key for cell in cells}:
+            return False
+        begun = [len(standing(self._ledger.history(self._study, cell))) for cell in cells]
+        short = min(begun) < self._study.budget.trials
+        self.ran_out_of_time |= short and self.is_late
+        return not short or self.is_late
 
     def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:
         study, ledger, number = self._study, self._ledger, trial.number
@@ -137,13 +172,15 @@ class Queue:
             trial=number,
             trainable=cell.trainable,
             config={**cell.fixed, **trial.params},
-            seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0),
+            seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0, cell.replicate),
             steps=study.budget.steps,
-            test=not searched,
+            test=not searched and ledger.untested(study, cell, number) is None,
             recorded_step=max(ledger.last_step(study, cell, number), after_step),
             begun=ledger.begun(study, cell, number),
             continues=continuation,
             terms=self._terms(cell, number),
+            command=cell.command,
+            is_start="start" in trial.user_attrs,
         )
 
     def _continuation(self, cell: Cell, trial: FrozenTrial) -> Continuation | None:

@@ -6,7 +6,7 @@ Rows first, then the report to Optuna, then the pruner, then the end of the tria
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from cs330ray.checkpoints.copies import Copies
@@ -18,13 +18,15 @@ from cs330ray.ledger.records import Ending, Loss
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, News, Start
-from cs330ray.service.prune import asha_stops, is_rung, median_stops
+from cs330ray.service.search.prune import asha_stops, last_rung, median_stops
 from cs330ray.service.thin import thin
 from cs330ray.spec.study import Cell, Study
+from cs330ray.trial import bounds
 from cs330ray.words import plural
 
 DISK_PATIENCE_S = 60.0  # how long a trial waits at its end for a disk that takes its checkpoint
 LOSSES_ALLOWED = 3  # a trial whose worker is lost more often than this has failed
+GIVEN_UP = Ending("FAIL", "stopped by hand", cause="stopped")
 NODES_ALLOWED = 20  # and one that loses more nodes than this: it may be what ends them
 
 
@@ -38,6 +40,7 @@ class Recorder:
         listener: Listener,
         place: Callable[[Cell, int], Path] | None = None,
         copies: Callable[[Cell, int], Copies] | None = None,
+        given_up: set[tuple[str, int]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._study = study
@@ -48,8 +51,12 @@ class Recorder:
         self.failure: Cs330rayError | None = None  # why the study cannot go on
         self._unsaved: set[tuple[str, int]] = set()  # the trials whose last checkpoint could not be written
         self._waits_s: dict[tuple[str, int], float] = {}  # since when a trial waits for room to end
+        self._given_up = set() if given_up is None else given_up  # the trials that a person wants ended
         self._cells = {cell.key: cell for cell in [*study.cells, *confirm.fresh_cells(study)]}
         self._goals = ledger.goals(study)
+        self._metrics = {name: ledger.metrics(study, name) for name in study.trainables()}
+        self._testing: set[tuple[str, int]] = set()  # the trials that have trained to their end, and are tested
+        self._outside: set[tuple[str, str]] = set()  # metrics of trainables of which a value outside bounds was said
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
 
     def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
@@ -60,7 +67,9 @@ class Recorder:
         begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
         self._record(cell, number, assignment, news)
         ending = self._prune_before(cell, number, assignment) if begins else None
-        ending = ending or self._prune(cell, number, news) or news.end
+        ending = ending or self._prune(cell, number, assignment, news) or news.end
+        if ending is None and (cell.key, number) in self._given_up:
+            ending = GIVEN_UP
         if ending is not None:
             self._end(cell, number, ending)
         self._taken[trial_id] = (iteration, ending is not None)
@@ -76,8 +85,8 @@ class Recorder:
         losses = self._ledger.write_loss(self._study, cell, number, loss)
         own = [each for each in losses if live is None or each.nodes.issubset(live)]
         self._waits_s.pop((cell.key, number), None)
-        self._listener.lost(cell, number, len(losses))
         if len(own) <= LOSSES_ALLOWED and len(losses) <= NODES_ALLOWED:
+            self._listener.lost(cell, number, len(losses))
             return True
         times = f"{len(losses)} times: {loss.reason}"
         if "OutOfMemoryError" in loss.reason:  # as Ray says it
@@ -85,6 +94,50 @@ class Recorder:
         else:
             self._end(cell, number, Ending("FAIL", f"worker lost {times}", cause="lost"))
         return False
+
+    def silent(self, assignment: Assignment, how: str) -> bool:
+        """End a trial that has said nothing for too long; whether it is to be taken up again.
+
+        One that was silent in its test has trained to its end: the next worker reads its last checkpoint, and tests no
+        more.
+        """
+        cell, number, reason = self.cell(assignment), assignment.trial, f"silent: {how}"
+        if (cell.key, number) in self._testing:
+            self._ledger.write_untested(self._study, cell, number, reason, "")
+            return True
+        self._end(cell, number, Ending("FAIL", reason, cause="silent"))
+        return False
+
+    def give_up(self, assignment: Assignment) -> None:
+        """Have a trial end with its next news."""
+        self._given_up.add((assignment.cell, assignment.trial))
+
+    def is_given_up(self, assignment: Assignment) -> bool:
+        """Whether a person wants a trial ended."""
+        return (assignment.cell, assignment.trial) in self._given_up
+
+    def end_given_up(self, assignment: Assignment) -> bool:
+        """End a trial that was given up where it stands; False where it was not given up."""
+        if not self.is_given_up(assignment):
+            return False
+        self._end(self.cell(assignment), assignment.trial, GIVEN_UP)
+        return True
+
+    def overtaken(self, assignment: Assignment) -> None:
+        """Say that a trial stops since the study's time is spent."""
+        self._listener.says(f"trial {assignment.trial} stops: budget.time is spent; it is resumed when that is raised")
+
+    def end_waiting(self, cell_key: str, number: int, waiting: Collection[Cell], working: Collection[str]) -> None:
+        """End a trial that was given up, and the runs that confirm it, but for what has a worker or has ended.
+
+        Those that are `waiting` may not have begun; `working` are the keys of the cells whose run has a worker.
+        """
+        for cell in self._cells.values():
+            if cell.searched.key != cell_key or cell.key in working:
+                continue
+            found = self._ledger.trials(self._study, cell, [number])
+            if cell in waiting or any(trial.number == number and trial.state == "RUNNING" for trial in found):
+                self._end(cell, number, GIVEN_UP)
 
     def _loss(self, cell: Cell, number: int, reason: str, *, on_cluster: bool) -> Loss:
         """A loss with the nodes of the trial's last start, where there is a cluster."""
@@ -96,7 +149,8 @@ class Recorder:
 
     def _end(self, cell: Cell, number: int, ending: Ending) -> None:
         ending = self._ledger.end(self._study, cell, number, ending)
-        self._listener.ended(cell, number, ending, self._ledger.values(self._study, cell, number))
+        searched = self._ledger.entered(self._study, cell.searched, number).params
+        self._listener.ended(cell, number, searched, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:
             if self._place is not None:
                 thin(self._ledger, self._study, cell, self._place, [number], self._copies)
@@ -108,7 +162,7 @@ class Recorder:
         """The trials that are COMPLETE with all steps, and those that they continue."""
         trials = self._ledger.trials(self._study, cell)
         ends = [trial for trial in finished(self._study, trials) if trial.state == "COMPLETE"]
-        return {number for trial in ends for number in self._ledger.lineage(self._study, cell, trial.number)}
+        return self._ledger.lines(self._study, cell, [trial.number for trial in ends])
 
     def cell(self, assignment: Assignment) -> Cell:
         """The cell of an assignment."""
@@ -117,7 +171,10 @@ class Recorder:
     def _record(self, cell: Cell, number: int, assignment: Assignment, news: News) -> None:
         study, ledger = self._study, self._ledger
         if news.start is not None:
+            self._testing.discard((cell.key, number))
             self._begin(cell, number, assignment, news.start)
+        if news.tests:
+            self._testing.add((cell.key, number))
         self._saved(cell, number, news)
         if (kept := news.checkpoint) is not None:
             ledger.write_checkpoint(study, cell, number, kept.step, kept.path, kept.digest)
@@ -129,11 +186,24 @@ class Recorder:
         for row in news.rows:
             if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
                 ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
+            self._say_what_is_outside(cell, row.metrics, f"trial {number} at step {row.step}")
             self._listener.reached(cell, number, row)
+        if news.scores is not None:
+            self._say_what_is_outside(cell, news.scores.metrics, f"the test of trial {number}")
+
+    def _say_what_is_outside(self, cell: Cell, values: Mapping[str, float], where: str) -> None:
+        """Say of each metric, once, that a value is outside its declared bounds; it is recorded as it is."""
+        metrics = self._metrics[cell.trainable]
+        for name, value in bounds.outside(metrics, values).items():
+            if (cell.trainable, name) not in self._outside:
+                self._outside.add((cell.trainable, name))
+                self._listener.says(bounds.said(metrics, name, value, where))
 
     def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start) -> None:
         """Record a start of a trial, and say so where a continuation has to train from scratch."""
         self._compare(cell, number, start)
+        if cell.command is not None:
+            self._supersede(cell, number, start.resumed_from_step or 0)
         self._ledger.write_attempt(self._study, cell, number, start.recorded())
         self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
@@ -142,6 +212,17 @@ class Recorder:
                 f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from the "
                 "start"
             )
+
+    def _supersede(self, cell: Cell, number: int, after_step: int) -> None:
+        """Set aside what earlier attempts of a process of one's own reported: the next need not report the same.
+
+        So with the rows of a trial that it continues, where that reported rows after its last checkpoint.
+        """
+        line = self._ledger.lineage(self._study, cell, number)
+        rows = sum(self._ledger.supersede(self._study, cell, each, after_step) for each in line)
+        if rows:
+            where = f"again from step {after_step}" if after_step else "again from the start: it reported no checkpoint"
+            self._listener.says(f"trial {number} starts {where}; {plural(rows, 'earlier row')} set aside")
 
     def _saved(self, cell: Cell, number: int, news: News) -> None:
         """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
@@ -175,48 +256,57 @@ class Recorder:
             if changed and not own:
                 self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
 
-    def _prune(self, cell: Cell, number: int, news: News) -> Ending | None:
-        """The pruner's word on the last row of the news, if that is a rung, the trial's newest row and not its last."""
-        if not news.rows or self._study.prune.kind == "none" or cell.fresh is not None:
+    def _prune(self, cell: Cell, number: int, assignment: Assignment, news: News) -> Ending | None:
+        """The pruner's word where a row of the news decides the trial's newest rung, and the trial has steps to come.
+
+        Rows that came before and come again were judged, but for the last: a crash may have cut off what it decided.
+        """
+        if self._study.prune.kind == "none" or cell.fresh is not None or assignment.is_start:
             return None
-        step = news.rows[-1].step
-        newest = self._ledger.last_step(self._study, cell, number) == step
-        if not (newest and is_rung(self._study.prune, step) and step < self._study.budget.steps):
-            return None
-        return self._asked_pruner(cell, number, step)
+        judged = assignment.recorded_step if cell.command is None else 0  # a process's rows of before are set aside
+        steps = [row.step for row in news.rows if row.step >= judged]
+        newest = self._ledger.last_step(self._study, cell, number)
+        return self._asked_pruner(cell, number, newest, steps) if newest < self._study.budget.steps else None
 
     def _prune_before(self, cell: Cell, number: int, assignment: Assignment) -> Ending | None:
         """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
-        prune, before = self._study.prune, assignment.continues
-        if before is None or prune.kind == "none" or not is_rung(prune, before.after_step):
+        before = assignment.continues
+        if before is None or self._study.prune.kind == "none" or assignment.is_start:
             return None
-        return self._asked_pruner(cell, number, before.after_step)
+        return self._asked_pruner(cell, number, before.after_step, [before.after_step])
 
-    def _asked_pruner(self, cell: Cell, number: int, step: int) -> Ending | None:
-        prune, metric = self._study.prune, self._study.objective[0]
-        sign = -1.0 if self._goals[0] == "max" else 1.0
-        losses = {n: sign * value for n, value in self._ledger.values_at(self._study, cell, step, metric).items()}
-        line = self._ledger.lineage(self._study, cell, number)
-        own = next((losses.pop(each) for each in reversed(line) if each in losses), None)
-        if own is None:
+    def _asked_pruner(self, cell: Cell, number: int, newest: int, steps: Sequence[int]) -> Ending | None:
+        """The pruner's word on the last rung of a trial at step `newest`, where one of `steps` decides it."""
+        ledger, study, prune, metric = self._ledger, self._study, self._study.prune, self._study.objective[0]
+        rung = last_rung(prune, newest)
+        if not rung or not steps:
             return None
+        line, past = ledger.lineage(study, cell, number), ledger.first_past(study, cell, rung, metric)
+        row = next((past[each] for each in line if each in past), None)
+        if row is None or row.step not in steps:
+            return None
+        sign = -1.0 if self._goals[0] == "max" else 1.0
+        losses = {n: sign * found.metrics[metric] for n, found in past.items() if n not in line}
         if prune.kind == "asha":
-            stops = asha_stops(own, list(losses.values()), prune.reduction)
+            stops = asha_stops(sign * row.metrics[metric], list(losses.values()), prune.reduction)
         else:
             complete = self._complete_lines(cell)
             rivals = [loss for n, loss in losses.items() if n in complete]
-            rows = [row for each in line for row in self._ledger.rows(self._study, cell, each) if row.step <= step]
-            own_losses = [sign * row.metrics[metric] for row in rows if metric in row.metrics]
-            best = min((loss for loss in own_losses if not math.isnan(loss)), default=math.nan)
-            stops = median_stops(best, rivals, prune.startup)
-        reason = f"{prune.kind} at step {step}, {plural(len(losses), 'rival')}"
+            rows = [each for one in line for each in ledger.rows(study, cell, one) if each.step <= row.step]
+            own = [sign * each.metrics[metric] for each in rows if metric in each.metrics]
+            stops = median_stops(min((x for x in own if not math.isnan(x)), default=math.nan), rivals, prune.startup)
+        where = f"step {row.step}" if row.step == rung else f"step {row.step} (rung {rung})"
+        reason = f"{prune.kind} at {where}, {plural(len(losses), 'rival')}"
         return Ending("PRUNED", reason, cause="pruned") if stops else None
 
 
 def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
     """Why a study stops: a share of its trials, of every cell one, has ended, more are to come, and all failed."""
-    total = study.budget.trials * len(study.cells)
-    by_cell = [finished(study, ledger.trials(study, cell)) for cell in study.cells]
+    total = study.budget.trials * len(study.compared)  # of the first search: a later one asks the same again
+    by_cell = [
+        [trial for trial in finished(study, ledger.trials(study, cell)) if trial.cause != "stopped"]
+        for cell in study.compared
+    ]
     ended = [trial for trials in by_cell for trial in trials]
     if not all(by_cell) or not math.ceil(study.budget.fail_share * total) <= len(ended) < total:
         return None
@@ -224,7 +314,7 @@ def why_to_stop(ledger: Ledger, study: Study) -> StudyError | None:
         return None
     reason, times = Counter(trial.reason for trial in ended).most_common(1)[0]
     one = next(trial for trial in ended if trial.reason == reason)
-    which = f" --cell '{one.cell.title}'" if len(study.cells) > 1 else ""
+    which = f" --cell '{one.cell.title}'" if len(study.compared) > 1 else ""
     return StudyError(
         f"{study.name}: some trial must do well, but all {len(ended)} that ended have failed, {times} of them with: "
         f"{reason}; see `cs330ray show {study.name} {one.number}{which} --log`. Mend it and `--fork NAME`, or go on "

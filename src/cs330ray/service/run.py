@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cs330ray.analysis.claims import seen
 from cs330ray.checkpoints import copies
 from cs330ray.checkpoints.copies import Copies
 from cs330ray.checkpoints.store import Store, StoreFault
@@ -25,15 +26,20 @@ from cs330ray.ledger.records import standing
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.process import mirrored
 from cs330ray.quiet import quiet
+from cs330ray.service import unchanged
 from cs330ray.service.listener import Listener, Silent
 from cs330ray.service.messages import NodeTerms, Terms
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder, why_to_stop
+from cs330ray.service.search import samplers
 from cs330ray.service.session import Interrupted, Session, leave_if
 from cs330ray.service.thin import thin
+from cs330ray.service.workers import leftovers
+from cs330ray.spec import growth
 from cs330ray.spec.places import checkpoints_of, copies_of
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial import named
+from cs330ray.trial.starts import starts
 from cs330ray.words import plural
 
 if TYPE_CHECKING:
@@ -64,19 +70,30 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
     with _interruptible() as interrupted:
         ledger = Writer.at(home)
         compared = ledger.compare(study)  # what is refused leaves no trace, not even of a lease
+        unchanged.check(ledger, study)
         _folder(study, home)
         try:
             with held(ledger.database, study.name, listener.says, lambda: leave_if(interrupted)) as lease:
                 ledger.upgrade(study.name, listener.says, lambda: leave_if(interrupted))
-                metrics = {name: named.load(name).METRICS for name in study.trainables()}
+                if (recorded := ledger.find(study.name)) is not None:
+                    seen.record(ledger, recorded)  # as it stands, before it grows
+                metrics = named.metrics(study)
                 for line in [*ledger.open(study, metrics, compared), *lines.announced(ledger, study)]:
                     listener.says(f"grown: {line}")
+                for line in lines.left_alone(ledger, study):
+                    listener.says(line)
+                file, study = study, ledger.study(study.name)  # as it is recorded: what the file leaves open is settled
+                for line in [*growth.kept(file, study), *unchanged.data_said(ledger, study, ground.data)]:
+                    listener.says(line)
+                if study.searched and ledger.asking(study) == "own":
+                    listener.says(f"{study.name}: it asks as it began, each cell with draws of its own")
                 listener.had_ended(
                     [end for cell in study.cells for end in lines.finished(study, ledger.trials(study, cell))]
                 )
                 _announce(study, ground, listener)
                 session = Session(ledger, study, lease, listener, interrupted)
                 _conduct(session, home, ground, mirror=mirror)
+                seen.record(ledger, study)
         except Interrupted:
             return Outcome(time.monotonic() - began, 0.0, True, ledger)
     return Outcome(time.monotonic() - began, session.start_s(began), False, ledger)
@@ -116,13 +133,18 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     if (failure := why_to_stop(ledger, study)) is not None:
         raise failure
     spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
-    if spent and not interrupted and not confirm.pending(ledger, study):
+    to_confirm = any(confirm.pending(ledger, study, replicate) for replicate in range(study.repeat.searches))
+    if spent and not interrupted and not to_confirm:
         return True
+    folder = home / study.name
+    leftovers.remove(leftovers.of_trials(folder))  # of a driver that was killed
     terms = _terms(study, home, ground, ledger.folder(study) if ground.store else None)
-    queue = Queue(ledger, study, terms, lease=session.lease, listener=session, interrupted=interrupted)
-    whole = hand_over(session, ground, Recorder(ledger, study, session, place, there), queue)
+    firsts = {cell.key: starts(study, cell) for cell in study.cells}
+    queue = Queue(ledger, study, terms, lease=session.lease, listener=session, interrupted=interrupted, starts=firsts)
+    recorder = Recorder(ledger, study, session, place, there, session.to_end)
+    whole = hand_over(session, ground, recorder, queue, folder)
     if whole and queue.ran_out_of_time:
-        session.says(f"{study.name}: budget.time is spent before all trials were started; raise it to go on")
+        session.says(f"{study.name}: budget.time is spent before all trials have ended; raise it to resume")
     return whole
 
 
@@ -147,7 +169,7 @@ def _terms(study: Study, home: Path, ground: "Ground", folder: str | None = None
     """Say on what terms a trial of a cell runs; with the study's `folder` in the store, if there is one."""
     from cs330ray.service.machines.nodes import preparations
 
-    code = {name: named.code_digest(name) for name in study.trainables()}
+    code = {name: named.code_digest(name, study.command) for name in study.trainables()}
     prepares = preparations(study)
 
     def terms(cell: Cell, number: int) -> Terms:
@@ -164,7 +186,9 @@ def _terms(study: Study, home: Path, ground: "Ground", folder: str | None = None
             memory_gib=study.resources.memory,
             code=code[cell.trainable],
             data=ground.data[key],
-            node=NodeTerms(ground.nodes.wanted, {key: prepares[key][1]}) if ground.nodes is not None else None,
+            node=NodeTerms(ground.nodes.wanted, {key: prepares[key][1]}, study.command)
+            if ground.nodes is not None
+            else None,
         )
 
     return terms
@@ -175,25 +199,25 @@ def _announce(study: Study, ground: "Ground", listener: Listener) -> None:
     on = f"{gpus:g} GPU and {study.resources.cpus:g} CPU" if gpus else f"{study.resources.cpus:g} CPU"
     on = f"{workers} times {on}" if workers > 1 else on
     without = "; no GPU here, so resources.gpus counts as 0" if study.resources.gpus and not gpus else ""
-    cells = len(study.cells)
+    cells, searches = len(study.compared), study.repeat.searches
     budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
+    budget = f"{searches} replicates of {budget}" if searches > 1 else budget
     listener.says(f"{study.name}: {plural(cells, 'cell')} of {budget}; {ground.slots} at once, {on} per trial{without}")
-    random = {"tpe": study.sampler.startup, "nsga2": study.sampler.population}.get(study.sampler.kind, 0)
-    if 2 * random > study.budget.trials and any(cell.space for cell in study.cells):
-        listener.says(
-            f"{study.name}: the first {random} trials of a cell are drawn at random ({study.sampler.kind}), "
-            f"so that with {study.budget.trials} the search is mostly random"
-        )
+    for line in samplers.said(study):
+        listener.says(f"{study.name}: {line}")
     if study.confirm is not None:
         seeds = plural(study.confirm.seeds, "fresh seed")
-        listener.says(f"{study.name}: then {_who(study)} of each cell again on {seeds}, and test")
+        tests = all(getattr(named.of(cell), "tests", True) for cell in study.compared)
+        then = "and test" if tests else "on validation alone: nothing here reads a test split"
+        listener.says(f"{study.name}: then {_who(study)} of each cell again on {seeds}, {then}")
 
 
 def _who(study: Study) -> str:
     most = study.confirm.most(len(study.objective)) if study.confirm else None
+    beside = " and what [start] gives" if study.start else ""
     if len(study.objective) == 1:
-        return f"the best {most}" if most != 1 else "the best one"
-    return "the front" if most is None else f"{most} of the front"
+        return (f"the best {most}" if most != 1 else "the best one") + beside
+    return ("the front" if most is None else f"{most} of the front") + beside
 
 
 def _folder(study: Study, home: Path) -> None:
@@ -208,9 +232,14 @@ def _folder(study: Study, home: Path) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one is not held back."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a flag; a second one is not held back.
+
+    SIGHUP stays ignored where it is, as under `nohup`.
+    """
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         came.append(number)

@@ -7,15 +7,17 @@ from typing import Any
 
 from cs330ray.clock import wall_s
 from cs330ray.ledger import confirm
-from cs330ray.ledger.lease import Lease
+from cs330ray.ledger.lease import WHOLE, Lease
 from cs330ray.ledger.records import Ending, Row, Trial
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.spec.study import Cell, Study
 
+ASKED_EVERY_S = 1.0
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C or SIGTERM; the ledger is consistent and the same command goes on."""
+    """Ctrl-C, SIGTERM, SIGHUP or `cs330ray stop`; the ledger is consistent and the same command goes on."""
 
 
 def leave_if(interrupted: Callable[[], bool]) -> None:
@@ -36,6 +38,9 @@ class Session:
         self._interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0
+        self._asked_s = 0.0  # when this driver last looked what it is asked
+        self._given_up: list[tuple[str, int]] = []
+        self.to_end: set[tuple[str, int]] = set()  # given up, with a worker: kept here since a Ray may die meanwhile
         self._searches = True
         self._first: float | None = None
 
@@ -47,12 +52,28 @@ class Session:
         """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
         leave_if(self._interrupted)
         self.lease.check()
+        if time.monotonic() - self._asked_s > ASKED_EVERY_S:
+            self._asked_s = time.monotonic()
+            self._hear_requests()
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
         for tend in self.tends:
             tend()
         self.ticked()
+
+    def _hear_requests(self) -> None:
+        """Take what `cs330ray stop` asks. Raises Interrupted where that is the whole study."""
+        asked = self.lease.asked()
+        if WHOLE in asked:
+            self.says(f"{self.study.name}: `cs330ray stop` asks this run to end")
+            raise Interrupted
+        self._given_up += asked
+
+    def given_up(self) -> list[tuple[str, int]]:
+        """Take the trials that a person has given up since the last call: key of the cell, and number."""
+        taken, self._given_up = self._given_up, []
+        return taken
 
     def seen(self) -> None:
         """Count the time from the first trial until now as the search's; confirmation's is nobody's."""
@@ -80,25 +101,28 @@ class Session:
         """Pass on a row."""
         self.listener.reached(cell, number, row)
 
-    def ended(self, cell: Cell, number: int, ending: Ending, values: tuple[float, ...] | None) -> None:
+    def ended(
+        self,
+        cell: Cell,
+        number: int,
+        params: Mapping[str, Any],
+        ending: Ending,
+        values: tuple[float, ...] | None,
+    ) -> None:
         """Pass on the end of a trial."""
-        self.listener.ended(cell, number, ending, values)
+        self.listener.ended(cell, number, params, ending, values)
 
     def lost(self, cell: Cell, number: int, times: int) -> None:
         """Pass on the loss of a worker."""
         self.listener.lost(cell, number, times)
 
-    def confirms(self, runs: int) -> None:
-        """Count no more time as the search's, and say of each cell that has too few to confirm how many it has."""
+    def confirms(self, runs: int, replicate: int) -> None:
+        """Say what limits who is confirmed; of a single search, count no more time as the search's."""
         self.seen()
-        self._searches = False
-        self.listener.confirms(runs)
-        confirmed = confirm.confirmed(self.ledger, self.study)
-        most = self.study.confirm.most(len(self.study.objective)) if self.study.confirm else None
-        for cell in self.study.cells:
-            number = len(confirmed[cell.key])
-            if most is not None and number < most:
-                self.says(f"{cell.title}: {number} of at most {most} to confirm: so many configurations are COMPLETE")
+        self._searches = self.study.repeat.searches > 1
+        self.listener.confirms(runs, replicate)
+        for line in confirm.limits(self.ledger, self.study, replicate):
+            self.says(line)
 
     def ticked(self) -> None:
         """Pass on that time has passed."""

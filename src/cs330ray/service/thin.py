@@ -3,6 +3,9 @@
 Runs of confirmation keep theirs: they are what a study is for.
 """
 
+import contextlib
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from cs330ray.checkpoints.store import StoreFault
 from cs330ray.errors import StudyError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.writer import Writer
+from cs330ray.spec import places
 from cs330ray.spec.study import Cell, Study
 
 
@@ -66,6 +70,37 @@ def remove_copies(ledger: Writer, study: Study) -> list[str]:
             f"{stores.VARIABLE} to leave them there"
         ) from None
     return [place for place in left if not place.startswith(f"{store.address}/{folder}/")]
+
+
+def remove_folder(home: Path, study: str) -> list[Path]:
+    """Remove a study's own files under the home, and its folder with them; what is left there, not the study's."""
+    folder = home / study
+    if (folder / places.CHECKPOINTS).is_symlink():  # to a folder on another disk, which may hold more
+        for cell in (folder / places.CHECKPOINTS).glob("*"):
+            if re.fullmatch("[0-9a-f]{12}", cell.name):
+                shutil.rmtree(cell, ignore_errors=True)
+    for own in (places.CHECKPOINTS, places.FILE, places.UNPACKING, *places.OF_MIRROR):
+        _discard(folder / own)
+    for report in folder.glob(f"{places.REPORT}*"):
+        if re.fullmatch(rf"{places.REPORT}(-over-\d+-splits)?", report.name):
+            _discard(report)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    with contextlib.suppress(OSError):  # a link to a folder elsewhere: the folder may be more than ours
+        if folder.is_symlink() and not any(folder.iterdir()):
+            folder.unlink()
+    with contextlib.suppress(OSError):
+        return sorted(path for path in folder.iterdir() if not places.is_own(study))
+    return []
+
+
+def _discard(path: Path) -> None:
+    """Remove a file, a folder or a link; what a link leads to stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _remove(home: Path, copies: Copies | None, recorded: str | None) -> bool:

@@ -19,8 +19,9 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cs330ray.checkpoints import store as stores
-from cs330ray.errors import NodeUnfit, WorkerLost
+from cs330ray.errors import NodeUnfit, WorkerLost, WorkerSpent
 from cs330ray.files import Scratch
+from cs330ray.service.machines import ray_here
 from cs330ray.service.machines.machine import Machine
 from cs330ray.service.machines.nodes import Nodes
 from cs330ray.service.machines.setup import Ground
@@ -28,9 +29,11 @@ from cs330ray.service.messages import Assignment, as_config, assigned, news_of
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder
 from cs330ray.service.session import Session
+from cs330ray.service.watch import Watch
+from cs330ray.service.workers import leftovers
 from cs330ray.service.workers.actor import TrialActor
 from cs330ray.spec.study import Study
-from cs330ray.words import first_line
+from cs330ray.words import first_line, redacted
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
 REASON_LENGTH = 200
@@ -44,16 +47,18 @@ class _Over(Exception):  # noqa: N818 - not an error
     """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
 
 
-def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue) -> bool:
+def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue, folder: Path) -> bool:
     """Have Tune run what the queue names until all is over; False where the Ray that was started for it died before.
 
-    Raises Interrupted after a signal, and what stops the study.
+    No process of a trial is left: `folder` holds what is of the study. Raises Interrupted after a signal, and what
+    stops the study.
     """
     session.tick()  # a Ctrl-C need not wait for Ray
     study, raylet = session.study, _start_ray(ground.machine)
     queue.start_clock()
     scratch = Scratch("tune")
-    tick = functools.partial(_tick, session, ground, recorder, queue, raylet)
+    watch = Watch(study, queue, recorder)
+    tick = functools.partial(_tick, session, ground, watch, recorder, queue, raylet)
     try:
         with warnings.catch_warnings(), contextlib.suppress(_Over):
             warnings.simplefilter("ignore")
@@ -61,8 +66,8 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
                 tune.with_parameters(TrialActor, store_url=stores.wanted()) if ground.store else TrialActor,
                 name=study.name,
                 search_alg=ForwardingSearcher(queue, ground),
-                scheduler=ForwardingScheduler(queue, recorder, ground, study),
-                callbacks=[ForwardingCallback(queue, recorder, tick, ground.nodes)],
+                scheduler=ForwardingScheduler(queue, recorder, watch, ground, study),
+                callbacks=[ForwardingCallback(queue, recorder, watch, tick, ground.nodes)],
                 num_samples=-1,
                 max_concurrent_trials=ground.slots,
                 resources_per_trial=ground.request(study),
@@ -81,17 +86,25 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
     finally:
         scratch.remove()
         if raylet is not None:
+            started = leftovers.descendants(raylet)
             ray.shutdown()
+            leftovers.remove(started)
+        leftovers.remove(leftovers.of_trials(folder))
     return True
 
 
-def _tick(session: Session, ground: Ground, recorder: Recorder, queue: Queue, raylet: psutil.Process | None) -> None:
+def _tick(
+    session: Session, ground: Ground, watch: Watch, recorder: Recorder, queue: Queue, raylet: psutil.Process | None
+) -> None:
     """Let time pass. Raises _Over or _RayDied, Interrupted, or why the study stops."""
     if recorder.failure is not None:
         raise recorder.failure
     session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
     if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
         raise _RayDied
+    for cell, number in session.given_up():
+        watch.give_up(cell, number)
+    watch.look()
     if queue.is_over:
         raise _Over
     if ground.nodes is not None:
@@ -103,9 +116,11 @@ def _start_ray(machine: Machine) -> psutil.Process | None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         return None
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ray_here.hush()
     ray.init(
         address="local",
+        _temp_dir=ray_here.folder(),
         num_cpus=int(machine.cpus),
         num_gpus=int(machine.gpus),
         include_dashboard=False,
@@ -156,18 +171,24 @@ class ForwardingSearcher(tune.search.Searcher):
 class ForwardingScheduler(FIFOScheduler):
     """Tune's scheduler: first come, first served; whether a trial stops is the recorder's word."""
 
-    def __init__(self, queue: Queue, recorder: Recorder, ground: Ground, study: Study) -> None:
+    def __init__(self, queue: Queue, recorder: Recorder, watch: Watch, ground: Ground, study: Study) -> None:
         super().__init__()
-        self._queue, self._recorder, self._ground, self._study = queue, recorder, ground, study
+        self._queue, self._recorder, self._watch, self._ground, self._study = queue, recorder, watch, ground, study
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Keep the trial off nodes that have turned out to be unfit since Tune was started."""
         trial.update_resources(self._ground.request(self._study))
+        self._watch.added(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
-        """STOP where the pruner said so, else CONTINUE."""
-        stops = _pass_on(self._queue, self._recorder, trial, result)
-        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+        """STOP where the pruner or the watch said so, else CONTINUE."""
+        ends = _pass_on(self._queue, self._recorder, self._watch, trial, result)
+        leaves = self._watch.heard(trial, news_of(result), ends=ends)
+        return str(TrialScheduler.STOP if ends or leaves else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note that the worker of a trial failed, while Tune still says which one it was."""
+        self._watch.failed(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None: Tune starts what waits, in order, by itself; to look for it here would be a walk over all trials."""
@@ -182,19 +203,36 @@ class ForwardingScheduler(FIFOScheduler):
 class ForwardingCallback(tune.Callback):
     """Tune's callback: forwards the last results, which schedulers never see, and lost workers."""
 
-    def __init__(self, queue: Queue, recorder: Recorder, tick: Callable[[], None], nodes: Nodes | None = None) -> None:
-        self._queue, self._recorder, self._tick = queue, recorder, tick
+    def __init__(
+        self, queue: Queue, recorder: Recorder, watch: Watch, tick: Callable[[], None], nodes: Nodes | None = None
+    ) -> None:
+        self._queue, self._recorder, self._watch, self._tick = queue, recorder, watch, tick
         self._nodes = nodes  # of a cluster
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Record the result; the scheduler has done so already unless it is the last."""
-        _pass_on(self._queue, self._recorder, trial, result)
+        _pass_on(self._queue, self._recorder, self._watch, trial, result)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that the trial has its worker."""
+        self._watch.started(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that the worker was lost, and queue the trial again; one that came to an unfit node lost nothing."""
+        """Record that the worker was lost, and queue the trial again.
+
+        One that came to an unfit node, or to a worker that was spent or died while it left another trial, lost nothing;
+        one that was ended from here has its end.
+        """
         error, assignment = _error_of(trial), assigned(trial.config)
+        ended, again = self._watch.left(trial)
+        if not isinstance(error, WorkerLost):  # its process is gone, and not what that has started
+            leftovers.remove(leftovers.of_trials(assignment.terms.home))
+        if ended or isinstance(error, WorkerSpent):
+            if again or not ended:
+                self._queue.again(assignment)
+            return
         if self._nodes is not None and isinstance(error, NodeUnfit):
             self._nodes.exclude(error.node, error.why)
         elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
@@ -203,16 +241,27 @@ class ForwardingCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
+        _, again = self._watch.left(trial)
+        if again:
+            self._queue.again(assigned(trial.config))
         for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
             kept.clear()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Let time pass."""
-        self._tick()
+        """Let time pass; where that ends the study, no trial is left in its worker."""
+        try:
+            self._tick()
+        except _RayDied:
+            raise
+        except Exception:
+            self._watch.let_go()
+            raise
 
 
-def _pass_on(queue: Queue, recorder: Recorder, trial: Any, result: Mapping[str, Any]) -> bool:
+def _pass_on(queue: Queue, recorder: Recorder, watch: Watch, trial: Any, result: Mapping[str, Any]) -> bool:
     """Pass on a result of a trial, which the recorder takes once; whether the trial stops."""
+    if watch.has_ended(trial):  # what was on its way when its worker was ended comes too late
+        return True
     assignment, news = assigned(trial.config), news_of(result)
     if news.start is not None:
         queue.began(assignment)
@@ -231,9 +280,9 @@ def _error_of(trial: Any) -> Exception | None:
 def _why(trial: Any) -> str:
     """What is known of a lost worker, in one line."""
     if isinstance(error := _error_of(trial), WorkerLost):
-        return first_line(error)[:REASON_LENGTH]
+        return redacted(first_line(error))[:REASON_LENGTH]
     file = Path(trial.error_file) if trial.error_file else None
     text = re.sub(r"\x1b\[[0-9;]*m", "", file.read_text(errors="replace")) if file is not None and file.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failure #")]
     causes = [line for line in lines if "Error" in line or "exit" in line.lower()]
-    return ((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]
+    return redacted((causes or lines or ["no word of it"])[0])[:REASON_LENGTH]

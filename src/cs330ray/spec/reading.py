@@ -1,5 +1,6 @@
 """Reading a study file, with the overrides of a command; what is no study is one line."""
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pydantic import (
 )
 
 from cs330ray.errors import SpecError
+from cs330ray.package import shipped
+from cs330ray.spec.places import is_own
 from cs330ray.spec.strict import by_value, first_line
 from cs330ray.spec.study import Study
 from cs330ray.words import short
@@ -20,25 +23,45 @@ DEEPEST = 8  # tables and lists within each other; a study has four
 LARGEST = 2**63 - 1  # of TOML's whole numbers
 
 
+NULL = r"[=,\[]\s*(null|None|none|nil)\s*([,\]}#]|$)"  # as other formats have it
+
+
 LONGEST_KEY = 100  # characters of a name in a file
 
 
 def read(path: Path, overrides: Sequence[str] = (), fork: str | None = None) -> Study:
     """Read a study file, with `--set` overrides such as "budget.trials=32"; the study. Raises SpecError."""
+    text = ""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        known = ", ".join(sorted(file.stem for file in shipped().glob("*.toml")))
         raise SpecError(
-            f"{path}: a study file must be readable, but {reason}; `ls studies/` shows those that come with it"
+            f"{path}: a study file must be readable, but {reason}; those that come with it: {known}"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of Python's own
-        raise SpecError(f"{path}: a study file must be TOML, but {str(error)[:200]}; mend that place") from None
+        null = (
+            "; TOML has no null, see Choices in docs/guide/study-file.md" if re.search(NULL, text, re.MULTILINE) else ""
+        )
+        raise SpecError(f"{path}: a study file must be TOML, but {str(error)[:200]}; mend that place{null}") from None
     for override in overrides:
         _override(raw, override)
     if fork is not None:
         raw["name"] = fork
-    return parse(raw, str(path))
+    study = _placed(parse(raw, str(path)), path)
+    if is_own(study.name):  # one that is recorded from before stays readable
+        raise SpecError(f"{path}: name: the home keeps files of its own under {study.name!r}; choose another")
+    return study
+
+
+def _placed(study: Study, path: Path) -> Study:
+    """Make the folder of a command absolute: it is relative to the study file."""
+    if study.command is None or not study.command.folder:  # of a study that was unpacked: it is not known
+        return study
+    folder = (path.parent / study.command.folder).resolve()
+    return study.model_copy(update={"command": study.command.model_copy(update={"folder": str(folder)})})
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Study:

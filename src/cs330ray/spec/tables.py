@@ -20,6 +20,8 @@ from pydantic import (
 from cs330ray.spec.strict import Strict, first_line
 from cs330ray.words import short
 
+DEFAULT_KIND: Literal["tpe"] = "tpe"  # of sampler, for studies that begin; measured by benchmarks/samplers.py
+
 MOST_STEPS = 2**31 - 1  # what a column of whole numbers holds
 
 
@@ -51,8 +53,10 @@ class Range(Strict):
 
     low: Number
     high: Number
-    log: bool = False
-    step: Number | None = None
+    log: bool = Field(False, description="by equal ratios; whole ends stay whole numbers")
+    step: Number | None = Field(
+        None, description="between values, from low; not with log: list the choices there, or search whole numbers"
+    )
     when: dict[str, Value] | None = Field(None, description="only searched where these parameters have these values")
 
     @property
@@ -69,6 +73,7 @@ class Range(Strict):
         if self.step is not None and (self.step <= 0 or self.log):
             raise ValueError(
                 f"`step > 0` without `log` must hold, but got step={self.step}, log={str(self.log).lower()}"
+                + ("; on a log scale there are no steps: list the choices, or search whole numbers" * self.log)
             )
         if not math.isfinite(self.high - self.low):
             raise ValueError(f"`high - low` must be a finite number, but got low={self.low}, high={self.high}")
@@ -92,10 +97,25 @@ def _divides(step: int | float, low: int | float, high: int | float) -> bool:
     return (last - first) % each == 0
 
 
+def _single(value: object) -> object:
+    """Refuse lists and tables among choices, with the way round."""
+    for choice in value if isinstance(value, list) else ():
+        if isinstance(choice, list | dict):
+            raise ValueError(
+                f"each choice is a text, a number, true or false, but got {short(choice)}; name it by a text that a "
+                "validator of your Config turns into it"
+            )
+    return value
+
+
 class Choice(Strict):
     """One of several values."""
 
-    choices: list[Scalar] = Field(min_length=1)
+    choices: Annotated[list[Scalar], BeforeValidator(_single, json_schema_input_type=list[Scalar])] = Field(
+        min_length=1,
+        description="texts, numbers, true or false; TOML has no null, and lists and tables are no choices: name each "
+        "by a text that a validator of your Config turns into it",
+    )
     when: dict[str, Value] | None = Field(None, description="only searched where these parameters have these values")
 
     @model_validator(mode="after")
@@ -151,10 +171,10 @@ WrittenSpace = dict[str, WrittenDomain | dict[str, WrittenDomain]]
 
 
 class Sampler(Strict):
-    """How Optuna searches."""
+    """How Optuna searches. A study keeps what it began with, whatever the defaults become: `growth.as_recorded`."""
 
-    kind: Literal["tpe", "random", "qmc", "nsga2"] = "tpe"
-    startup: int = Field(4, ge=1, description="tpe: trials drawn at random before the model is used")
+    kind: Literal["tpe", "gp", "random", "qmc", "nsga2"] = DEFAULT_KIND
+    startup: int = Field(4, ge=1, description="tpe, gp: trials drawn before the model is used")
     population: int = Field(8, ge=2, description="nsga2: trials per generation")
 
 
@@ -167,12 +187,20 @@ class Prune(Strict):
     startup: int = Field(4, ge=1, description="median: COMPLETE trials needed before any is pruned")
 
 
+def _counted(value: object) -> object:
+    """Read 1e3, which TOML has for a real number, as 1000."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_counted, json_schema_input_type=int)]
+
+
 class Budget(Strict):
     """What may grow without making it another study."""
 
-    trials: int = Field(ge=1, le=1_000_000, description="per cell; failed ones count")
-    steps: int = Field(ge=1, le=MOST_STEPS, description="outer steps per trial")
-    time: Seconds | None = Field(None, description="whole study; no trial starts after it")
+    trials: Count = Field(ge=1, le=1_000_000, description="per cell; failed ones count")
+    steps: Count = Field(ge=1, le=MOST_STEPS, description="outer steps per trial")
+    time: Seconds | None = Field(None, description="of the search, all sessions together; may change")
     fail_share: float = Field(
         0.5,
         gt=0,
@@ -189,7 +217,10 @@ class Resources(Strict):
     workers: int = Field(1, ge=1, description="processes per trial, data parallel")
     require_gpu: bool = False
     slots: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")
-    memory: float | None = Field(None, gt=0, description="GiB; a trial that holds more fails as out of memory")
+    memory: float | None = Field(None, gt=0, description="GiB, child processes included; beyond it a trial fails")
+    silence: Seconds | None = Field(
+        None, description="a trial that has no row for so long fails as silent, and its worker is ended; default: never"
+    )
     keep: int = Field(5, ge=0, description="the best COMPLETE trials of each cell whose last checkpoint is kept")
     checkpoint: Seconds = Field(30.0, description="seconds of training between two checkpoints of a trial")
 
@@ -210,6 +241,15 @@ class Confirm(Strict):
     def most(self, objectives: int) -> int | None:
         """How many trials of a cell are confirmed at most; None is the whole front."""
         return 3 if self.top is None and objectives == 1 else self.top
+
+
+class Repeat(Strict):
+    """How often the whole search is done again: replicates, over which the cells are compared."""
+
+    searches: int = Field(1, ge=1, le=100, description="searches of every cell, each with its own draws and seeds")
+    split: str | None = Field(
+        None, description="the integer parameter that seeds the split of the data; replicate r takes its value + r"
+    )
 
 
 def applies(domain: Domain, values: Mapping[str, object]) -> bool:

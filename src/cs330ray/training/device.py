@@ -4,13 +4,16 @@ import ctypes
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
+from typing import Literal
 
 import torch
 from accelerate import PartialState
 
 from cs330ray.errors import SpecError
+
+Precision = Literal["fp32", "bf16"]
 
 
 def device() -> torch.device:
@@ -33,6 +36,15 @@ def device() -> torch.device:
     if chosen.type == "cpu":
         _keep_freed_memory()
     return chosen
+
+
+def computing_in(precision: Precision, where: torch.device) -> AbstractContextManager[object]:
+    """Multiply matrices in bf16 where that is asked for, as accelerate's mixed precision does; else change nothing.
+
+    Parameters, gradients, the optimiser, softmax and losses stay in float32. torch's own context, since accelerate
+    keeps one precision for a whole process, and a worker runs trials of several.
+    """
+    return torch.autocast(where.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @cache

@@ -1,31 +1,67 @@
 """Whether a study fits its trainables: parameters, metrics, domains and pruning, before anything starts."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping
-
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from dataclasses import replace
 
 from cs330ray.errors import SpecError
-from cs330ray.spec.study import Cell, Study
-from cs330ray.spec.tables import Choice, Domain, Range, Value
+from cs330ray.spec.columns import DRAWN, TAKEN
+from cs330ray.spec.study import NESTED, Cell, Study
+from cs330ray.spec.tables import Choice, Domain, Value
+from cs330ray.trial import declared
 from cs330ray.trial.contract import Trainable
-from cs330ray.trial.named import configuration, load, said
+from cs330ray.trial.domains import misfits, never_searched, refused
+from cs330ray.trial.named import configuration, of
+from cs330ray.trial.starts import starts
 from cs330ray.words import short
 
-OF_THE_RECORD = {
-    "cell", "fresh", "reason", "seconds", "seed", "state", "step", "steps", "superseded", "trial", "wall_s",
-}  # fmt: skip
 
+def check(study: Study, source: str, *, recorded: bool = False) -> list[str]:
+    """Check every cell of a study against its trainable. Raises SpecError in one line that begins with `source`.
 
-def check(study: Study, source: str) -> None:
-    """Check every cell of a study against its trainable. Raises SpecError in one line that begins with `source`."""
+    A study that is `recorded` as it is may have begun before some of the rules: what breaks these is returned instead.
+    """
     try:
         for cell in study.cells:
-            for problem in _problems(study, cell, load(cell.trainable)):
+            for problem in _problems(study, cell, of(cell)):
                 raise SpecError(problem)
+        for problem in (later := list(dict.fromkeys(_later_rules(study)))):
+            if not recorded:
+                raise SpecError(problem)
+        for cell in study.cells:
+            first = {name: _first(domain) for name, domain in cell.space.items() if not domain.when}
+            configuration(of(cell), cell, first)
+            starts(study, cell)
     except SpecError as error:
         raise SpecError(f"{source}: {error}") from None
+    return later
+
+
+def _later_rules(study: Study) -> Iterator[str]:
+    """What breaks a rule that studies of earlier versions did not know."""
+    for cell in study.cells:
+        trainable = of(cell)
+        for name in study.objective:
+            if name in {*TAKEN, *DRAWN}:
+                yield f"objective: the record has a {name!r} of its own beside each value; give the metric another name"
+        if names := declared.taken(trainable):
+            yield f"{cell.trainable}: {names}"
+        for name, domain in cell.space.items():
+            found = misfits(trainable, name, domain, trainable.Config.model_fields[name])
+            yield from (f"search.{name}: {problem}" for problem in found)
+    yield from never_searched(study)
+    if any(cell.quoted for cell in study.compared):
+        titles = Counter(replace(cell, quoted=False).title for cell in study.compared)
+        yield (
+            f"compare: expected cells that differ in writing, got {max(titles.values())} that read "
+            f"{short(max(titles, key=lambda title: titles[title]))}; remove a value, or write it another way"
+        )
+    if len(study.start) > study.budget.trials:
+        yield (
+            f"start: expected at most {study.budget.trials} configurations, since they count among budget.trials, got "
+            f"{len(study.start)}; raise budget.trials"
+        )
 
 
 def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
@@ -33,8 +69,6 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
         if name not in trainable.METRICS:
             known = ", ".join(trainable.METRICS)
             yield f"objective: {cell.trainable} reports {known}, but got {short(name)}{_near(name, trainable.METRICS)}"
-        elif name in OF_THE_RECORD:
-            yield f"objective: the record has a {name!r} of its own beside each value; give the metric another name"
         elif name.startswith("test_"):
             yield f"objective: the search never reads test, but got {name!r}; take {name.replace('test_', 'val_', 1)!r}"
     fields = trainable.Config.model_fields
@@ -47,47 +81,15 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
         if name not in fields:
             where = "compare" if name in cell.values else "fixed" if name in cell.fixed else "search"
             known = ", ".join(fields)
+            if name.partition(".")[0] in fields:
+                yield f"{where}.{name}: {NESTED}"
             yield f"{where}.{name}: {cell.trainable} has no such parameter{_near(name, fields)} (known: {known})"
     for name, value in cell.fixed.items():
         where = "compare" if name in cell.values else "fixed"
-        for problem in _refused(trainable, name, value):
+        for problem in refused(trainable, name, value):
             yield f"{where}.{name}: {problem}"
-    for name, domain in cell.space.items():
-        yield from (f"search.{name}: {problem}" for problem in _misfits(trainable, name, domain, fields[name]))
-    config = configuration(
-        trainable, cell, {name: _first(domain) for name, domain in cell.space.items() if not domain.when}
-    )
-    yield from _pruning_problems(study, cell, config)
-
-
-def _pruning_problems(study: Study, cell: Cell, config: BaseModel) -> Iterator[str]:
-    every = getattr(config, "eval_every_steps", 1)
-    if study.prune.kind == "none":
-        return
-    if "eval_every_steps" in cell.space:
+    if study.prune.kind != "none" and "eval_every_steps" in cell.space:
         yield "search.eval_every_steps: rungs need one spacing of rows; fix it, or do not prune"
-    if study.prune.min_steps % every:
-        yield f"prune.min_steps: a multiple of eval_every_steps={every} is needed, but got {study.prune.min_steps}"
-
-
-def _misfits(trainable: Trainable, name: str, domain: Domain, field: FieldInfo) -> Iterator[str]:
-    if isinstance(domain, Range) and not domain.whole and field.annotation is int:
-        yield f"{name} is an integer, but got low={domain.low}, high={domain.high}; write whole numbers"
-    if isinstance(domain, Range) and domain.whole and field.annotation is float:
-        yield f"{name} is a real number, but got whole ends; write {float(domain.low)} and {float(domain.high)}"
-    ends = domain.choices if isinstance(domain, Choice) else [domain.low, domain.high]
-    for value in ends:
-        yield from _refused(trainable, name, value)
-
-
-def _refused(trainable: Trainable, name: str, value: Value) -> Iterator[str]:
-    """Why the Config refuses `value` for `name`, all else at its default."""
-    try:
-        trainable.Config(**{name: value})
-    except ValidationError as error:
-        for found in error.errors(include_url=False):
-            if found["loc"][:1] == (name,):
-                yield said(found)
 
 
 def _first(domain: Domain) -> Value:

@@ -1,4 +1,4 @@
-"""A trial is a generator: the contract of every trainable, and the plain local loop that runs one trial.
+"""A trial is a generator: the contract of every trainable. `trial.run` holds one to it.
 
 A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`. None knows Ray, Optuna or MLflow.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from cs330ray.checkpoints import local
 from cs330ray.errors import Diverged
 
 
@@ -29,7 +28,9 @@ class Progress:
 
     step: int  # outer steps done
     metrics: Mapping[str, float]
-    save: Callable[[Path], None]  # write this very moment into an empty directory; valid until the next one
+    save: Callable[[Path], None] | None  # write this very moment into an empty directory; valid until the next one
+    # None for what a process of one's own reports: its checkpoints come as moments without metrics, when they are
+    # whole, and while it is silent moments come that are neither
 
 
 @dataclass(frozen=True)
@@ -96,24 +97,3 @@ def finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} at step {step}")
     return loss
-
-
-def run_alone(
-    trainable: Trainable, config: Any, seed: int, steps: int, home: Path, *, save_every_steps: int | None = None
-) -> Iterator[Progress]:
-    """Run one trial in this process, resuming from the newest whole checkpoint under `home`; its rows, one by one.
-
-    The last row's checkpoint is written after the consumer has taken that row; earlier ones every `save_every_steps`.
-    """
-    newest = local.newest(home)
-    saved = newest.step if newest else 0
-    latest = None
-    for progress in trainable.train(config, seed, steps, newest.path if newest else None):
-        yield progress
-        latest = progress
-        due = save_every_steps is not None and progress.step - saved >= save_every_steps
-        if due or progress.step >= steps:
-            local.write(home, progress.step, progress.save)
-            saved = progress.step
-    if latest is not None and latest.step > saved:  # ended before `steps` by a rule of its own
-        local.write(home, latest.step, latest.save)

@@ -1,21 +1,27 @@
-"""The process in which a trial trains: its seeds, threads and GPUs, its log, and what it says of itself."""
+"""The process in which a trial trains: its seeds, threads and GPUs, what it says of itself, and how it can end."""
 
-import contextlib
 import os
 import platform
 import random
+import signal
 import socket
 import sys
-from pathlib import Path
-from typing import Any, Literal
+import threading
+import traceback
+from types import FrameType
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import ValidationError
 
-from cs330ray.errors import Diverged
-from cs330ray.spec.places import LOG
-from cs330ray.words import typed_first_line
+from cs330ray.errors import ContractError, Diverged, ProcessFailed
+from cs330ray.trial.declared import said
+from cs330ray.words import redacted, typed_first_line
 
 VERSIONS = ("torch", "numpy", "transformers", "peft", "accelerate", "ray")
+
+LONGEST_TRACEBACK = 100_000  # characters that the record keeps of one
+_EDGE = 10_000  # more than a secret has
 
 Cause = Literal["diverged", "memory", "raised"]  # those of a recorded ending that an error tells of
 
@@ -28,21 +34,36 @@ def circumstances() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name() if torch is not None and cuda else without,
-        "threads": torch.get_num_threads() if torch is not None else 1,
+        "threads": torch.get_num_threads() if torch is not None else threads() or 1,
         "python": platform.python_version(),
         "versions": {name: sys.modules[name].__version__ for name in VERSIONS if name in sys.modules},
     }
 
 
-def reason_of(error: Exception) -> str:
-    """Why a trial failed, in one line: what its trainable raised."""
+def reason_of(error: BaseException) -> str:
+    """Why a trial failed, in one line: what its trainable raised, or which promise it broke."""
     if isinstance(error, Diverged):
         return plain(f"diverged: {error}")
-    text = typed_first_line(error)
+    if isinstance(error, ContractError | ProcessFailed):
+        return plain(str(error))
+    text = _of_config(error) if isinstance(error, ValidationError) else typed_first_line(error)
     return plain(f"out of memory: {text}" if cause_of(error) == "memory" else f"raised: {text}")
 
 
-def cause_of(error: Exception) -> Cause:
+def reason_of_before(error: BaseException) -> str:
+    """What versions of before recorded of an error, where it was raised: its last line, be that a note."""
+    return plain(f"raised: {traceback.format_exception_only(error)[-1].strip().splitlines()[0]}")
+
+
+def _of_config(error: ValidationError) -> str:
+    """Say field, rule and value of what a pydantic model refused, in place of `1 validation error for Config`."""
+    found, *more = error.errors(include_url=False)
+    place = ".".join([error.title, *(str(part) for part in found["loc"])])
+    others = f" (and {len(more)} more)" if more else ""
+    return f"ValidationError: {place}: {' '.join(said(found).split())}{others}"
+
+
+def cause_of(error: BaseException) -> Cause:
     """Why a trial failed that raised `error`: "diverged", "memory" or "raised"."""
     if isinstance(error, Diverged):
         return "diverged"
@@ -50,8 +71,27 @@ def cause_of(error: Exception) -> Cause:
     return "memory" if memory_is_short else "raised"
 
 
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, without its middle where it is longer than `LONGEST_TRACEBACK` characters.
+
+    Of a process of one's own it is the end of what that wrote to stderr.
+    """
+    text = error.tail if isinstance(error, ProcessFailed) else "".join(traceback.format_exception(error))
+    if len(text) <= LONGEST_TRACEBACK:
+        return plain(text)
+    half, left = LONGEST_TRACEBACK // 2, len(text) - LONGEST_TRACEBACK
+    head = plain(text[: half + _EDGE])[:-_EDGE][:half]  # half a secret at the edge is not known as one
+    tail = plain(text[-half - _EDGE :])[_EDGE:][-half:]
+    return f"{head}\n... {left:,} characters left out ...\n{tail}"
+
+
 def plain(text: str) -> str:
-    """A text that every database takes."""
+    """A text that every database takes, and everybody may read: the record and MLflow show it."""
+    return storable(redacted(text))
+
+
+def storable(text: str) -> str:
+    """A text that every database takes: no lone surrogates, no NUL. It is the same whatever the environment holds."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
@@ -61,8 +101,17 @@ def see_no_more_gpus_than_asked(gpus: float) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+_settled: list[int] = []  # the threads of the last `settle`
+
+
+def threads() -> int | None:
+    """With how many threads what this process starts is to compute; None before `settle`."""
+    return _settled[-1] if _settled else None
+
+
 def settle(seed: int, cpus: float) -> None:
     """Set what a trainable should not depend on but a library may: global seeds and the number of threads."""
+    _settled[:] = [max(int(cpus), 1)]
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch = sys.modules.get("torch")
@@ -71,34 +120,34 @@ def settle(seed: int, cpus: float) -> None:
         torch.set_num_threads(max(int(cpus), 1))
 
 
-def log_into(home: Path) -> None:
-    """Let all that this process writes from now on, whatever writes it, go into the log of a trial."""
-    with contextlib.suppress(OSError):  # a disk that takes nothing: then it stays in the log before
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / LOG).open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-    for name in ("stdout", "stderr"):
-        if not isinstance(getattr(sys, name), _Forgiving):
-            setattr(sys, name, _Forgiving(getattr(sys, name)))
+class Told:
+    """Whether a signal has told this process to end: then what a trainable raises is no word of its own.
 
+    SIGINT and SIGTERM do what they did before, which is to raise KeyboardInterrupt, or SystemExit in a worker of Ray's.
+    Ctrl-C at a terminal does not reach those: Ray blocks SIGINT in them.
+    """
 
-class _Forgiving:
-    """A stream whose words are lost where the disk takes none: no reason for a trial to fail."""
+    def __init__(self) -> None:
+        self._told = False
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals go elsewhere
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(before := signal.getsignal(number)):  # else it ends the process at once, or does nothing
+                self._before[number] = before
+                signal.signal(number, self._note)
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __call__(self) -> bool:
+        """Whether one came."""
+        return self._told
 
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
+    def __enter__(self) -> Self:
+        return self
 
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+        self._before[number](number, frame)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.episodes import Classes, draw_episodes
 from cs330ray.errors import SpecError
 
 
@@ -15,7 +15,7 @@ def numbered(classes, drawings):
 
 def draw(classes_MRHW, seed=0, **sizes):
     sizes = {"tasks": 50, "ways": 5, "shots": 2, "queries": 3} | sizes
-    return draw_episodes(classes_MRHW, **sizes, generator=torch.Generator().manual_seed(seed))
+    return draw_episodes(Classes.equal(classes_MRHW), **sizes, generator=torch.Generator().manual_seed(seed))
 
 
 def read(images):
@@ -62,8 +62,10 @@ def test_support_and_query_never_share_a_drawing(drawings):
 def test_the_same_seed_draws_the_same_and_the_next_draw_differs():
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]
     sizes = {"tasks": 8, "ways": 5, "shots": 1, "queries": 1}
-    first, again = (draw_episodes(numbered(40, 20), **sizes, generator=generator) for generator in generators)
-    further = draw_episodes(numbered(40, 20), **sizes, generator=generators[0])
+    first, again = (
+        draw_episodes(Classes.equal(numbered(40, 20)), **sizes, generator=generator) for generator in generators
+    )
+    further = draw_episodes(Classes.equal(numbered(40, 20)), **sizes, generator=generators[0])
     assert torch.equal(first.classes_TN, again.classes_TN)
     assert torch.equal(first.query_TNQCHW, again.query_TNQCHW)
     assert not torch.equal(first.classes_TN, further.classes_TN)
@@ -104,7 +106,7 @@ def test_a_gpu_sees_the_same_episodes():
     expected = draw(classes, **sizes)
     for images in (classes, classes.cuda()):
         generator = torch.Generator().manual_seed(0)
-        episodes = draw_episodes(images, **sizes, generator=generator, device="cuda")
+        episodes = draw_episodes(Classes.equal(images), **sizes, generator=generator, device="cuda")
         assert episodes.query_TNQCHW.is_cuda
         assert torch.equal(episodes.query_TNQCHW.cpu(), expected.query_TNQCHW)
         assert torch.equal(episodes.classes_TN.cpu(), expected.classes_TN)

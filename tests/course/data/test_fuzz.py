@@ -214,7 +214,7 @@ def test_any_json_in_place_of_a_pair_is_text_that_can_be_encoded_or_refused(row,
     path.write_text(json.dumps(row))
     fields = ("id", "document", "summary")
     try:
-        pairs_ = [text_archives._texts(row_, fields) for row_ in text_archives._json_pairs(path, 1 << 20)]
+        pairs_ = [text_archives._texts("", row_, fields) for row_ in text_archives._json_pairs(path, 1 << 20)]
     except ValueError:  # which its reader turns into a DataError
         assert not isinstance(row, dict) or not all(_is_text(row.get(field)) for field in fields)
     else:

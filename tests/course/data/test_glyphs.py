@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cs330ray.course.data import glyphs, packed
-from cs330ray.course.data.episodes import draw_episodes
+from cs330ray.course.data.episodes import Classes, draw_episodes
 from cs330ray.course.data.images import image_classes, images_digest
 
 pytestmark = pytest.mark.usefixtures("warm_cache")
@@ -73,7 +73,7 @@ def test_the_digest_is_that_of_the_packed_content():
 def test_the_nearest_neighbour_in_pixels_is_as_good_as_the_docstring_says():
     classes = torch.from_numpy(np.asarray(glyphs.pack().arrays["images"]))
     generator = torch.Generator().manual_seed(0)
-    episodes = draw_episodes(classes, tasks=400, ways=5, shots=1, queries=15, generator=generator)
+    episodes = draw_episodes(Classes.equal(classes), tasks=400, ways=5, shots=1, queries=15, generator=generator)
     distances = torch.cdist(episodes.query_TNQCHW.view(400, 75, 784), episodes.support_TNKCHW.view(400, 5, 784))
     right = distances.argmin(dim=2) == torch.arange(5).repeat_interleave(15)
     assert right.float().mean().item() == pytest.approx(0.61, abs=0.02)

@@ -186,6 +186,38 @@ def test_a_question_of_val_or_test_is_not_asked_word_for_word_in_train(write_bab
     assert "Mary slept. Who slept?" in texts(parts["val"])
 
 
+@pytest.fixture
+def few_questions(write_babi, monkeypatch):
+    """Archives of as many stories as a small evaluation has questions, and some to train on."""
+    monkeypatch.setattr(text, "EVALUATION", 5)
+    write_babi()
+
+
+def test_of_each_story_the_first_question_alone_is_asked_behind_the_sentences_before_it(few_questions):
+    parts = parts_of("babi", questions="first")
+    assert {part: len(examples) for part, examples in parts.items()} == {"train": 7, "val": 5, "test": 5}
+    for examples in parts.values():
+        assert len(units(examples)) == len(examples)
+        assert all(one.text.count(". ") == 1 for one in examples)  # one sentence, then its question
+    assert units(parts["train"]) | units(parts["val"]) == {f"qa1-train-{at}" for at in range(1, 13)}
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_story_that_is_evaluated_by_all_of_its_questions_is_so_by_its_first(few_questions, part):
+    every, first = (text.examples("babi", part, 0, questions=questions) for questions in ("all", "first"))
+    assert units(every) <= units(first)
+    assert texts(one for one in every if one.text.count(". ") == 1) <= texts(first)
+    assert text.examples("babi", part, 0) == every
+
+
+def test_too_few_stories_for_a_question_each_are_refused_with_the_way_out(write_babi):
+    write_babi()
+    with pytest.raises(
+        DataError, match=r'^qa1: test needs 20 questions on other stories, .* 12; set questions = "all"$'
+    ):
+        text.examples("babi", "train", 0, questions="first")
+
+
 def test_too_few_stories_are_refused_with_the_numbers(write_babi):
     write_babi(train=[story(at % 2) for at in range(12)])
     with pytest.raises(DataError, match=r"qa1: val needs 20 questions on other stories, but there are 10"):
@@ -292,16 +324,31 @@ def test_a_pair_without_words_or_with_an_earlier_document_or_summary_is_left_out
     [
         ('{"id": 1', "line 43 must be a JSON object"),
         ('["id", 1]', "line 43 must be a JSON object"),
-        ('{"id": 99, "document": "One."}', "summary must stand in each row as a text or a number, but got None"),
+        (
+            '{"id": 99, "document": "One."}',
+            "line 43: summary must stand in each row as a text or a number, but got no such",
+        ),
+        ('{"id": 99, "document": null, "summary": "1"}', "line 43: document must stand in .*, but got None"),
         ('{"id": 5, "document": "One.", "summary": "1"}', "as many different ids as pairs: 43, but got 42"),
     ],
-    ids=["no JSON", "no object", "no summary", "an id twice"],
+    ids=["no JSON", "no object", "no summary", "no document", "an id twice"],
 )
 def test_a_spoilt_pair_is_refused_in_one_line(small, line, rule):
     write_pairs(small, [pair(at) for at in range(42)])
     with (small / "xsum.jsonl").open("a") as file:
         file.write(line + "\n")
     refused("xsum", rule)
+
+
+def test_an_empty_file_of_pairs_is_told_to_be_empty(small):
+    write_pairs(small, [])
+    refused("xsum", "expected pairs of a document and its summary, got an empty file")
+
+
+def test_a_file_with_too_few_pairs_of_any_length_is_not_told_to_take_longer_ones(small):
+    write_pairs(small, [pair(at) for at in range(30)])
+    with pytest.raises(DataError, match=r"of 30 pairs .* but are 30; use a larger archive$"):
+        text.examples("xsum", "train", 0)
 
 
 def test_other_pairs_are_packed_anew(small):
@@ -408,7 +455,7 @@ def test_too_few_reviews_of_a_class_are_refused_with_the_numbers(write_reviews):
         (lambda rows: rows[1:], "as many reviews by their stars"),
         (lambda rows: [review(0, 2), *rows[1:]], "as many reviews by their stars"),
         (lambda rows: [*rows[:-1], review(0, 4.5)], "as many reviews by their stars"),
-        (lambda rows: [{"reviewText": "x"}, *rows[1:]], "overall must stand in each row"),
+        (lambda rows: [{"reviewText": "x"}, *rows[1:]], "line 1: overall must stand in each row"),
         (lambda rows: [*rows[:-1], ["x"]], "line 50 must be a JSON object"),
     ],
     ids=["a review less", "other stars", "half a star", "no stars", "no object"],
@@ -621,6 +668,14 @@ def test_the_first_task_of_babi_asks_where_people_went_last(published):
     for one in itertools.chain(*parts.values()):
         asked = re.fullmatch(r".* Where is (\w+)\?", one.text)[1]
         assert one.answer == re.findall(rf"{asked} [a-z ]+ to the (\w+)\.", one.text)[-1]
+
+
+@real("babi")
+def test_the_first_question_of_each_story_of_babi_stands_behind_two_sentences_as_in_the_course(published):
+    parts = parts_of("babi", questions="first")
+    assert {part: len(units(parts[part])) for part in parts} == {"train": 72, "val": 125, "test": 125}
+    for one in itertools.chain(*parts.values()):
+        assert re.fullmatch(r"[A-Z][a-z ]+\. [A-Z][a-z ]+\. Where is \w+\?", one.text)
 
 
 @real("xsum")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners import conv4
+from cs330ray.course.learners.fewshot import conv4
 
 BODIES = ["course", "pooled"]
 TASKS, BATCH, WAYS, SIDE = 3, 4, 5, 16
@@ -25,14 +25,13 @@ def reference_logits(body: str, params: dict[str, Tensor], images_BCHW: Tensor, 
     x = images_BCHW
     for block in range(1, 5):
         x = F.conv2d(x, params[f"conv{block}.weight"], padding=1)
-        scale, shift = params[f"norm{block}.scale"], params[f"norm{block}.shift"]
+        scale, shift = params.get(f"norm{block}.scale"), params.get(f"norm{block}.shift")  # None: it only normalises
         mean, var = x[:norm_B].mean(dim=(0, 2, 3)), x[:norm_B].var(dim=(0, 2, 3), correction=0)
         if norm_B is None:
             x = F.batch_norm(x, None, None, scale, shift, training=True, eps=1e-5)
         else:
-            x = (x - mean[:, None, None]) / (var + 1e-5).sqrt()[:, None, None] * scale[:, None, None] + shift[
-                :, None, None
-            ]
+            x = (x - mean[:, None, None]) / (var + 1e-5).sqrt()[:, None, None]
+            x = x if scale is None else x * scale[:, None, None] + shift[:, None, None]
         x = F.relu(x)
         if body == "pooled":
             x = F.max_pool2d(x, 2)
@@ -40,25 +39,36 @@ def reference_logits(body: str, params: dict[str, Tensor], images_BCHW: Tensor, 
     return F.linear(x, params["head.weight"], params["head.bias"])
 
 
-def drawn_params(body: str, *, tasks: int = TASKS, filters: int = 4, seed: int = 0) -> dict[str, Tensor]:
+def drawn_params(
+    body: str, *, tasks: int = TASKS, filters: int = 4, seed: int = 0, affine: bool = True, channels: int = 1
+) -> dict[str, Tensor]:
     """Parameters of `tasks` different nets in float64, with scales of both signs."""
     generator = torch.Generator().manual_seed(seed)
-    nets = [conv4.init(body, filters=filters, ways=WAYS, generator=generator, side=SIDE) for _ in range(tasks)]
+    drawn = {
+        "filters": filters,
+        "ways": WAYS,
+        "generator": generator,
+        "affine": affine,
+        "side": SIDE,
+        "channels": channels,
+    }
+    nets = [conv4.init(body, **drawn) for _ in range(tasks)]
     params_T = {name: torch.stack([net[name] for net in nets]).double() for name in nets[0]}
     noise = {name: torch.randn(param.shape, generator=generator) for name, param in params_T.items()}
     return {name: param + (0 if name.endswith("weight") else noise[name]) for name, param in params_T.items()}
 
 
-def drawn_images(seed: int = 1, batch: int = BATCH) -> Tensor:
+def drawn_images(seed: int = 1, batch: int = BATCH, channels: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(TASKS, batch, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    return torch.rand(TASKS, batch, channels, SIDE, SIDE, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("norm_B", [None, 2])
-def test_many_tasks_at_once_give_what_torch_gives_one_by_one(body, norm_B):
-    params_T, images_TBCHW = drawn_params(body), drawn_images()
-    assert (params_T["norm1.scale"] < 0).any()
+@pytest.mark.parametrize(("affine", "channels"), [(True, 1), (False, 1), (True, 3)])
+def test_many_tasks_at_once_give_what_torch_gives_one_by_one(body, norm_B, affine, channels):
+    params_T, images_TBCHW = drawn_params(body, affine=affine, channels=channels), drawn_images(channels=channels)
+    assert not affine or (params_T["norm1.scale"] < 0).any()
     expected = [
         reference_logits(body, {name: param[task] for name, param in params_T.items()}, images_TBCHW[task], norm_B)
         for task in range(TASKS)
@@ -96,9 +106,12 @@ def test_an_image_outside_the_group_does_not_change_another(body):
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("norm_B", [None, 3])
-def test_first_and_second_derivatives_are_those_of_finite_differences(body, norm_B):
-    params_T, images_TBCHW = drawn_params(body, filters=2), drawn_images()
+@pytest.mark.parametrize(
+    ("norm_B", "affine", "channels"), [(None, True, 1), (3, True, 1), (None, False, 1), (3, True, 3)]
+)
+def test_first_and_second_derivatives_are_those_of_finite_differences(body, norm_B, affine, channels):
+    params_T = drawn_params(body, filters=2, affine=affine, channels=channels)
+    images_TBCHW = drawn_images(channels=channels)
     names = list(params_T)
 
     def scores(*tensors: Tensor) -> Tensor:
@@ -123,6 +136,17 @@ def test_blank_images_have_finite_logits_and_gradients():
     logits_TBN = conv4.logits("pooled", params_T, torch.zeros(TASKS, BATCH, 1, SIDE, SIDE))
     grads = torch.autograd.grad(logits_TBN.sum(), list(params_T.values()))
     assert all(tensor.isfinite().all() for tensor in (logits_TBN, *grads))
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_without_scale_and_shift_the_same_weights_are_drawn_and_nothing_else(body):
+    with_both, without = drawn_params(body), drawn_params(body, affine=False)
+    assert {name for name in with_both if name not in without} == {
+        f"norm{block}.{kind}" for block in range(1, 5) for kind in ("scale", "shift")
+    }
+    weights = [name for name in without if name.endswith("weight")]
+    assert len(weights) == 5
+    assert all(torch.equal(without[name], with_both[name]) for name in weights)
 
 
 def test_the_body_comes_without_a_head_and_a_convolution_without_a_bias():

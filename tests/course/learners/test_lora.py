@@ -140,6 +140,26 @@ def test_each_architecture_s_matrices_get_an_adapter_in_every_block(make, target
     assert not any("attention" in name for name in adapted if targets == "mlp")
 
 
+@pytest.mark.parametrize(
+    ("make", "targets", "matrices"),
+    [(llama, "all-linear", 7), (bert, "all-linear", 6), (gpt2, "all-linear", 4), (llama, "q_proj, mlp.up_proj", 2),
+     (bert, "dense", 3), (gpt2, "c_proj", 2)],
+)  # fmt: skip
+def test_all_matrices_or_those_of_a_name_get_an_adapter_but_never_the_head(make, targets, matrices):
+    model = make()
+    tuned(model, targets=targets, rank=2)
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert len(adapted) == matrices * model.config.num_hidden_layers
+    assert not any(part in name for name in adapted for part in ("pooler", "classifier", "lm_head"))
+
+
+@pytest.mark.parametrize("targets", ["proj", "q_proj, nothing", "lm_head", "embed_tokens"])
+def test_a_name_that_no_matrix_has_is_refused_with_those_there_are(targets):
+    known = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    with pytest.raises(SpecError, match=rf"names of this model's matrices \({known}\), got '"):
+        tuned(llama(), targets=targets)
+
+
 def test_a_new_adapter_changes_nothing_yet_and_its_a_is_drawn_as_linear_layers_are():
     model = llama()
     ids_BL = torch.randint(1, VOCABULARY, (2, 5), generator=stream())

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners import conv4, maml
+from cs330ray.course.learners import maml
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch, accuracy
 from cs330ray.course.learners.maml import Maml
-from cs330ray.course.learners.tasks import Batch, accuracy
 from tests.course.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE = 3, 3, 2, 4, 16
@@ -144,7 +145,7 @@ def test_the_outer_gradient_is_that_of_finite_differences(body):
 def test_how_many_tasks_go_at_once_changes_nothing(query_norm, monkeypatch):
     algorithm, batch, found = Maml("pooled", 2, query_norm=query_norm), drawn_batch(), []
     for images in (1, WAYS * QUERIES * 2, 10**6):
-        monkeypatch.setattr(maml, "IMAGES_AT_ONCE", images)
+        monkeypatch.setattr(maml, "CPU_IMAGES_AT_ONCE", images)
         params = drawn_params("pooled")
         inner_lrs = {name: lr.requires_grad_() for name, lr in drawn_lrs(params, "tensor", 2).items()}
         loss = maml.outer_backward(algorithm, params, inner_lrs, batch)

@@ -201,6 +201,23 @@ def test_the_encoder_s_filters_begin_as_before_a_relu():
         assert not params[f"conv{block}.bias"].any()
 
 
+@pytest.mark.parametrize("encoder", ["none", "conv"])
+def test_colours_are_seen_each_by_itself(encoder):
+    """What differs in one colour alone is told apart, and so are colours that change places."""
+    net, draws = Mann(encoder=encoder), torch.Generator().manual_seed(0)
+    params = mann.init(net, hidden=4, ways=2, filters=3, generator=draws, side=SIDE, channels=3)
+    assert params["layer1.weight_image"].shape[1] == (3 * SIDE**2 if encoder == "none" else 3)
+    images = torch.rand(4, 1, 3, SIDE, SIDE, generator=draws)
+    changed = images.clone()
+    changed[0, :, 1] += 0.5
+    labels_TN = torch.tensor([[0, 1]])
+    first, other, swapped = (
+        mann.logits(net, params, Batch(given, labels_TN)) for given in (images, changed, images.flip(2))
+    )
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first, swapped)
+
+
 @pytest.mark.parametrize(("side", "features"), [(28, 4 * 4), (8, 1), (9, 2 * 2)])
 def test_the_encoder_halves_the_sides_three_times(side, features):
     net = Mann(encoder="conv")

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners import multitask
-from cs330ray.course.learners.multitask import Multitask, Ratings, Weights
+from cs330ray.course.learners.recommender import multitask, ranking, ratings
+from cs330ray.course.learners.recommender.multitask import Multitask, Weights
+from cs330ray.course.learners.recommender.ratings import Rated, Ratings
 
 USERS, ITEMS, DIM, LAYERS, BATCH = 7, 9, 4, [5, 3], 20
 FORMS = [
@@ -77,7 +78,7 @@ def test_all_scores_are_those_of_every_pair():
     params = drawn_params()
     users, items = torch.cartesian_prod(torch.arange(USERS), torch.arange(ITEMS)).unbind(1)
     torch.testing.assert_close(
-        multitask.all_scores(params).flatten(), multitask.scores(params, users, items), rtol=1e-12, atol=1e-12
+        ranking.all_scores(params).flatten(), multitask.scores(params, users, items), rtol=1e-12, atol=1e-12
     )
 
 
@@ -225,19 +226,49 @@ def literal_hardest(params: dict[str, Tensor], batch: Ratings, candidates_BJ: Te
     return chosen
 
 
-def test_the_hardest_candidate_is_the_best_scored_that_the_user_has_not_rated():
+@pytest.mark.parametrize("table_bytes", [0, 1000])
+def test_the_hardest_candidate_is_the_best_scored_that_the_user_has_not_rated(table_bytes, monkeypatch):
+    monkeypatch.setattr(ratings, "TABLE_BYTES", table_bytes)
     params = drawn_params()
-    ratings = Ratings(
-        *(torch.arange(USERS).repeat_interleave(4), torch.arange(USERS * 4) % ITEMS, torch.ones(USERS * 4))
-    )
-    rated_UI = torch.zeros(USERS, ITEMS, dtype=torch.bool)
-    rated_UI[ratings.users_B, ratings.items_B] = True
-    candidates_BJ = torch.randint(ITEMS, (len(ratings), 3), generator=torch.Generator().manual_seed(0))
-    candidates_BJ[0] = ratings.items_B[0]  # nothing but what this user has rated
-    found = multitask.hardest(params, ratings, candidates_BJ, rated_UI)
-    assert found.tolist() == literal_hardest(params, ratings, candidates_BJ, ratings)
-    assert found[0] == ratings.items_B[0]
-    assert torch.equal(multitask.hardest(params, ratings, candidates_BJ[:, :1], rated_UI), candidates_BJ[:, 0])
+    given = Ratings(*(torch.arange(USERS).repeat_interleave(4), torch.arange(USERS * 4) % ITEMS, torch.ones(USERS * 4)))
+    rated = Rated.of(given, users=USERS, items=ITEMS)
+    assert (rated.table_UI is None) == (table_bytes == 0)
+    candidates_BJ = torch.randint(ITEMS, (len(given), 3), generator=torch.Generator().manual_seed(0))
+    candidates_BJ[0] = given.items_B[0]  # nothing but what this user has rated
+    found = multitask.hardest(params, given, candidates_BJ, rated)
+    assert found.tolist() == literal_hardest(params, given, candidates_BJ, given)
+    assert found[0] == given.items_B[0]
+    assert torch.equal(multitask.hardest(params, given, candidates_BJ[:, :1], None), candidates_BJ[:, 0])
+
+
+@pytest.mark.parametrize("table_bytes", [0, 1000])
+def test_who_rated_what_is_the_same_by_a_table_and_by_pairs_in_order(table_bytes, monkeypatch):
+    monkeypatch.setattr(ratings, "TABLE_BYTES", table_bytes)
+    given, _ = drawn_batch()
+    rated = Rated.of(given, users=USERS, items=ITEMS)
+    pairs = set(zip(given.users_B.tolist(), given.items_B.tolist(), strict=True))
+    every_UI = torch.arange(ITEMS).expand(USERS, ITEMS)
+    expected = [[(user, item) in pairs for item in range(ITEMS)] for user in range(USERS)]
+    assert rated.has(torch.arange(USERS), every_UI).tolist() == expected
+
+
+def test_an_epoch_is_the_same_to_the_last_bit_however_it_is_known_who_rated_what(monkeypatch):
+    told, (given, _) = Multitask("bpr", 0.7, 0.4, candidates=4), drawn_batch()
+    found = []
+    for table_bytes in (0, 1000):
+        monkeypatch.setattr(ratings, "TABLE_BYTES", table_bytes)
+        weights = Weights.of(drawn_params())
+        optimizer = torch.optim.Adam([weights.flat], lr=0.01, fused=True)
+        multitask.train_epoch(told, weights, optimizer, given, batch=8, generator=torch.Generator().manual_seed(2))
+        found.append(weights.flat)
+    assert torch.equal(*found)
+
+
+def test_memory_for_who_rated_what_grows_with_the_ratings_and_not_with_users_times_items():
+    """A table of these would have 10^12 places."""
+    pairs = torch.arange(1000)
+    rated = Rated.of(Ratings(pairs * 999, pairs * 997, torch.ones(1000)), users=10**6, items=10**6)
+    assert rated.has(torch.tensor([999, 999]), torch.tensor([[997, 998], [997, 0]])).tolist() == [[True, False]] * 2
 
 
 def test_the_batches_of_an_epoch_hold_every_rating_once_in_another_order_each_time():
@@ -310,14 +341,14 @@ def test_reciprocal_ranks_by_hand():
     held_out = Ratings(torch.tensor([0, 1, 0, 3, 1]), torch.tensor([1, 0, 4, 2, 3]), torch.zeros(5))
     # user 0: items 0 and 2 are known; of 1, 3, 4 item 1 is first, item 4 third. user 1: item 0 shares ranks 2, 3, 4,
     # item 3 is fifth. user 2 has nothing held out. user 3: all five share rank 3.
-    assert multitask.ranks(scores_UI, held_out, known).tolist() == [1, 3, 3, 3, 5]
-    params = ranking(scores_UI)
-    scored = multitask.evaluate(params, held_out, known)
+    params = scoring(scores_UI)
+    assert ranking.ranks(params, held_out, known).tolist() == [1, 3, 3, 3, 5]
+    scored = ranking.evaluate(params, held_out, known)
     assert scored["mrr"].tolist() == pytest.approx([(1 + 1 / 3) / 2, (1 / 3 + 1 / 5) / 2, 1 / 3])
     assert scored["mrr_first"].tolist() == pytest.approx([1, 1 / 3, 1 / 3])
 
 
-def ranking(scores_UI: Tensor) -> dict[str, Tensor]:
+def scoring(scores_UI: Tensor) -> dict[str, Tensor]:
     """Parameters under which the factorization head scores so."""
     users, items = scores_UI.shape
     net = multitask.init(
@@ -331,7 +362,7 @@ def drawn_evaluation(seed: int) -> tuple[dict[str, Tensor], Ratings, Ratings]:
     """Scores with many ties, and disjoint known and held-out pairs; some users have none of either."""
     generator = torch.Generator().manual_seed(seed)
     users, items = 30, 40
-    params = ranking(torch.randint(6, (users, items), generator=generator).float())
+    params = scoring(torch.randint(6, (users, items), generator=generator).float())
     pairs = torch.randperm(users * items, generator=generator)[:400]
     pairs = pairs[pairs // items != 3]
     stars_B = torch.randint(1, 6, (len(pairs),), generator=generator).float()
@@ -358,11 +389,16 @@ def reference_evaluation(params: dict[str, Tensor], held_out: Ratings, known: Ra
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 7, 1000])
+@pytest.mark.parametrize("scores_at_once", [1, 40 * 7, 40 * 30, 10**6])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_evaluation_of_all_users_at_once_is_that_of_one_after_another(seed, pairs_at_once, monkeypatch):
-    monkeypatch.setattr(multitask, "PAIRS_AT_ONCE", pairs_at_once)
+def test_the_evaluation_of_all_users_at_once_is_that_of_one_after_another(
+    seed, scores_at_once, pairs_at_once, monkeypatch
+):
+    monkeypatch.setattr(ranking, "PAIRS_AT_ONCE", pairs_at_once)
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(ranking, "STARS_AT_ONCE", pairs_at_once)
     arguments = drawn_evaluation(seed)
-    found, expected = multitask.evaluate(*arguments), reference_evaluation(*arguments)
+    found, expected = ranking.evaluate(*arguments), reference_evaluation(*arguments)
     assert found.keys() == expected.keys()
     for name, values in found.items():
         assert values.tolist() == pytest.approx(expected[name], rel=1e-4)
@@ -372,12 +408,27 @@ def test_another_held_out_item_of_the_user_stays_in_the_ranking():
     scores_UI = torch.tensor([[3.0, 2, 1]])
     nothing = Ratings(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)))
     both = Ratings(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.zeros(2))
-    assert multitask.ranks(scores_UI, both, nothing).tolist() == [1, 2]
+    assert ranking.ranks(scoring(scores_UI), both, nothing).tolist() == [1, 2]
 
 
-def test_ranking_leaves_the_scores_as_they_were():
-    scores_UI = torch.tensor([[3.0, 2, 1]])
-    multitask.ranks(
-        scores_UI, Ratings(*(torch.tensor([0]),) * 3), Ratings(*(torch.tensor([0]), *(torch.tensor([1]),) * 2))
-    )
-    assert scores_UI.tolist() == [[3, 2, 1]]
+@pytest.mark.parametrize("scores_at_once", [3, 300])
+def test_ranking_leaves_the_parameters_as_they_were(scores_at_once, monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", scores_at_once)
+    params = scoring(torch.tensor([[3.0, 2, 1], [1, 2, 3]]))
+    before = {name: param.clone() for name, param in params.items()}
+    ranking.ranks(params, Ratings(*(torch.tensor([0]),) * 3), Ratings(*(torch.tensor([0]), *(torch.tensor([1]),) * 2)))
+    assert all(torch.equal(params[name], param) for name, param in before.items())
+
+
+def test_no_more_scores_are_held_at_once_than_a_block_has(monkeypatch):
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 40 * 7)
+    sizes, all_scores = [], ranking.all_scores
+
+    def spy(*given):
+        sizes.append(all_scores(*given).numel())
+        return all_scores(*given)
+
+    monkeypatch.setattr(ranking, "all_scores", spy)
+    ranking.evaluate(*drawn_evaluation(0))
+    assert len(sizes) == 5  # of 30 users, 7 at once
+    assert max(sizes) == 40 * 7

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners import conv4, protonet
+from cs330ray.course.learners import protonet
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch
 from cs330ray.course.learners.protonet import ProtoNet
-from cs330ray.course.learners.tasks import Batch
 from tests.course.learners.test_conv4 import reference_logits
 
 TASKS, WAYS, SHOTS, QUERIES, SIDE, FILTERS = 3, 3, 2, 4, 16, 4
@@ -34,14 +35,15 @@ def drawn_batch(seed: int = 0, tasks: int = TASKS) -> Batch:
     return Batch(support, query)
 
 
-def drawn_params() -> dict[str, Tensor]:
-    """A net in float64 with shifts, and with scales of both signs."""
+def drawn_params(*, affine: bool = True) -> dict[str, Tensor]:
+    """A net in float64 with shifts, and with scales of both signs; or without both."""
     generator = torch.Generator().manual_seed(3)
-    params = conv4.init("pooled", filters=FILTERS, ways=None, generator=generator, side=SIDE)
+    params = conv4.init("pooled", filters=FILTERS, ways=None, generator=generator, affine=affine, side=SIDE)
     for name, param in params.items():
         if name.startswith("norm"):
             param += torch.randn(param.shape, generator=generator)
-    params["norm1.scale"][0] = params["norm3.scale"][1] = -0.5
+    if affine:
+        params["norm1.scale"][0] = params["norm3.scale"][1] = -0.5
     return {name: param.double().requires_grad_() for name, param in params.items()}
 
 
@@ -229,8 +231,12 @@ def test_how_many_images_go_at_once_changes_nothing(algorithm, monkeypatch):
 
 
 @pytest.mark.parametrize("norm_B", [None, 3])
-def test_groups_under_one_net_have_the_features_that_torch_gives_each_alone(norm_B):
-    params, images_GBCHW = drawn_params(), torch.cat([drawn_batch(seed).query_TNQCHW.flatten(1, 2) for seed in (0, 1)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_groups_under_one_net_have_the_features_that_torch_gives_each_alone(norm_B, affine):
+    params, images_GBCHW = (
+        drawn_params(affine=affine),
+        torch.cat([drawn_batch(seed).query_TNQCHW.flatten(1, 2) for seed in (0, 1)]),
+    )
     found = conv4.group_features(params, images_GBCHW, norm_B=norm_B)
     expected = [reference_features(params, images_BCHW, norm_B) for images_BCHW in images_GBCHW]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)

@@ -1,5 +1,7 @@
 """A classifier's side of the bargain: labels in and out, and tasks that it does not know."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,25 @@ def test_a_query_gets_one_of_the_labels_as_it_was_given(labels: list[object]):
     assert found == [labels[1], labels[0], labels[1]]
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([0, 1, 0, 1]), [torch.tensor(0), torch.tensor(1), torch.tensor(0), torch.tensor(1)],
+        np.array([0, 1, 0, 1]), [np.int64(0), 1, np.uint8(0), torch.tensor(1)], iter([0, 1, 0, 1]),
+    ],
+)  # fmt: skip
+def test_labels_in_tensors_and_arrays_are_told_as_python_s_own(labels: Iterable[object]):
+    found = Classifier(by_ink, 2, CPU).classify([dot(2), dot(20), dot(3), dot(21)], labels, [dot(19), dot(3)])
+    assert found == [1, 0]
+    assert all(type(label) is int for label in found)
+
+
+@pytest.mark.parametrize("labels", [[["a", 1], ["b", 2]], torch.eye(2), np.eye(2), [{}, {}], 3, None])
+def test_labels_that_are_no_names_are_one_line(labels: object):
+    with pytest.raises(SpecError, match=r"^support_labels: expected .*, got .*"):
+        Classifier(by_ink, 2, CPU).classify([dot(2), dot(20)], labels, [dot(19)])
+
+
 def test_images_of_a_class_need_not_lie_together():
     """Class a has 2 and 6 dots, a mean of 4; b has 10 and 14. Seven dots are nearer to 4, eight and more to 12."""
     model = Classifier(by_ink, None, CPU)
@@ -53,7 +74,7 @@ def test_no_queries_have_no_answers():
     [
         (5, ["a", "b", "c"], "5, as many as in training, different labels are needed, but got 3"),
         (None, ["a", "a", "a"], "2 or more different labels are needed, but got 1"),
-        (None, ["a", "b"], "one for each of 3 support images is needed, but got 2"),
+        (None, ["a", "b"], "expected one for each of 3 support images, got 2"),
         (None, ["a", "b", "a"], "but got 1 of 'b' and 2 of 'a'"),
     ],
 )

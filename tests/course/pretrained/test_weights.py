@@ -20,7 +20,7 @@ from hypothesis import given as all_of
 from hypothesis import strategies
 from safetensors.torch import load_file, save_file
 
-from cs330ray.cli import data
+from cs330ray.cli import prepare
 from cs330ray.course.pretrained import find, known, models, tiny, wheels
 from cs330ray.course.pretrained.known import Known, Piece, Wheel
 from cs330ray.errors import DataError, SpecError
@@ -134,7 +134,7 @@ def test_loading_leaves_the_global_random_numbers_alone(folder, encoder_folder):
 def test_an_encoder_is_no_causal_model(encoder_folder):
     with pytest.raises(DataError, match=r"it is an encoder; use `tiny`"):
         models.causal("tiny-encoder", device=CPU)
-    with pytest.raises(DataError, match=r"causal language model is needed, but cls\.predictions"):
+    with pytest.raises(DataError, match=r"expected a causal language model, got an encoder \(bert\); choose another"):
         models.causal(str(encoder_folder), device=CPU)
 
 
@@ -237,9 +237,67 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
     for load in (lambda: models.digest(str(folder)), lambda: models.causal(str(folder), device=CPU)):
-        with pytest.raises(DataError, match=r"model\*\.safetensors are needed.*save_pretrained"):
+        with pytest.raises(DataError, match=r"weights as model\*\.safetensors, got pytorch_model\.bin; pickles"):
             load()
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_that_a_refused_pickle_is_converted_by_gives_the_same_model(folder):
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(held, folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match="convert it once") as refused:
+        models.digest(str(folder))
+    exec(re.search(r'python -c "(.*)"', str(refused.value))[1], {})  # as the reader would
+    assert same(tensors(models.causal(str(folder), device=CPU)[0]), held)
+
+
+SMALL = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 16, "max_position_embeddings": 66}  # fmt: skip
+OTHERS = {
+    "Qwen3ForCausalLM": SMALL | {"head_dim": 8, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "GPT2LMHeadModel": {"vocab_size": 258, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "RobertaForMaskedLM": SMALL,
+    "ModernBertForMaskedLM": SMALL | {"pad_token_id": 257, "eos_token_id": 256, "bos_token_id": 256,
+                                      "cls_token_id": 256, "sep_token_id": 256},
+    "DebertaV2ForMaskedLM": SMALL,  # which attends in a way of its own
+}  # fmt: skip
+ENCODERS = {"RobertaForMaskedLM", "ModernBertForMaskedLM", "DebertaV2ForMaskedLM"}
+
+
+def save_another(folder, name):
+    kind = getattr(transformers, name)
+    with torch.random.fork_rng(devices=[]):
+        kind(kind.config_class(**OTHERS[name])).save_pretrained(folder, max_shard_size="20KB")
+    tokenizer = tiny._bytes_tokenizer(transformers)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_kinds_load_in_shards_tied_and_without_a_pad_token(name, tmp_path):
+    save_another(tmp_path, name)
+    assert len(list(tmp_path.glob("model-0*.safetensors"))) > 1
+    encoder, tokenizer = models.encoder(str(tmp_path), classes=3, layers=None, seed=0, device=CPU)
+    ids = tokenizer(["a", "a longer text"], padding=True, return_tensors="pt")
+    assert encoder(**ids).logits.shape == (2, 3)
+    if name in ENCODERS:
+        with pytest.raises(DataError, match=r"expected a causal language model, got an encoder \("):
+            models.causal(str(tmp_path), device=CPU)
+    else:
+        causal, _ = models.causal(str(tmp_path), device=CPU)
+        assert causal.get_input_embeddings().weight is causal.get_output_embeddings().weight
+        assert causal(**ids).logits.shape == (2, 13, 258)
+
+
+def test_an_encoder_with_a_decoder_is_refused_for_either_use(tmp_path):
+    config = transformers.T5Config(vocab_size=258, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with torch.random.fork_rng(devices=[]):
+        transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny._bytes_tokenizer(transformers).save_pretrained(tmp_path)
+    for load in (models.causal, lambda *args, **kw: models.encoder(*args, classes=2, layers=None, seed=0, **kw)):
+        with pytest.raises(DataError, match=r"got an encoder with a decoder \(t5\); choose another model"):
+            load(str(tmp_path), device=CPU)
 
 
 def test_weights_under_another_name_are_refused_for_no_digest_is_over_them(folder):
@@ -279,6 +337,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, file):
         models.causal(str(folder), device=CPU)
     except DataError as error:
         assert "\n" not in str(error)  # noqa: PT017 - it may load without its code, and must not with it
+        assert re.search(rf"got .*'[eE]vil' in {file}; the code of a model is never run", str(error))  # noqa: PT017
     assert not (tmp_path / "ran").exists()
 
 
@@ -509,7 +568,7 @@ def test_what_is_not_kept_is_not_fetched_to_be_verified(on_index, pip):
 
 
 def test_the_list_of_data_names_each_known_model(capsys):
-    data.data("list")
+    prepare.data("list")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[0] in known.KNOWN]
     assert [line.split()[0] for line in lines] == list(known.KNOWN)
     assert all("missing" in line for line in lines)
@@ -690,7 +749,7 @@ def test_offline_the_hub_is_not_asked(hub, saved, monkeypatch, variable):
 def test_a_hub_without_safetensors_is_refused(hub, folder):
     (folder / "model.safetensors").unlink()
     hub.folder = folder
-    with pytest.raises(DataError, match=r"model\*\.safetensors are needed"):
+    with pytest.raises(DataError, match=r"org/thing: expected weights as .*, and give thing as the model$"):
         models.digest("org/thing")
 
 

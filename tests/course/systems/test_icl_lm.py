@@ -25,6 +25,7 @@ def test_a_pre_trained_model_answers_with_a_room_as_it_does_when_each_prompt_is_
     monkeypatch.setattr(Decoder, "greedy", spy)
     config = icl.Config(**EIGHT)
     icl.prepare(config)
+    prompts.clear()  # of the texts on which a model is tried
     *_, last = icl.train(config, 0, 4)
     last.save(tmp_path)
     model, tokenizer = icl.models.causal(config.model, device=torch.device("cpu"))

@@ -71,7 +71,14 @@ def same_state(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("changes", [{}, {"learn_inner_lrs": "tensor_step", "inner_steps": 2, "body": "course"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"learn_inner_lrs": "tensor_step", "inner_steps": 2, "body": "course"},
+        {"learn_inner_lrs": "tensor", "body": "course", "affine": False},
+    ],
+)
 def test_a_resumed_trial_ends_exactly_where_an_unbroken_one_does(changes, tmp_path):
     settings = config(**changes)
     whole = run(settings, 0, 6, tmp_path / "whole")
@@ -214,16 +221,18 @@ def test_the_train_metrics_of_a_row_are_of_its_step_s_tasks_before_the_update(mo
 
 
 CHANGES = {
-    "ways": 4, "shots": 2, "queries": 4, "tasks": 5, "body": "course", "filters": 5, "inner_lr": 0.1, "inner_steps": 2,
+    "ways": 4, "shots": 2, "queries": 4, "tasks": 5, "body": "course", "filters": 5, "affine": False, "inner_lr": 0.1,
+    "inner_steps": 2,
     "learn_inner_lrs": "tensor", "first_order": True, "outer_lr": 0.01, "query_norm": "support", "eval_every_steps": 1,
     "eval_inner_steps": 3, "val_tasks": 6, "data_seed": 1,
 }  # fmt: skip
+OF_THE_IMAGES = {"dataset", "split", "data", "size", "channels"}
 OF_THE_TEST = {"test_tasks", "test_shots", "test_queries"}
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES.items())
 def test_every_hyperparameter_changes_the_rows(name, value):
-    assert CHANGES.keys() | OF_THE_TEST | {"dataset", "split"} == maml.Config.model_fields.keys()
+    assert CHANGES.keys() | OF_THE_TEST | OF_THE_IMAGES == maml.Config.model_fields.keys()
     one, other = (rows(list(maml.train(settings, 0, 4))) for settings in (config(), config(**{name: value})))
     assert one != other
 
@@ -245,3 +254,13 @@ def test_what_cannot_be_meant_is_refused(changes, message):
 def test_every_hyperparameter_says_what_it_is():
     assert all(field.description for field in maml.Config.model_fields.values())
     assert maml.Config().model_dump()["inner_lr"] == 0.4
+
+
+def test_a_net_that_only_normalises_has_no_scale_and_no_shift_in_its_checkpoint(tmp_path):
+    kept = []
+    for affine in (True, False):
+        run(config(affine=affine), 0, 2, tmp_path / str(affine))
+        names = load_file(tmp_path / str(affine) / "state.safetensors")
+        kept.append({name for name in names if name.startswith("tensor/")})
+    assert "tensor/param/norm4.shift" in kept[0]
+    assert kept[1] == {name for name in kept[0] if "norm" not in name}

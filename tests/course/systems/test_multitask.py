@@ -163,21 +163,21 @@ def test_a_loss_that_is_not_finite_ends_the_trial_before_its_step_is_reported(mo
 
 @pytest.mark.parametrize("name", ["mse", "mrr"])
 def test_a_validation_that_is_not_finite_ends_the_trial(name, monkeypatch):
-    evaluate = multitask.multitask.evaluate
+    evaluate = multitask.ranking.evaluate
     nothing = {name: torch.full((3,), math.nan)}
-    monkeypatch.setattr(multitask.multitask, "evaluate", lambda *given: evaluate(*given) | nothing)
+    monkeypatch.setattr(multitask.ranking, "evaluate", lambda *given: evaluate(*given) | nothing)
     with pytest.raises(Diverged, match="nan at step 2"):
         list(multitask.train(config(), 0, 4))
 
 
 def test_validation_ranks_without_the_items_of_training_and_test_without_those_of_validation_too(monkeypatch, tmp_path):
-    known, evaluate = [], multitask.multitask.evaluate
+    known, evaluate = [], multitask.ranking.evaluate
 
     def spy(params, held_out, known_ratings):
         known.append((len(held_out), len(known_ratings)))
         return evaluate(params, held_out, known_ratings)
 
-    monkeypatch.setattr(multitask.multitask, "evaluate", spy)
+    monkeypatch.setattr(multitask.ranking, "evaluate", spy)
     run(config(), 0, 2, tmp_path / "home")
     assert known == [(40, 240)]
     known.clear()
@@ -272,7 +272,8 @@ CHANGES = {
 
 @pytest.mark.parametrize(("name", "value"), CHANGES.items())
 def test_every_hyperparameter_changes_the_rows(name, value):
-    assert CHANGES.keys() | {"dataset"} == multitask.Config.model_fields.keys()
+    of_own = {"data", "user_column", "item_column", "rating_column", "time_column"}  # see test_multitask_own.py
+    assert CHANGES.keys() | {"dataset"} | of_own == multitask.Config.model_fields.keys()
     one, other = (
         rows(list(multitask.train(settings, 0, 30)))
         for settings in (config(lr=0.1), config(**({"lr": 0.1} | {name: value})))
@@ -310,7 +311,7 @@ def test_layers_are_written_as_text_or_as_numbers(written, widths):
 def test_the_defaults_are_the_course_s():
     default = multitask.Config()
     assert (default.dim, default.widths, default.lr, default.batch) == (32, [64], 1e-3, 256)
-    assert default.algorithm == multitask.Multitask("sigmoid", 0.99, pytest.approx(0.01), 0.0)
+    assert default.algorithm == multitask.multitask.Multitask("sigmoid", 0.99, pytest.approx(0.01), 0.0)
 
 
 def test_the_first_embeddings_deviate_by_one_over_their_size_unless_told_otherwise():

@@ -30,6 +30,10 @@ pytest.importorskip("peft")
 SMALL_IMAGES = {"dataset": "glyphs", "ways": 3, "queries": 2, "filters": 4, "test_shots": [1, 2], "test_queries": 2}
 MAML = SMALL_IMAGES | {"body": "pooled", "tasks": 3, "val_tasks": 3, "test_tasks": 5, "learn_inner_lrs": "tensor"}
 PROTONET = SMALL_IMAGES | {"eval_ways": 3, "eval_queries": 2, "tasks": 3, "val_tasks": 3, "test_tasks": 5}
+BASELINE = {
+    "dataset": "glyphs", "filters": 4, "batch": 6, "batches": 3, "classifier": "cosine", "eval_ways": 3,
+    "eval_queries": 2, "val_tasks": 3, "test_tasks": 5, "test_shots": [1, 2], "test_queries": 2,
+}  # fmt: skip
 MANN = {"dataset": "glyphs", "ways": 3, "tasks": 3, "hidden": 8, "val_tasks": 3, "test_tasks": 5}
 MULTITASK = {
     "dataset": "planted", "dim": 2, "layers": "4", "dropout": 0.1, "regression_bias": True, "sharing": "separate",
@@ -59,6 +63,8 @@ CASES = [
     Case("maml", MAML | NOBODYS, "maml of one task"),
     Case("protonet", PROTONET),
     Case("protonet", PROTONET | NOBODYS, "protonet of one task"),
+    Case("baseline", BASELINE),
+    Case("baseline", BASELINE | {"batches": 1, "val_tasks": 1, "test_tasks": 3}, "baseline of one batch"),
     Case("mann", MANN),
     Case("mann", MANN | NOBODYS | {"encoder": "conv"}, "mann of one task"),
     Case("multitask", MULTITASK),
@@ -91,7 +97,7 @@ def one_thread(monkeypatch) -> Iterator[None]:
 def in_float64() -> Iterator[None]:
     """Parameters are drawn, data read and weights loaded in float64."""
     from cs330ray.course.pretrained import models
-    from cs330ray.course.systems import fewshot, mann, multitask
+    from cs330ray.course.systems import baseline, fewshot, mann, multitask
 
     def doubled(read: Callable[..., Any]) -> Callable[..., Any]:
         def as_doubles(*given: Any, **named: Any) -> Any:
@@ -109,7 +115,7 @@ def in_float64() -> Iterator[None]:
         return as_doubles
 
     with ExitStack() as patches:
-        for module, name in ((fewshot, "draw"), (mann, "_draw"), (multitask, "_ratings")):
+        for module, name in ((fewshot, "_batch"), (baseline, "_draw"), (mann, "_draw"), (multitask, "_ratings")):
             patches.enter_context(patch.object(module, name, doubled(getattr(module, name))))
         for name in ("causal", "encoder"):
             patches.enter_context(patch.object(models, name, doubled_model(getattr(models, name))))
@@ -228,16 +234,19 @@ def test_in_float32_two_workers_hold_the_same_bits_too(case, pair, tmp_path):
 
 def work(case: Case) -> dict[str, int]:
     """How many tasks, ratings, examples or questions each function of the learner is given here, in two steps."""
-    from cs330ray.course.learners import decoding, lora, maml, mann, multitask, protonet
+    from cs330ray.course.learners import baseline, decoding, lora, maml, mann, protonet
+    from cs330ray.course.learners.recommender import multitask, ranking
 
     counted: dict[tuple[Any, str], Callable[..., int]] = {
         (maml, "outer_backward"): lambda *given, **_: len(given[3]),
         (maml, "evaluate"): lambda *given: len(given[3]),
         (protonet, "backward"): lambda *given, **_: len(given[2]),
         (protonet, "evaluate"): lambda *given: len(given[2]),
+        (baseline, "backward"): lambda *given, **_: len(given[2]),
+        (baseline, "scores"): lambda *given: len(given[1]),
         (mann, "logits"): lambda *given: len(given[2]),
         (multitask, "backward"): lambda *given, **_: len(given[3]),
-        (multitask, "evaluate"): lambda *given: len(given[1]),
+        (ranking, "evaluate"): lambda *given: len(given[1]),
         (lora, "backward"): lambda *given, **_: sum(len(part.labels_BK) for part in given[1]),
         (lora, "evaluate"): lambda *given, **_: len(given[1]),
         (decoding.Decoder, "greedy"): lambda *given, **_: len(given[1]),
@@ -273,7 +282,8 @@ def test_two_workers_do_once_what_one_process_does_once(case, pair):
 
 def spoilt(case: Case) -> tuple[str, int]:
     """Train with a loss that is not finite in the second worker alone, from the third on; why and after which row."""
-    from cs330ray.course.learners import decoding, lora, maml, mann, multitask, protonet
+    from cs330ray.course.learners import baseline, decoding, lora, maml, mann, protonet
+    from cs330ray.course.learners.recommender import multitask
 
     learned = iter(range(1, 100))
 
@@ -290,6 +300,11 @@ def spoilt(case: Case) -> tuple[str, int]:
 
     owner, name, spoil = {
         "maml": (maml, "outer_backward", lambda loss: math.inf if bad() else loss),
+        "baseline": (
+            baseline,
+            "backward",
+            lambda found: ({"loss": found[0]["loss"] * torch.inf}, found[1]) if bad() else found,
+        ),
         "protonet": (protonet, "backward", lambda row: row | ({"loss": row["loss"] * torch.inf} if bad() else {})),
         "mann": (mann, "losses", spoilt_losses),
         "multitask": (multitask, "train_epoch", lambda means: (math.nan, 1.0) if bad() else means),

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cs330ray.course.learners.tasks import Batch
+from cs330ray.course.learners.fewshot.tasks import Batch
 from cs330ray.course.systems import fewshot, maml, protonet
 from cs330ray.errors import CheckpointError, Diverged
 from cs330ray.package import shipped
@@ -288,6 +288,17 @@ def test_the_score_under_the_support_s_statistics_is_that_of_a_trial_which_is_to
     assert by_query["test_accuracy_support_norm"] == by_support["test_accuracy"] != by_query["test_accuracy"]
 
 
+def test_tasks_that_are_gathered_some_at_a_time_score_the_same_bit_for_bit(tmp_path, monkeypatch):
+    """Ten tasks of 3 classes with 4 queries are 120 of 128 images; 25 tasks are gathered in three parts."""
+    run(config(), 0, 2, tmp_path / "home")
+    whole = protonet.test(config(test_tasks=25), 0, tmp_path / "home")
+    gathered, batch_of = [], fewshot._batch
+    monkeypatch.setattr(fewshot, "_batch", lambda episodes: gathered.append(len(episodes)) or batch_of(episodes))
+    monkeypatch.setattr(fewshot, "BYTES_AT_ONCE", 1)
+    assert protonet.test(config(test_tasks=25), 0, tmp_path / "home") == whole
+    assert gathered[:3] == [10, 10, 5]
+
+
 def test_a_test_does_not_hang_on_the_kind_of_the_training_tasks(tmp_path):
     run(config(), 0, 2, tmp_path / "home")
     one, other = (
@@ -300,16 +311,17 @@ def test_a_test_does_not_hang_on_the_kind_of_the_training_tasks(tmp_path):
 
 
 CHANGES = {
-    "ways": 3, "shots": 1, "queries": 4, "tasks": 5, "filters": 5, "distance": "euclidean", "lr": 0.01,
+    "ways": 3, "shots": 1, "queries": 4, "tasks": 5, "filters": 5, "affine": False, "distance": "euclidean", "lr": 0.01,
     "query_norm": "support", "eval_every_steps": 1, "eval_ways": 2, "eval_shots": 2, "eval_queries": 4, "val_tasks": 6,
     "data_seed": 1,
 }  # fmt: skip
+OF_THE_IMAGES = {"dataset", "split", "data", "size", "channels"}
 OF_THE_TEST = {"test_tasks", "test_shots", "test_queries"}
 
 
 @pytest.mark.parametrize(("name", "value"), CHANGES.items())
 def test_every_hyperparameter_changes_the_rows(name, value):
-    assert CHANGES.keys() | OF_THE_TEST | {"dataset", "split"} == protonet.Config.model_fields.keys()
+    assert CHANGES.keys() | OF_THE_TEST | OF_THE_IMAGES == protonet.Config.model_fields.keys()
     one, other = (rows(list(protonet.train(settings, 0, 4))) for settings in (config(), config(**{name: value})))
     assert one != other
 
@@ -342,3 +354,13 @@ def test_the_defaults_are_those_of_the_course():
     course = {"ways": 5, "shots": 1, "queries": 15, "tasks": 16, "filters": 64, "distance": "squared", "lr": 1e-3}
     assert defaults == defaults | course
     assert protonet.chance(config()) == {"val_accuracy": 1 / 3}
+
+
+def test_a_net_that_only_normalises_has_no_scale_and_no_shift_in_its_checkpoint(tmp_path):
+    kept = []
+    for affine in (True, False):
+        run(config(affine=affine), 0, 2, tmp_path / str(affine))
+        names = load_file(tmp_path / str(affine) / "state.safetensors")
+        kept.append({name for name in names if name.startswith("tensor/")})
+    assert "tensor/param/norm4.shift" in kept[0]
+    assert kept[1] == {name for name in kept[0] if "norm" not in name}

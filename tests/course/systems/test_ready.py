@@ -15,11 +15,19 @@ from cs330ray.course.data.text import Example
 from cs330ray.course.learners import mann as mann_learner
 from cs330ray.course.models import card
 from cs330ray.course.models.language import one_line
-from cs330ray.course.systems import fewshot, finetune, icl, maml, mann, multitask, protonet
+from cs330ray.course.systems import baseline, fewshot, finetune, icl, maml, mann, multitask, protonet
 from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.trial import named
 from cs330ray.trial.contract import Weights
-from tests.trial.test_contract import TINY_FINETUNE, TINY_ICL, TINY_MAML, TINY_MANN, TINY_MULTITASK, TINY_PROTONET
+from tests.trial.test_contract import (
+    TINY_BASELINE,
+    TINY_FINETUNE,
+    TINY_ICL,
+    TINY_MAML,
+    TINY_MANN,
+    TINY_MULTITASK,
+    TINY_PROTONET,
+)
 
 SEED = 5
 
@@ -80,21 +88,25 @@ def accuracies(model: Any, support_TNKCHW: torch.Tensor, query_TNQCHW: torch.Ten
 @pytest.mark.parametrize(
     ("module", "values", "shots"),
     [(maml, TINY_MAML, 1), (maml, TINY_MAML | {"eval_inner_steps": 3}, 1), (protonet, TINY_PROTONET, 1),
-     (protonet, TINY_PROTONET | {"distance": "euclidean", "eval_shots": 2}, 2)],
-    ids=["maml", "maml of more inner steps", "protonet", "protonet of the other distance"],
+     (protonet, TINY_PROTONET | {"distance": "euclidean", "eval_shots": 2}, 2), (baseline, TINY_BASELINE, 1),
+     (baseline, TINY_BASELINE | {"classifier": "cosine", "head": "nearest", "eval_shots": 2}, 2)],
+    ids=["maml", "maml of more inner steps", "protonet", "protonet of the other distance", "baseline", "baseline++"],
 )  # fmt: skip
 def test_drawings_are_named_as_in_the_test_where_the_support_normalises(
     trained: Train, module: Any, values: dict[str, Any], shots: int
 ):
     one = trained(module.__name__.rpartition(".")[2], values, test_tasks=12)
     scores = module.test(one.config, SEED, one.checkpoint)
-    batch = fewshot.with_shots(module._test_batch(one.config, torch.device("cpu")), shots)
+    batch = fewshot.evaluation(one.config, "test", torch.device("cpu")).with_shots(shots)
     found = accuracies(one.model, batch.support_TNKCHW, batch.query_TNQCHW)
     assert found == [item.score for item in scores.items["test_accuracy_support_norm"]]
     assert len({*found}) > 1  # else any model would do
 
 
-@pytest.mark.parametrize(("name", "values"), [("maml", TINY_MAML), ("protonet", TINY_PROTONET), ("mann", TINY_MANN)])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("maml", TINY_MAML), ("protonet", TINY_PROTONET), ("mann", TINY_MANN), ("baseline", TINY_BASELINE)],
+)
 def test_a_query_is_named_alone_as_it_is_among_others(trained: Train, name: str, values: dict[str, Any]):
     one = trained(name, values)
     images = np.random.default_rng(0).integers(0, 200, (13, 28, 28)).astype(np.uint8)
@@ -105,7 +117,7 @@ def test_a_query_is_named_alone_as_it_is_among_others(trained: Train, name: str,
 
 def test_the_memory_names_the_first_query_of_a_sequence_as_in_the_test(trained: Train):
     one = trained("mann", TINY_MANN, test_tasks=40)
-    batch = mann._evaluation_batch(one.config, "test", 40, torch.device("cpu"))
+    batch = mann._evaluation_batch(one.config, "test", torch.device("cpu"))
     with torch.no_grad():
         params = {name: tensor.clone() for name, tensor in one.exported.tensors.items()}
         true = mann_learner.logits(one.config.net, params, batch)[:, 0].argmax(dim=1).tolist()
@@ -123,13 +135,14 @@ def test_other_numbers_of_classes_than_in_training_are_refused(trained: Train, n
     from cs330ray.errors import SpecError
 
     one = trained(name, values, steps=1)
-    blank = np.zeros((2, 28, 28), np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 200, (2, 28, 28)).astype(np.uint8)
     with pytest.raises(SpecError, match="3, as many as in training, different labels are needed, but got 2"):
-        one.model.classify(blank, ["a", "b"], blank)
+        one.model.classify(drawn, ["a", "b"], drawn)
 
 
-def test_prototypes_take_any_number_of_classes(trained: Train):
-    one = trained("protonet", TINY_PROTONET, steps=1)
+@pytest.mark.parametrize(("name", "values"), [("protonet", TINY_PROTONET), ("baseline", TINY_BASELINE)])
+def test_class_means_take_any_number_of_classes(trained: Train, name: str, values: dict[str, Any]):
+    one = trained(name, values, steps=1)
     images = np.random.default_rng(0).integers(0, 200, (7, 28, 28)).astype(np.uint8)
     assert one.model.classify(images, "abcdefg", images) == list("abcdefg")
 
@@ -311,7 +324,7 @@ def test_a_text_is_put_as_the_data_put_it():
 @pytest.mark.parametrize(
     ("name", "values"),
     [("maml", TINY_MAML), ("protonet", TINY_PROTONET), ("mann", TINY_MANN), ("multitask", TINY_MULTITASK),
-     ("finetune", TINY_FINETUNE)],
+     ("finetune", TINY_FINETUNE), ("baseline", TINY_BASELINE)],
 )  # fmt: skip
 @pytest.mark.parametrize("change", ["missing", "another", "shape", "type"])
 def test_tensors_of_another_net_are_refused_in_one_line(trained: Train, name: str, values: dict[str, Any], change: str):

@@ -126,14 +126,19 @@ def indices(split: str, data_seed: int, part: str, folds: NDArray[np.uint8]) -> 
 
     The course's solutions saw what are here train and val together.
     """
-    held_out = round(HELD_OUT * len(folds))
-    random = np.random.RandomState(data_seed)  # its streams never change, unlike those of default_rng
     if split == "course":
-        test, rest = np.split(random.permutation(len(folds)), [held_out])
-    else:
-        is_test = folds == FOLDS.index(split)
-        test, rest = np.flatnonzero(is_test), random.permutation(np.flatnonzero(~is_test))
-    val, train = np.split(rest, [held_out])
+        return at_random(len(folds), data_seed, part)
+    is_test = folds == FOLDS.index(split)
+    rest = np.random.RandomState(data_seed).permutation(np.flatnonzero(~is_test))
+    val, train = np.split(rest, [round(HELD_OUT * len(folds))])
+    return {"train": train, "val": val, "test": np.flatnonzero(is_test)}[part]
+
+
+def at_random(count: int, data_seed: int, part: str) -> NDArray[np.intp]:
+    """Choose the ratings of one part of `count`, of which 5 % are cut for test and 5 % for validation at random."""
+    held_out = round(HELD_OUT * count)
+    order = np.random.RandomState(data_seed).permutation(count)  # its streams never change, unlike default_rng's
+    test, val, train = np.split(order, [held_out, 2 * held_out])
     return {"train": train, "val": val, "test": test}[part]
 
 

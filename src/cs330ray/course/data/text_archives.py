@@ -88,7 +88,7 @@ def read_amazon() -> list[list[str]]:
     archive = archives.ARCHIVES[FILES["amazon"]]
     try:
         rows = _json_lines(unpack.read_gz(archive, path))
-        reviews = [[str(at), *_texts(row, ("reviewText", "overall"))] for at, row in enumerate(rows, 1)]
+        reviews = [[str(at), *_texts(f"line {at}", row, ("reviewText", "overall"))] for at, row in enumerate(rows, 1)]
         counts = Counter(stars for *_, stars in reviews)
         wanted = dict(zip(STARS, FACTS.stars, strict=True))
         _check("it", "as many reviews by their stars", dict(sorted(counts.items())), wanted)
@@ -102,8 +102,11 @@ def read_xsum() -> list[list[str]]:
     path = fetch("xsum")
     archive = archives.ARCHIVES[FILES["xsum"]]
     try:
-        rows = (_parquet if path.suffix == ".parquet" else _json_pairs)(path, archive.max_bytes)
-        pairs = [_texts(row, ("id", "document", "summary")) for row in rows]
+        read, unit = (_parquet, "row") if path.suffix == ".parquet" else (_json_pairs, "line")
+        rows = enumerate(read(path, archive.max_bytes), 1)
+        pairs = [_texts(f"{unit} {at}", row, ("id", "document", "summary")) for at, row in rows]
+        if not pairs:
+            raise ValueError("expected pairs of a document and its summary, got an empty file")
         _check("it", "as many different ids as pairs", len({id_ for id_, *_ in pairs}), len(pairs))
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: {error}; {archive.remedy}") from None
@@ -146,14 +149,17 @@ def _parquet(path: Path, max_bytes: int) -> Iterator[Mapping[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _texts(row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+def _texts(place: str, row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
     """Some fields of a row, each a text or a number, as a line of text; raises ValueError where one is missing."""
     for name in fields:
         if not isinstance(row.get(name), str | int | float):
-            raise ValueError(f"{name} must stand in each row as a text or a number, but got {row.get(name)!r:.60}")
+            got = f"{row[name]!r:.60}" if name in row else "no such field"
+            raise ValueError(f"{place}: {name} must stand in each row as a text or a number, but got {got}")
     texts = [_one_line(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) for name in fields]
     if any(SURROGATE.search(text) for text in texts):
-        raise ValueError(f"{', '.join(fields)} must be text in each row, but got half a character in {texts[0]!r:.60}")
+        raise ValueError(
+            f"{place}: {', '.join(fields)} must be text in each row, but got half a character in {texts[0]!r:.60}"
+        )
     return texts
 
 

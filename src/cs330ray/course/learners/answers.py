@@ -21,6 +21,17 @@ def exact_match(prediction: str, answer: str) -> bool:
     return normalise(prediction) == normalise(answer)
 
 
+def fold(text: str) -> str:
+    """Bring one's own text to single blanks and one case, without a period at its end: all other signs count."""
+    folded = " ".join(text.split()).casefold()
+    return folded.removesuffix(".") or folded
+
+
+def same(prediction: str, answer: str) -> bool:
+    """Whether both are the same text of one's own: -5 is not 5, nor C++ C, which `exact_match` takes for the same."""
+    return fold(prediction) == fold(answer)
+
+
 def rouge1(prediction: str, answer: str) -> float:
     """The F measure of the words that both have, stemmed: rouge1 by rouge-score, in [0, 1].
 

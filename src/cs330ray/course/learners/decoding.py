@@ -10,11 +10,13 @@ from torch import Tensor
 
 from cs330ray.course.learners import attention
 from cs330ray.course.learners.attention import Moment
+from cs330ray.course.learners.prompts import Asking
 from cs330ray.errors import Diverged, SpecError
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+PERIOD = Asking("none")  # an answer ends at a period
 Pick = Callable[[Tensor], Tensor]  # logits (B, V) -> the next token of each row (B,)
 
 
@@ -27,13 +29,15 @@ def greedy(
     batch: int,
     window: int,
     prefix: str = "",
+    asking: Asking = PERIOD,
 ) -> list[str]:
     """Continue `prefix` + each prompt by its most likely tokens: what comes before the first period, without blanks.
 
-    Ends earlier at the end of the text, and after `max_new_tokens`. Raises SpecError where a prompt does not fit into
-    `window` tokens, Diverged where the model no longer gives finite logits.
+    Or before what else ends an answer of `asking`. Ends earlier at the end of the text, and after `max_new_tokens`.
+    Raises SpecError where a prompt does not fit into `window` tokens, Diverged where the model no longer gives finite
+    logits.
     """
-    decoder = Decoder(model, tokenizer, window=window, prefix=prefix)
+    decoder = Decoder(model, tokenizer, window=window, prefix=prefix, asking=asking)
     return decoder.greedy(prompts, max_new_tokens=max_new_tokens, batch=batch)
 
 
@@ -41,15 +45,22 @@ class Decoder:
     """A model behind one prefix, whose keys and values it computes once, at the first prompt."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, window: int, prefix: str = ""
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        window: int,
+        prefix: str = "",
+        asking: Asking = PERIOD,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.window = window
         self.prefix = prefix
+        self.asking = asking
         self._read: dict[str, list[int]] = {}  # what was tokenised
         self._prefix_ids = self._ids(prefix) if prefix else []
-        self._ends = _ends(model, tokenizer)
+        self._ends = _ends(model, tokenizer) | asking.ends(tokenizer)
 
     def tokens(self, prompts: Sequence[str]) -> list[int]:
         """Count the tokens of the prefix and each prompt together."""
@@ -62,7 +73,7 @@ class Decoder:
         if over > 0:
             raise SpecError(
                 f"prompt: at most {self.window} tokens fit the model's window, but got {longest} of the longest prompt "
-                f"+ {max_new_tokens} new ones, {over} too many; lower shots or max_words, or drop whole examples"
+                f"+ {max_new_tokens} new ones, {over} too many; lower shots, take shorter texts, or drop whole examples"
             )
 
     def greedy(self, prompts: Sequence[str], *, max_new_tokens: int, batch: int) -> list[str]:
@@ -72,9 +83,10 @@ class Decoder:
         with attention.reading(self.model):
             shared, own = self._divide([self.prefix + prompt for prompt in prompts])
             for rows in _batches(own, batch):
-                texts = self._write(shared, [own[row] for row in rows], _most_likely, max_new_tokens, stop=".")
+                stop = self.asking.stop
+                texts = self._write(shared, [own[row] for row in rows], _most_likely, max_new_tokens, stop=stop)
                 for row, text in zip(rows, texts, strict=True):
-                    answers[row] = text.partition(".")[0].strip()
+                    answers[row] = (text if stop is None else text.partition(stop)[0]).strip()
         return answers
 
     def logits(self, prompts: Sequence[str], *, batch: int) -> Tensor:
@@ -139,7 +151,7 @@ class Decoder:
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._read:
-            self._read[text] = self.tokenizer(text, verbose=False)["input_ids"]  # the window is checked here, in words
+            self._read[text] = self.asking.tokens(self.tokenizer, text)
         return self._read[text]
 
     def _divide(self, texts: Sequence[str]) -> tuple[int, list[list[int]]]:
@@ -152,7 +164,7 @@ class Decoder:
         return shared, [ids[shared:] for ids in whole]
 
     def _write(
-        self, shared: int, own: Sequence[Sequence[int]], pick: Pick, max_new_tokens: int, *, stop: str
+        self, shared: int, own: Sequence[Sequence[int]], pick: Pick, max_new_tokens: int, *, stop: str | None
     ) -> list[str]:
         """Continue each row until every one has ended: by an end of text, by `stop` in what it wrote, or by length."""
         written: list[list[int]] = [[] for _ in own]
@@ -164,7 +176,7 @@ class Decoder:
                 if not ended[row]:
                     written[row].append(token)
                     texts[row] = str(self.tokenizer.decode(written[row], skip_special_tokens=True))
-                    ended[row] = stop in texts[row]
+                    ended[row] = stop is not None and stop in texts[row]
             if all(ended):
                 break
         return texts

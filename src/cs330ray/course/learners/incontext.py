@@ -20,28 +20,12 @@ from torch import Tensor
 
 from cs330ray.course.learners import prompts
 from cs330ray.course.learners.decoding import Decoder
-from cs330ray.course.learners.prompts import PromptStyle
+from cs330ray.course.learners.prompts import Asking
 
 Ordering = Literal["seed", "globalE", "localE"]
 
 PROBE_TOKENS = 64  # that a candidate's own text may have
 PROBE_ROOM = 2 * PROBE_TOKENS  # behind the examples: read again it may have more, and an answer follows
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How a question is put, and the examples with it."""
-
-    style: PromptStyle
-    template: str | None = None
-
-    def prompt(self, text: str) -> str:
-        """The question about a text."""
-        return prompts.question(self.style, text, self.template)
-
-    def prefix(self, shots: Sequence[tuple[str, str]]) -> str:
-        """Examples, each a text and its answer, in front of a question."""
-        return prompts.prefix([prompts.shot(self.style, text, answer, self.template) for text, answer in shots])
 
 
 @dataclass(frozen=True)

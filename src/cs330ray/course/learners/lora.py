@@ -8,7 +8,8 @@ LoRA leaves a matrix W as it is and adds (alpha / rank) B A to it, section 4.1; 
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Method = Literal["all", "first", "middle", "last", "lora"]
-Targets = Literal["attention", "mlp", "both"]
+OF_BLOCKS = ("attention", "mlp", "both")  # which matrices of each block
+ALL_LINEAR = "all-linear"  # every matrix of the model but the embeddings' and the head's, as QLoRA has them
 
 IGNORED = -100  # the label of what is no answer
 ATTENTION = ("attn", "attention")  # parts of the names of modules, in every architecture of transformers
@@ -38,7 +40,7 @@ class Tuning:
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.0  # of what goes into A
-    targets: Targets = "both"
+    targets: str = "both"  # one of OF_BLOCKS, ALL_LINEAR, or names of matrices with commas: "q_proj, v_proj"
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scored:
-    """Of each example: the summed loss of its labels in nats, how many of them were right, and how many there are."""
+    """Of each example: the summed loss of its labels in nats, how many of them were right, and how many there are.
+
+    `likeliest_B` is the value that has the highest score for its last label: of classes the one told.
+    """
 
     loss_B: Tensor
     right_B: Tensor
     labels_B: Tensor
+    likeliest_B: Tensor
 
     @property
     def accuracy_B(self) -> Tensor:
@@ -141,6 +147,21 @@ def set_dropout(model: nn.Module, share: float) -> None:
             module.attention_dropout = share  # type: ignore[assignment]
 
 
+def checkpoint_gradients(model: "PreTrainedModel") -> None:
+    """Have the blocks compute again, in the backward pass, what they would keep: less memory, the same gradients."""
+    require_checkpointing(model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # type: ignore[no-untyped-call]  # of the reentrant kind alone
+
+
+def require_checkpointing(model: "PreTrainedModel") -> None:
+    """Raise SpecError where a model cannot compute its blocks again."""
+    if not model.supports_gradient_checkpointing:
+        raise SpecError(
+            f"gradient_checkpointing: expected a model that can do it, got {type(model).__name__}; set it to false"
+        )
+
+
 def _in_one_product(_: nn.Module, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Have the last tokens' features lie together: as a cut, each row is multiplied by the vocabulary alone."""
     return tuple(feature.contiguous() for feature in features)
@@ -157,7 +178,7 @@ def _adapt(model: "PreTrainedModel", tuning: Tuning, generator: torch.Generator)
         r=tuning.rank,
         lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # whole numbers by its annotation; it divides, no more
         lora_dropout=tuning.dropout,
-        target_modules=_targets(model, tuning.targets),
+        target_modules=adapted(model, tuning.targets),
         modules_to_save=head or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # gpt2 keeps W transposed
     )
@@ -173,16 +194,41 @@ def _adapt(model: "PreTrainedModel", tuning: Tuning, generator: torch.Generator)
     return adapter
 
 
-def _targets(model: "PreTrainedModel", targets: Targets) -> str:
-    """The pattern of the names of the matrices of all blocks that get an adapter."""
+def adapted(model: "PreTrainedModel", targets: str) -> str:
+    """Find the matrices that get an adapter; a pattern of their names. Raises SpecError where there is none."""
     from transformers.pytorch_utils import Conv1D
 
+    if targets not in OF_BLOCKS:
+        return _named(model, targets)
     name, blocks = _blocks(model)
     matrices = [place for place, module in blocks[0].named_modules() if isinstance(module, nn.Linear | Conv1D)]
     chosen = [place for place in matrices if targets in ("both", "attention" if _attends(place) else "mlp")]
     if not chosen:
         raise SpecError(f"targets: a block of this model has the matrices {matrices}, none of them {targets!r}")
     return rf"{re.escape(name)}\.\d+\.({'|'.join(map(re.escape, chosen))})"
+
+
+def _named(model: "PreTrainedModel", targets: str) -> str:
+    """The pattern of matrices by their names, or by the ends of these as peft has it; never those of the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    last, head = model.get_output_embeddings(), tuple(f"{part}." for part in _head(model))  # type: ignore[no-untyped-call]
+    matrices = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not last and not f"{name}.".startswith(head or "\0")
+    ]
+    if targets == ALL_LINEAR:
+        return "|".join(map(re.escape, matrices))
+    asked = [each.strip() for each in targets.split(",")]
+    for each in asked:
+        if not any(f".{name}".endswith(f".{each}") for name in matrices):
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
+            raise SpecError(
+                f"targets: expected {', '.join((*OF_BLOCKS, ALL_LINEAR))} or names of this model's matrices ({known}), "
+                f"got {each!r}; choose among them"
+            )
+    return "|".join(re.escape(name) for name in matrices if any(f".{name}".endswith(f".{each}") for each in asked))
 
 
 def _attends(place: str) -> bool:
@@ -269,18 +315,27 @@ def scored(model: nn.Module, batch: Batch) -> Scored:
     labels_BK = batch.labels_BK
     loss_B = F.cross_entropy(logits_BKV.flatten(0, 1), labels_BK.flatten(), ignore_index=IGNORED, reduction="none")
     loss_BK = loss_B.view_as(labels_BK)
-    right_BK = logits_BKV.detach().argmax(dim=-1) == labels_BK
-    return Scored(loss_BK.sum(dim=1), right_BK.sum(dim=1), (labels_BK != IGNORED).sum(dim=1))
+    likeliest_BK = logits_BKV.detach().argmax(dim=-1)
+    right_B = (likeliest_BK == labels_BK).sum(dim=1)
+    return Scored(loss_BK.sum(dim=1), right_B, (labels_BK != IGNORED).sum(dim=1), likeliest_BK[:, -1])
 
 
-def backward(model: nn.Module, parts: Sequence[Batch], *, answers: int) -> float:
+def backward(
+    model: nn.Module,
+    parts: Sequence[Batch],
+    *,
+    answers: int,
+    computing: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> float:
     """Add to the gradients that of the summed loss over `answers`, the labels of the WHOLE batch; that loss.
 
     `parts` may be all of a batch or a worker's share of it: whoever adds up what the shares give has the whole.
+    `computing` is around the forward pass alone, as torch wants it of mixed precision.
     """
     total = 0.0
     for part in parts:
-        loss = scored(model, part).loss_B.sum() / answers
+        with computing():
+            loss = scored(model, part).loss_B.sum() / answers
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
@@ -290,9 +345,9 @@ def backward(model: nn.Module, parts: Sequence[Batch], *, answers: int) -> float
 def evaluate(model: nn.Module, examples: Sequence[Encoded], size: int, *, pad: int, device: torch.device) -> Scored:
     """Score examples without dropout, in their order."""
     model.eval()
-    rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    rows: dict[int, tuple[Tensor, ...]] = {}
     for places, batch in batches(examples, size, pad=pad, device=device):
         found = scored(model, batch)
-        columns = zip(found.loss_B.cpu(), found.right_B.cpu(), found.labels_B.cpu(), strict=True)
+        columns = zip(*(column.cpu() for column in vars(found).values()), strict=True)
         rows |= dict(zip(places, columns, strict=True))
     return Scored(*(torch.stack(column) for column in zip(*(rows[place] for place in sorted(rows)), strict=True)))

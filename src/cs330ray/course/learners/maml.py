@@ -11,13 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cs330ray.course.learners import conv4
-from cs330ray.course.learners.conv4 import Body, Params
-from cs330ray.course.learners.tasks import Batch, QueryNorm, accuracy, cross_entropy
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.conv4 import Body, Params
+from cs330ray.course.learners.fewshot.tasks import CPU_IMAGES_AT_ONCE, Batch, QueryNorm, accuracy, cross_entropy
 
 LearnInnerLrs = Literal["none", "tensor", "tensor_step"]
-
-IMAGES_AT_ONCE = 128  # on a CPU: enough to feed one call, few enough to stay in its caches
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def _query_gradients(maml: Maml, phi_T: Params, batch: Batch) -> Iterator[tuple[
 def _parts(batch: Batch, of: Tensor) -> Iterator[Batch]:
     """Cut a batch into few tasks at a time, by the number of images in `of`; a GPU takes all at once."""
     images = of.shape[1] * of.shape[2]
-    at_once = max(1, IMAGES_AT_ONCE // images) if of.device.type == "cpu" else max(1, len(batch))
+    at_once = max(1, CPU_IMAGES_AT_ONCE // images) if of.device.type == "cpu" else max(1, len(batch))
     for first in range(0, len(batch), at_once):
         yield batch[first : first + at_once]
 

@@ -50,7 +50,14 @@ class Batch:
 
 
 def init(
-    mann: Mann, *, hidden: int, ways: int, filters: int, generator: torch.Generator, side: int = 28
+    mann: Mann,
+    *,
+    hidden: int,
+    ways: int,
+    filters: int,
+    generator: torch.Generator,
+    side: int = 28,
+    channels: int = 1,
 ) -> dict[str, Tensor]:
     """Draw the parameters: orthogonal recurrent weights, Xavier-uniform input weights, zero biases.
 
@@ -58,10 +65,10 @@ def init(
     the last, `filters` the channels of each block of the encoder.
     """
     params: dict[str, Tensor] = {}
-    features = side**2
+    features = channels * side**2
     if mann.encoder == "conv":
         for block in range(1, BLOCKS + 1):
-            weight_CCHW = torch.empty(filters, 1 if block == 1 else filters, 3, 3)
+            weight_CCHW = torch.empty(filters, channels if block == 1 else filters, 3, 3)
             torch.nn.init.kaiming_uniform_(weight_CCHW, nonlinearity="relu", generator=generator)
             params[f"conv{block}.weight"] = weight_CCHW
             params[f"conv{block}.bias"] = torch.zeros(filters)

@@ -11,14 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cs330ray.course.learners import conv4
-from cs330ray.course.learners.conv4 import Params
-from cs330ray.course.learners.tasks import Batch, QueryNorm, accuracy, cross_entropy
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.conv4 import Params
+from cs330ray.course.learners.fewshot.tasks import CPU_IMAGES_AT_ONCE, Batch, QueryNorm, accuracy, cross_entropy
 
 Distance = Literal["squared", "euclidean"]
 
-CPU_IMAGES_AT_ONCE = 128  # enough to feed one call, few enough to stay in the caches
-IMAGES_AT_ONCE = 8192  # elsewhere: what a few GB of memory hold
+IMAGES_AT_ONCE = 8192  # elsewhere than on a CPU: what a few GB of memory hold
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,27 @@ MADE_HERE = {  # data that cs330ray makes itself
     "planted": "ratings that cs330ray draws from a known model: no person gave them",
     "rooms": "stories that cs330ray draws by a grammar of its own",
 }
+OWN_IMAGES = "images: a folder of images of the person who trained it, on the terms of their owners"
 CLASSIFY = ["labels = model.classify(shown, names, asked)  # paths of drawings, or arrays (28, 28), ink 255"]
+CLASSIFY_PICTURES = ["labels = model.classify(shown, names, asked)  # paths of images, images of Pillow, or arrays"]
 SUPPORT_NORM = (
     "Queries are normalised by the support's statistics, so that no answer hangs on other queries: the figure to "
     "expect is `test_accuracy_support_norm`"
 )
 OF_DRAWINGS = (
-    "Characters in single lines of pen, dark on white, that fill their square: no photographs, no pictures of things",
+    "Characters in single lines of pen, dark on white, a page each: no photographs, no pictures of things",
     "It always names one of the classes that it is shown, however unlike them the query is",
 )
+
+
+def of_pictures(size: int, channels: int) -> tuple[str, ...]:
+    """The limits of a model of one's own images."""
+    colours = "grey" if channels == 1 else "in colour"
+    return (
+        f"Images are read as in training: stretched to {size}x{size} pixels, {colours}, levels divided by 255 and not "
+        "inverted; what looks otherwise than the images of training, it has not learned",
+        OF_DRAWINGS[-1],
+    )
 
 
 def sections(*, weights: str, dataset: str, use: Sequence[str], limits: Sequence[str], base: str | None = None) -> str:
@@ -38,7 +50,11 @@ def _data(dataset: str) -> str:
     """A dataset with the terms of its publisher."""
     if dataset in MADE_HERE:
         return f"{dataset}: {MADE_HERE[dataset]}; they come from no publisher"
-    held = next(archive for archive in archives.archives() if archive.name == dataset)
+    if dataset == "images":
+        return OWN_IMAGES
+    held = next((archive for archive in archives.archives() if archive.name == dataset), None)
+    if held is None:
+        return f"{dataset}: data that cs330ray does not carry; ask for their terms before you pass a model of them on"
     ask = ": ask them before you pass a model of it on" if held.licence.startswith("research") else ""
     return f"{dataset}, from {held.url.rpartition('/')[0]}: {held.licence}{ask}"
 
@@ -48,7 +64,8 @@ def _base(model: str) -> str:
     if Path(model).is_dir():
         return (
             f"on top of the model in a folder {Path(model).name} of the machine that exported: under the terms of its "
-            "publisher. It is not in here: loading this one looks for it at the path in `config.json`"
+            "publisher. It is not in here: loading this one looks for it at the path in `config.json`, or "
+            "where you say: `cs330ray.load(DIR, base=PATH)`; it must be the same, byte for byte"
         )
     carried = known.KNOWN.get(model)
     terms = f"licence {carried.licence}; {carried.note}" if carried is not None else "under the terms of its publisher"

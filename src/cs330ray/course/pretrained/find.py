@@ -14,6 +14,7 @@ from cs330ray.errors import DataError
 from cs330ray.words import first_line
 
 SINGLE = "model.safetensors"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 HUB_TIMEOUT_S = 10  # to connect, and between two answers
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -32,17 +33,38 @@ def folder_of(model: str) -> Path:
     )
 
 
-def _checked(folder: Path) -> Path:
+def _checked(folder: Path, hub: str | None = None) -> Path:
+    """Check that a folder, a snapshot of the hub's model `hub` or one of somebody's, holds a model; the folder."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: a folder with a model's config.json is needed, but it has none")
     if (folder / "adapter_config.json").is_file():
         raise DataError(f"{folder}: a whole model is needed, but it holds an adapter; merge it into its model")
     if missing := [name for name in weight_files(folder) if not _is_weights(name) or not (folder / name).is_file()]:
+        if missing == [SINGLE]:
+            _refuse_pickles(folder, hub)
         raise DataError(
             f"{folder}: weights as model*.safetensors are needed, since nothing else is loaded (a pickle can run "
             f"code), but it names {missing[0]!r}, which is not there or no such file; convert it with `save_pretrained`"
         )
     return folder
+
+
+def _refuse_pickles(folder: Path, hub: str | None) -> None:
+    """Raise DataError where a model's weights are pickles, with the way to convert them; of the hub none is fetched."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if not found and hub is None:
+        return
+    kinds = json.loads((folder / "config.json").read_bytes()).get("architectures")
+    kind = next((str(name) for name in kinds or () if re.fullmatch(r"\w+", str(name))), "AutoModel")
+    source, target = (str(folder), str(folder)) if hub is None else (hub, hub.rpartition("/")[2])
+    tokenizer = "" if hub is None else f"; t.AutoTokenizer.from_pretrained({source!r}).save_pretrained({target!r})"
+    got = ", ".join(found[:3]) or "none"
+    raise DataError(
+        f"{hub or folder}: expected weights as model*.safetensors, got {got}; pickles can run "
+        f'code and are not loaded. If you trust it, convert it once: python -c "import transformers as t; '
+        f't.{kind}.from_pretrained({source!r}).save_pretrained({target!r}){tokenizer}"'
+        f"{'' if hub is None else f', and give {target} as the model'}"
+    )
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -72,7 +94,7 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return _checked(Path(snapshot_download(model, allow_patterns=list(known.FILES), local_files_only=True)))
+        return _checked(Path(snapshot_download(model, allow_patterns=list(known.FILES), local_files_only=True)), model)
     except (LocalEntryNotFoundError, DataError):  # none, or one that was cut
         pass
     if archives.offline() or is_offline_mode():
@@ -85,7 +107,7 @@ def _from_hub(model: str) -> Path:
         raise DataError(_refused(model, error)) from None
     except Exception as error:  # noqa: BLE001 - a lost connection raises what the hub's HTTP library has for it
         return _wheel_instead(model, first_line(error.__cause__ or error))
-    return _checked(folder)
+    return _checked(folder, model)
 
 
 def _refused(model: str, error: Exception) -> str:

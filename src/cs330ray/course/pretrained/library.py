@@ -57,6 +57,8 @@ def one_line(folder: Path, rule: str) -> Iterator[None]:
     """Turn whatever loading raises into a DataError."""
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:  # noqa: BLE001 - tokenizers and safetensors raise classes of their own, and Exception
         reason = first_line(error)
         raise DataError(f"{folder}: it must hold {rule}, but {reason}; download it anew") from None

@@ -12,9 +12,10 @@ Loading never runs code from outside: no pickles, no remote code, no import of w
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -24,6 +25,7 @@ from cs330ray.course.pretrained.find import folder_of, weight_files
 from cs330ray.course.pretrained.library import import_transformers, one_line, quietly
 from cs330ray.course.pretrained.tiny import IN_MEMORY, TINY
 from cs330ray.errors import DataError
+from cs330ray.words import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,8 +102,10 @@ def _load(
     """Load a model of the given kind and its tokenizer; and the names of weights that the folder does not hold."""
     transformers = import_transformers(model)
     safely = {"trust_remote_code": False, "local_files_only": True}
+    _check_type(transformers, folder)
     with quietly(transformers), one_line(folder, "a model and a tokenizer that transformers can load"):
         config = transformers.AutoConfig.from_pretrained(folder, **safely)
+        _check_kind(transformers, auto, config, model)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safely)
     tiny.set_shape(config, shape, model)
     with (
@@ -109,13 +113,13 @@ def _load(
         torch.random.fork_rng(devices=[]),
         one_line(folder, "a model that transformers can load"),
     ):
-        _check_size(transformers, auto, config, folder)
+        attention = _attention(transformers, auto, config, folder)
         weights, report = getattr(transformers, auto).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             ignore_mismatched_sizes=True,  # a head for other classes; reported, and refused below elsewhere
             output_loading_info=True,
             **safely,
@@ -123,19 +127,74 @@ def _load(
     return weights, tokenizer, sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
 
 
-def _check_size(transformers: Any, auto: str, config: "PreTrainedConfig", folder: Path) -> None:
-    """Raise ValueError where a config is of a far larger model than the folder holds, before that takes memory."""
+def _check_type(transformers: Any, folder: Path) -> None:
+    """Raise DataError where a model or its tokenizer is none of transformers' own: code in a folder is never run."""
+    kind, tokenizer = (_settings(folder / name) for name in ("config.json", "tokenizer_config.json"))
+    got = None
+    if kind.get("model_type") not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
+        got = f"the type {short(kind.get('model_type'))} in config.json"
+    elif "auto_map" in tokenizer and not hasattr(transformers, str(tokenizer.get("tokenizer_class"))):
+        got = f"the tokenizer {short(tokenizer.get('tokenizer_class'))} in tokenizer_config.json"
+    if got is not None:
+        raise DataError(
+            f"{folder}: expected a model and a tokenizer of kinds that transformers {transformers.__version__} has, "
+            f"got {got}; the code of a model is never run, so choose another model"
+        )
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    """A JSON object; an empty one where there is none to read, which transformers says in its own words."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_kind(transformers: Any, auto: str, config: "PreTrainedConfig", model: str) -> None:
+    """Raise DataError where a model is not of the kind that is asked for.
+
+    Some encoders load as causal models too, but see the answer that they are to write.
+    """
+    masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    wanted = "a causal language model" if auto == "AutoModelForCausalLM" else "an encoder or a causal language model"
+    if config.is_encoder_decoder or (masked and auto == "AutoModelForCausalLM"):
+        got = "an encoder with a decoder" if config.is_encoder_decoder else "an encoder"
+        raise DataError(f"{model}: expected {wanted}, got {got} ({config.model_type}); choose another model")
+
+
+def _attention(transformers: Any, auto: str, config: "PreTrainedConfig", folder: Path) -> str:
+    """Choose how a model attends: torch's way unless its code has its own alone.
+
+    Raises ValueError where its config is of a far larger model than the folder holds, before that takes memory.
+    """
     with torch.device("meta"):
-        parameters = getattr(transformers, auto).from_config(config).parameters()
-    announced = sum(parameter.numel() for parameter in parameters)
+        drawn = getattr(transformers, auto).from_config(config)
+    announced = sum(parameter.numel() for parameter in drawn.parameters())
     held = sum((folder / name).stat().st_size for name in weight_files(folder))  # a number has a byte or more
     if announced > held + NEW_HEAD:
         raise ValueError(f"its config is of {announced} numbers, and its weights have {held} bytes")
+    return "sdpa" if drawn._supports_sdpa else "eager"
 
 
 def _body(weights: "PreTrainedModel") -> set[str]:
     """The names of all parameters but those of the head."""
     return {name for name, _ in weights.named_parameters() if name.startswith(f"{weights.base_model_prefix}.")}
+
+
+def _check_tokens(weights: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise DataError where the tokenizer pads by a token that the model lacks, or ends texts that are to go on."""
+    name, rows = weights.name_or_path or "model", len(cast("torch.nn.Embedding", weights.get_input_embeddings()).weight)
+    if int(tokenizer.pad_token_id) >= rows:
+        raise DataError(
+            f"{name}: expected a pad token below {rows}, the tokens that the model has, got {tokenizer.pad_token_id}; "
+            "set pad_token in tokenizer_config.json to the end token"
+        )
+    if weights.can_generate() and tokenizer("Mary")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+        raise DataError(
+            f"{name}: expected a tokenizer that leaves texts open, got one that appends {tokenizer.eos_token!r}; set "
+            "add_eos_token in tokenizer_config.json to false"
+        )
 
 
 def _ready(
@@ -145,6 +204,7 @@ def _ready(
         if tokenizer.eos_token is None:
             raise DataError(f"{weights.name_or_path}: a pad or end token is needed, but its tokenizer has neither")
         tokenizer.pad_token = tokenizer.eos_token
+    _check_tokens(weights, tokenizer)
     if weights.config.pad_token_id is None:
         weights.config.pad_token_id = tokenizer.pad_token_id
     torch.nn.Module.to(weights, device)  # transformers' own is typed as a function of a model

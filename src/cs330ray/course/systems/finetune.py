@@ -1,7 +1,7 @@
 """Fine-tuning of a language model on few examples: all weights, some blocks or LoRA, CS330 homework 3."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from cs330ray.course.data.text import Example
-from cs330ray.course.learners import decoding, lora, prompts
+from cs330ray.course.learners import decoding, lora
 from cs330ray.course.learners.lora import Encoded, Scored
 from cs330ray.course.models import card
 from cs330ray.course.models import language as answerers
@@ -18,10 +18,11 @@ from cs330ray.course.models.language import LanguageModel
 from cs330ray.course.pretrained import models
 from cs330ray.course.pretrained.library import settle_hub
 from cs330ray.course.systems import language
-from cs330ray.course.systems.finetune_config import CLASSES, METRICS, Config
-from cs330ray.errors import DataError
+from cs330ray.course.systems.configs.finetune import CLASSES, METRICS, Config
+from cs330ray.course.systems.finetune_reader import Reader
+from cs330ray.course.systems.language import OwnData
 from cs330ray.training import parallel
-from cs330ray.training.device import device, generator
+from cs330ray.training.device import computing_in, device, generator
 from cs330ray.training.state import Trained, load_tensors, mean
 from cs330ray.trial.contract import Progress, Scores, Weights, finite
 
@@ -37,33 +38,53 @@ SPLITS = "examples"  # of a batch, among workers
 def prepare(config: Config) -> str:
     """Find, verify and pack the text and the weights; the digest of both. Raises DataError or SpecError."""
     device()
+    config, classes = _resolved(config, config.texts.labels)
     if config.tuning.method == "lora":
         settle_hub()  # peft imports it
         lora.require_peft()
-    _draw(config, seed=0)  # DataError where there are too few
-    return language.digest(config.dataset, config.model)
+    drawn = _draw(config, seed=0)  # DataError where there are too few
+    digest = language.digest(config.texts, config.model, config.metric)
+    model, tokenizer = language.tried(config.model, classes=len(classes) or None, layers=config.layers)
+    if config.tuning.method == "lora":
+        lora.adapted(model, config.targets)
+    if config.gradient_checkpointing:
+        lora.require_checkpointing(model)
+    reader = Reader(config, tokenizer, models.window(model), classes)
+    for example in [*drawn, *config.texts.part("val")[: config.eval_examples]]:
+        reader.encode(example, new_tokens=0 if config.classifies else config.new_tokens)
+    return digest
 
 
 def chance(config: Config) -> Mapping[str, float]:
-    """What guessing reaches: one of the classes; of answers in words it cannot be said."""
-    return {"val_accuracy": 1 / len(CLASSES[config.dataset])} if config.classifies else {}
+    """What guessing reaches: one of the classes or labels; of other answers in words it cannot be said."""
+    labels = config.texts.labels
+    names = labels or _resolved(config, labels)[1]
+    return {"val_accuracy": 1 / len(names)} if names else {}
 
 
 def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
     """Train up to `steps` steps, or until `early_stop` ends it; a Progress every `eval_every_steps` and at the end.
 
-    Only rows that are due may end it, so that a longer budget ends where a shorter one does. With no examples nothing
-    trains: the one row, of step 1, is what the model knows by itself.
+    Only rows that are due may end it, so that a longer budget ends where a shorter one does; a schedule of the learning
+    rate ends it too, at a step of its own. With no examples nothing trains: the one row, of step 1, is what the model
+    knows by itself.
     """
     where = device()
-    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
+    own = OwnData.of(config.texts)
+    config, classes = _resolved(config, own.labels if own else None)
+    state = _State.fresh(config, 0 if resume else seed, where, classes)
+    if resume is not None:
+        language.same_data(config.texts, resume)
+        state.restored(resume)
+    save = own.saving(state.save) if own else state.save
+    end = steps if config.last_step is None else min(steps, config.last_step)
     drawn = [state.encode(example) for example in _draw(config, seed)]
     val = _Questions.of(config, "val", state)
-    while state.step < steps and not state.ended:
+    while state.step < end and not state.ended:
         state.step += 1
         loss = _update(config, state, drawn, seed) if drawn else None
         due = state.step % config.eval_every_steps == 0
-        if not due and drawn and state.step < steps:
+        if not due and drawn and state.step < end:
             continue
         row = _means("val", _evaluate(config, state, val)) | {"trained_parameters": float(state.size)}
         finite(row["val_loss"], state.step)
@@ -73,12 +94,14 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
             state.ended = due and config.enough is not None and accuracy >= config.enough
         else:
             state.ended = True
-        yield Progress(state.step, row, state.save)
+        yield Progress(state.step, row, save)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - nothing is drawn
     """Score the checkpoint on the test examples."""
-    state = _State.fresh(config, 0, device()).restored(checkpoint)
+    language.same_data(config.texts, checkpoint)
+    config, classes = _resolved(config, config.texts.labels)
+    state = _State.fresh(config, 0, device(), classes).restored(checkpoint)
     questions = _Questions.of(config, "test", state)
     scores = _evaluate(config, state, questions)
     return Scores(_means("test", scores), language.items(questions.examples, scores[1]))
@@ -86,30 +109,44 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """What trained, of a checkpoint, and which model it is learned on top of; what a card says of it."""
+    own = OwnData.kept(config.texts, checkpoint)
+    labels = own.labels if own else None
+    config, classes = _resolved(config, labels)
     trained = {"all": "All weights", "lora": "The adapters alone"}.get(config.tuning.method, "The trained blocks alone")
     new_head = ", and the head, which is new" if config.classifies and config.tuning.method != "all" else ""
     said = card.sections(
         weights=f"{trained}{new_head}, as of the last step.",
-        dataset=config.dataset,
+        dataset=answerers.source(config.dataset, config.data),
         base=config.model,
-        use=answerers.USE[config.dataset],
+        use=answerers.use(config.dataset, labels),
         limits=[
-            f"Examples it has learned from: {config.shots}{' of each class' * config.classifies}",
+            f"Examples it has learned from: {config.shots}{' of each class' * bool(classes or labels)}",
             *answerers.LIMITS,
         ],
     )
-    return Weights(load_tensors(checkpoint), answerers.base_notes(config.model), said)
+    notes = answerers.base_notes(config.model) | answerers.own_notes(config.dataset, labels)
+    return Weights(load_tensors(checkpoint), notes, said)
 
 
 def ready(config: Config, exported: Weights) -> LanguageModel:
     """A model that answers as the test asks. Raises DataError where the tensors or the model below are others."""
+    labels = answerers.own_labels(config.dataset, exported.notes)
+    config, classes = _resolved(config, labels)
     if config.tuning.method == "lora":
         settle_hub()  # peft imports it
         lora.require_peft()
     answerers.check_base(config.model, exported.notes)
-    state = _State.fresh(config, 0, device()).filled(exported.tensors)
+    state = _State.fresh(config, 0, device(), classes).filled(exported.tensors)
     state.model.train(False)
-    return answerers.KINDS[config.dataset](lambda text: _told(config, state, text))
+    return answerers.made(config.dataset, labels, lambda text: _told(config, state, text))
+
+
+def _resolved(config: Config, labels: tuple[str, ...] | None) -> tuple[Config, tuple[str, ...]]:
+    """What `labels` of one's own text, if there are any, say of a configuration; and the classes, if it tells them."""
+    config = config.resolved(labels)
+    if not config.classifies:
+        return config, ()
+    return config, CLASSES[config.dataset] if labels is None else labels
 
 
 @dataclass(kw_only=True)
@@ -123,16 +160,18 @@ class _State(Trained):
     tokenizer: "PreTrainedTokenizerBase"
     adapter: "PeftModel | None"
     params: dict[str, torch.nn.Parameter]  # those that train
+    classes: tuple[str, ...]  # that are told, if any
     left: list[int] = field(default_factory=list)  # examples not yet seen since the last shuffle
     ended: bool = False
 
     @classmethod
-    def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
-        """Load the model as it is before the first step."""
-        if config.classifies:
-            classes = len(CLASSES[config.dataset])
+    def fresh(cls, config: Config, seed: int, where: torch.device, classes: tuple[str, ...] | None = None) -> Self:
+        """Load the model as it is before the first step; of a resolved configuration."""
+        if classes is None:
+            config, classes = _resolved(config, config.texts.labels)
+        if classes:
             model, tokenizer = models.encoder(
-                config.model, classes=classes, layers=config.layers, seed=seed, device=where
+                config.model, classes=len(classes), layers=config.layers, seed=seed, device=where
             )
         else:
             model, tokenizer = models.causal(config.model, device=where)
@@ -141,6 +180,8 @@ class _State(Trained):
         adapter = lora.tune(model, config.tuning, generator("adapter", seed))
         if adapter is not None:
             adapter.peft_config["default"].base_model_name_or_path = config.model  # not the folder it was read from
+        if config.gradient_checkpointing:
+            lora.checkpoint_gradients(model)
         params = lora.trained(model)
         return cls(
             tensors={f"param/{name}": param for name, param in params.items()},
@@ -151,6 +192,7 @@ class _State(Trained):
             tokenizer=tokenizer,
             adapter=adapter,
             params=params,
+            classes=classes,
         )
 
     def save(self, directory: Path) -> None:
@@ -182,38 +224,18 @@ class _State(Trained):
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
+    @property
+    def reader(self) -> Reader:
+        """How texts become tokens."""
+        return Reader(self.config, self.tokenizer, models.window(self.model), self.classes)
+
     def encode(self, example: Example, *, new_tokens: int = 0) -> Encoded:
-        """Turn an example into tokens: the question's, as decoding reads it, and those that follow in the whole.
+        """Turn an example into tokens, see `Reader`."""
+        return self.reader.encode(example, new_tokens=new_tokens)
 
-        Raises DataError where the question's tokens change with the answer behind it, and where it is longer than the
-        model's window with its answer or with `new_tokens`.
-        """
-        config = self.config
-        if config.classifies:
-            limit = min(config.max_tokens, models.window(self.model))
-            ids = self.tokenizer(example.text, truncation=True, max_length=limit)["input_ids"]
-            return Encoded(tuple(ids), label=CLASSES[config.dataset].index(example.answer))
-        question = _question(config, example)
-        asked, whole = (self._ids(words) for words in (question, question + _answer(config, example)))
-        kept = next((place for place, token in enumerate(asked) if whole[place : place + 1] != [token]), len(asked))
-        if kept < len(asked):
-            raise DataError(
-                f"{config.dataset} {example.unit}: a question must have the same tokens with an answer behind it, but "
-                f"{config.model} changes the last {len(asked) - kept} of {len(asked)}; take another model or prompt"
-            )
-        answer, window = len(whole) - len(asked), models.window(self.model)
-        most = max(answer, new_tokens)
-        if len(asked) + most > window:
-            lower = "max_new_tokens" if len(asked) + answer <= window else "max_words"
-            raise DataError(
-                f"{config.dataset} {example.unit}: prompt and answer must fit into the {window} tokens of "
-                f"{config.model}, but have {len(asked)} + {most}; lower {lower} or take another model"
-            )
-        return Encoded(tuple(whole), answer=answer)
-
-    def _ids(self, words: str) -> list[int]:
-        ids: list[int] = self.tokenizer(words, verbose=False)["input_ids"]  # the window is checked here, in words
-        return ids
+    def computing(self) -> AbstractContextManager[object]:
+        """Compute in the precision that was asked for."""
+        return computing_in(self.config.precision, self.device)
 
 
 @dataclass(frozen=True)
@@ -222,30 +244,23 @@ class _Questions:
 
     examples: Sequence[Example]
     encoded: Sequence[Encoded]
+    rouge: bool = True  # whether words in common say anything of an answer: not of a label
 
     @classmethod
     def of(cls, config: Config, part: Literal["val", "test"], state: _State) -> Self:
         """Read and encode a part. Raises DataError where a question and what may be generated do not fit the window."""
         examples = config.texts.part(part)[: config.eval_examples]
         new_tokens = 0 if config.classifies else config.new_tokens
-        return cls(examples, [state.encode(example, new_tokens=new_tokens) for example in examples])
-
-
-def _question(config: Config, example: Example) -> str:
-    return prompts.question(config.style, example.text, config.template)
-
-
-def _answer(config: Config, example: Example) -> str:
-    """What is to be generated after the question: a blank, the answer, a period."""
-    whole = prompts.shot(config.style, example.text, example.answer, config.template)
-    return whole.removeprefix(_question(config, example))
+        encoded = [state.encode(example, new_tokens=new_tokens) for example in examples]
+        return cls(examples, encoded, rouge=config.texts.labels is None)
 
 
 def _draw(config: Config, seed: int) -> Sequence[Example]:
     if not config.shots:
         return []
     draw_seed = seed if config.draw_seed is None else config.draw_seed
-    return config.texts.draw(config.shots, draw_seed, classes=config.classifies)
+    by_class = config.classifies or config.texts.labels is not None  # as in context
+    return config.texts.draw(config.shots, draw_seed, classes=by_class)
 
 
 def _update(config: Config, state: _State, drawn: Sequence[Encoded], seed: int) -> float:
@@ -260,9 +275,12 @@ def _update(config: Config, state: _State, drawn: Sequence[Encoded], seed: int) 
     state.optimizer.zero_grad()
     state.model.train()
     with _own_stream(f"dropout/{state.step}{worker}", seed, state.device):
-        loss = lora.backward(state.model, parts, answers=sum(example.answers for example in chosen))
+        answers = sum(example.answers for example in chosen)
+        loss = lora.backward(state.model, parts, answers=answers, computing=state.computing)
     loss = finite(parallel.add(loss), state.step)
     parallel.add_gradients(state.params.values())
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.rate_of(state.step)
     state.optimizer.step()
     return loss
 
@@ -280,8 +298,10 @@ def _own_stream(stream: str, seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _score(config: Config, state: _State, examples: Sequence[Encoded]) -> Scored:
-    mine = examples[parallel.share(len(examples))]
-    found = lora.evaluate(state.model, mine, config.eval_batch, pad=state.pad, device=state.device) if mine else None
+    mine, found = examples[parallel.share(len(examples))], None
+    if mine:
+        with state.computing():
+            found = lora.evaluate(state.model, mine, config.eval_batch, pad=state.pad, device=state.device)
     return Scored(**parallel.gather_scores(vars(found) if found else {}))
 
 
@@ -289,51 +309,55 @@ def _evaluate(config: Config, state: _State, questions: _Questions) -> tuple[flo
     """Score questions: the loss of a label, and by name what each example reached."""
     found = _score(config, state, questions.encoded)
     loss = (found.loss_B.double().sum() / found.labels_B.sum()).item()
-    if config.classifies:
-        return loss, {"accuracy": found.accuracy_B.tolist()}
+    true = [example.answer for example in questions.examples]
+    if state.classes:
+        told = [state.classes[at] for at in found.likeliest_B.tolist()]
+        scores = {"accuracy": found.accuracy_B.tolist()}
+        if config.metric is not None:
+            scores["score"] = language.own_scores(config.metric, zip(told, true, strict=True))
+        return loss, scores
     predicted = _answers(config, state, questions.examples, found)
-    return loss, language.scores(predicted, [example.answer for example in questions.examples], rouge=True)
+    return loss, language.scores(config.texts, predicted, true, rouge=questions.rouge, metric=config.metric)
 
 
 def _answers(config: Config, state: _State, examples: Sequence[Example], found: Scored) -> list[str]:
     """What the model answers by greedy decoding.
 
     Where each token of the true answer is the likeliest after those before it, greedy decoding tells that answer, up to
-    its period: it need not be run.
+    its end: it need not be run.
     """
-    told: dict[int, str] = {}
+    reader, told = state.reader, dict[int, str]()
     for place, example in enumerate(examples):
-        answer, period, _ = _answer(config, example).partition(".")
-        if period and found.right_B[place] == found.labels_B[place] <= config.new_tokens:
-            told[place] = answer.strip()
+        written = reader.written(example) if found.right_B[place] == found.labels_B[place] else None
+        if written is not None and found.labels_B[place] <= config.new_tokens:
+            told[place] = written
     rest = [place for place in range(len(examples)) if place not in told]
-    mine = [_question(config, examples[place]) for place in rest[parallel.share(len(rest))]]
-    decoded = parallel.gather_from(
-        lambda: decoding.greedy(
-            state.model,
-            state.tokenizer,
-            mine,
-            max_new_tokens=config.new_tokens,
-            batch=config.eval_batch,
-            window=models.window(state.model),
-        )
-    )
+    mine = [reader.question(examples[place].text) for place in rest[parallel.share(len(rest))]]
+    decoded = parallel.gather_from(lambda: _decoded(config, state, mine, config.eval_batch))
     told |= dict(zip(rest, decoded, strict=True))
     return [told[place] for place in range(len(examples))]
 
 
+def _decoded(config: Config, state: _State, questions: Sequence[str], batch: int) -> list[str]:
+    with state.computing():
+        return decoding.greedy(
+            state.model,
+            state.tokenizer,
+            questions,
+            max_new_tokens=config.new_tokens,
+            batch=batch,
+            window=models.window(state.model),
+            asking=state.reader.asking,
+        )
+
+
 def _told(config: Config, state: _State, text: str) -> str:
     """What the model says to a text."""
-    window = models.window(state.model)
-    if not config.classifies:
-        question = prompts.question(config.style, text, config.template)
-        return decoding.greedy(
-            state.model, state.tokenizer, [question], max_new_tokens=config.new_tokens, batch=1, window=window
-        )[0]
-    ids = state.tokenizer(text, truncation=True, max_length=min(config.max_tokens, window))["input_ids"]
-    batch = lora.collate([Encoded(tuple(ids), label=0)], pad=state.pad, device=state.device)
-    with torch.no_grad():
-        return CLASSES[config.dataset][int(lora.logits(state.model, batch).argmax())]
+    if not state.classes:
+        return _decoded(config, state, [state.reader.question(text)], 1)[0]
+    batch = lora.collate([Encoded(state.reader.cut(text), label=0)], pad=state.pad, device=state.device)
+    with torch.no_grad(), state.computing():
+        return state.classes[int(lora.logits(state.model, batch).argmax())]
 
 
 def _means(part: str, scores: tuple[float, Mapping[str, Sequence[float]]]) -> dict[str, float]:

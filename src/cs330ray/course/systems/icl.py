@@ -3,34 +3,37 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cs330ray.course.data.text import Example
 from cs330ray.course.learners import incontext
 from cs330ray.course.learners.decoding import Decoder
-from cs330ray.course.learners.incontext import Asking, Ordering
-from cs330ray.course.learners.prompts import PromptStyle
+from cs330ray.course.learners.prompts import Asking
 from cs330ray.course.models import card
 from cs330ray.course.models import language as answerers
 from cs330ray.course.models.language import LanguageModel
 from cs330ray.course.pretrained import models
 from cs330ray.course.systems import language
-from cs330ray.course.systems.language import SHARE, Texts
-from cs330ray.errors import CheckpointError, SpecError
+from cs330ray.course.systems.configs.icl import METRICS, Config
+from cs330ray.course.systems.language import OwnData
+from cs330ray.errors import CheckpointError, DataError, SpecError
 from cs330ray.training import parallel
-from cs330ray.training.device import device, generator
+from cs330ray.training.device import computing_in, device, generator
 from cs330ray.training.state import fill, load_notes
-from cs330ray.trial.contract import Metric, Progress, Scores, Weights
+from cs330ray.trial.contract import Progress, Scores, Weights
+from cs330ray.words import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-AMAZON_TEMPLATE = "{text} Stars, from 1 to 5:"
+__all__ = ["METRICS", "SPLITS", "Config", "chance", "export", "prepare", "ready", "test", "train"]
+
 STARS = re.compile(r"\b[1-5]\b")
 OF_DROPPING = (
     "The test drops examples until its longest question fits the model's window: `test_shots_used` says behind how "
@@ -39,90 +42,21 @@ OF_DROPPING = (
 SPLITS = "questions"  # among workers
 
 
-class Config(BaseModel):
-    """Every hyperparameter of an in-context trial, with its bounds, default and unit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: language.Dataset = "babi"
-    task: language.Task = 1
-    data_seed: language.DataSeed = 0
-    max_words: language.MaxWords = None
-    model: language.Model = "smollm2-135m"
-    prompt: PromptStyle | None = Field(
-        None,
-        description="what stands between a text and its answer; babi and rooms qa, xsum tldr, amazon its own template",
-    )
-    template: language.Template = None
-    shots: int = Field(16, ge=0, le=10_000, description="examples in the prompt; amazon: of each class")
-    draw_seed: int | None = Field(
-        None, ge=0, lt=2**32, description="seed of their draw; the trial's, which orders them in any case"
-    )
-    ordering: Ordering = Field(
-        "seed", description="of the examples: as the trial's seed has it, or by an entropy of Lu et al. 2022"
-    )
-    orderings: int = Field(8, ge=2, le=1024, description="orderings that an entropy chooses among")
-    probes: int = Field(4, ge=1, le=1024, description="texts that each of them writes, to be judged by")
-    overflow: Literal["refuse", "drop"] = Field(
-        "refuse", description="a prompt beyond the model's window: an error, or without the examples drawn last"
-    )
-    eval_every_steps: int = Field(25, ge=1, description="questions from one row to the next")
-    eval_examples: int = Field(125, ge=1, le=125, description="questions of validation, and of test")
-    eval_batch: int = Field(8, ge=1, le=4096, description="questions at once")
-    max_new_tokens: int | None = Field(
-        None, ge=1, le=10_000, description="tokens of an answer at most; xsum 30, else 6"
-    )
-
-    @model_validator(mode="after")
-    def _custom_has_a_template(self) -> Self:
-        language.check_template(self.asking.style, self.asking.template)
-        return self
-
-    @model_validator(mode="after")
-    def _entropy_is_over_few_answers(self) -> Self:
-        if self.dataset == "xsum" and self.ordering != "seed":
-            raise ValueError(f"ordering: xsum has no set of answers to be uncertain of: seed, but got {self.ordering}")
-        return self
-
-    @property
-    def asking(self) -> Asking:
-        """How questions are put."""
-        if self.dataset == "amazon" and self.prompt in (None, "custom"):
-            return Asking("custom", self.template or AMAZON_TEMPLATE)
-        return Asking(language.style(self.dataset, self.prompt), self.template)
-
-    @property
-    def texts(self) -> Texts:
-        """Which texts the trial reads."""
-        return Texts(self.dataset, self.data_seed, self.task, self.max_words)
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens of an answer at most."""
-        return self.max_new_tokens or language.NEW_TOKENS[self.dataset]
-
-
-METRICS: Mapping[str, Metric] = {
-    "val_accuracy": SHARE,  # exact match, of the questions answered so far
-    "val_rouge1": SHARE,  # F; amazon has none
-    "shots_used": Metric("max", 0.0, unit="examples"),
-    "prompt_tokens": Metric("min", 0.0, unit="tokens"),  # of the questions answered so far, their examples included
-    "ordering_entropy": Metric("max", 0.0, unit="nats"),  # that spoke for the ordering, where one did
-    "test_accuracy": SHARE,
-    "test_rouge1": SHARE,
-    "test_shots_used": Metric("max", 0.0, unit="examples"),
-}
-
-
 def prepare(config: Config) -> str:
     """Find, verify and pack the text and the weights; the digest of both. Raises DataError or SpecError."""
     device()
+    config = config.resolved(config.texts.labels)
     _draw(config, seed=0)  # DataError where there are too few
-    return language.digest(config.dataset, config.model)
+    digest = language.digest(config.texts, config.model, config.metric)
+    model, tokenizer = language.tried(config.model)
+    _Reader.fitting(config, 0, config.texts.part("val")[: config.eval_examples], model, tokenizer)
+    return digest
 
 
 def chance(config: Config) -> Mapping[str, float]:
     """What guessing reaches: one of the answers that occur in training; of summaries it cannot be said."""
+    if config.dataset == "text":
+        return {} if config.texts.labels is None else {"val_accuracy": 1 / len(config.texts.labels)}
     if config.dataset == "xsum":
         return {}
     return {"val_accuracy": 1 / len({example.answer for example in config.texts.part("train")})}
@@ -134,8 +68,13 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     They are answered in blocks of `eval_every_steps`, whole ones even where `steps` ends within: what is answered
     together hangs on neither `steps` nor where a trial was cut.
     """
+    own = OwnData.of(config.texts)
+    config = config.resolved(own.labels if own else None)
     asked = config.texts.part("val")[: config.eval_examples]
+    if resume is not None:
+        language.same_data(config.texts, resume)
     state = _State.load(resume) if resume else _State()
+    save = own.saving(state.save) if own else state.save
     if state.step >= min(steps, len(asked)):
         return
     reader = _Reader.of(config, seed, asked, device())
@@ -152,13 +91,15 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         if len(state.answers) < min(end, len(asked)):
             block = asked[len(state.answers) : end]
             state.answers += reader.answer(decoder, block)
-            state.tokens += decoder.tokens([config.asking.prompt(example.text) for example in block])
+            state.tokens += decoder.tokens([reader.asking.prompt(example.text) for example in block])
         state.step = min(end, steps, len(asked))
-        yield Progress(state.step, state.row(config, asked), state.save)
+        yield Progress(state.step, state.row(config, asked), save)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     """Ask the test questions behind the examples of the checkpoint, in its order."""
+    language.same_data(config.texts, checkpoint)
+    config = config.resolved(config.texts.labels)
     state = _State.load(checkpoint)
     asked = config.texts.part("test")[: config.eval_examples]
     reader = _Reader.of(config, seed, asked, device())
@@ -170,37 +111,43 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:
     """No tensors: the examples of a checkpoint in its order, and which model reads them; what a card says of them."""
+    language.same_data(config.texts, checkpoint)
     drawn, order = _draw(config, seed), _State.load(checkpoint).order or []
     if not all(type(at) is int and 0 <= at < len(drawn) for at in order):
         raise CheckpointError(f"{checkpoint}: an order of {len(drawn)} examples is needed, but it holds {order}")
     shots = [[drawn[at].text, drawn[at].answer] for at in order]
+    labels, source = config.texts.labels, answerers.source(config.dataset, config.data)
     said = card.sections(
         weights=f"None: nothing was trained. {len(shots)} examples stand in the prompt, in the order that was chosen.",
-        dataset=config.dataset,
+        dataset=source,
         base=config.model,
-        use=answerers.USE[config.dataset],
+        use=answerers.use(config.dataset, labels),
         limits=[
-            f"`config.json` holds these examples: pieces of {config.dataset}, under its terms",
+            f"`config.json` holds these examples: pieces of {source}, under its terms",
             *([OF_DROPPING] if config.overflow == "drop" else []),
             *answerers.LIMITS,
         ],
     )
-    return Weights({}, answerers.base_notes(config.model) | {"shots": shots}, said)
+    notes = answerers.base_notes(config.model) | {"shots": shots} | answerers.own_notes(config.dataset, labels)
+    return Weights({}, notes, said)
 
 
 def ready(config: Config, exported: Weights) -> LanguageModel:
     """A model that answers behind its examples, as the test asks. Raises DataError where it is another model."""
     fill({}, exported.tensors)
-    shots = answerers.shots(exported.notes)
+    shots, labels = answerers.shots(exported.notes), answerers.own_labels(config.dataset, exported.notes)
+    config = config.resolved(labels)
     answerers.check_base(config.model, exported.notes)
     model, tokenizer = models.causal(config.model, device=device())
-    decoder = Decoder(model, tokenizer, window=models.window(model), prefix=config.asking.prefix(shots))
+    reader = _Reader(config, model, tokenizer, models.window(model), shots)
+    decoder = reader.behind(range(len(shots)))
 
     def respond(text: str) -> str:
-        answer = decoder.greedy([config.asking.prompt(text)], max_new_tokens=config.new_tokens, batch=1)[0]
+        with reader.computing():
+            answer = decoder.greedy([reader.asking.prompt(text)], max_new_tokens=config.new_tokens, batch=1)[0]
         return _stars(answer) if config.dataset == "amazon" else answer
 
-    return answerers.KINDS[config.dataset](respond)
+    return answerers.made(config.dataset, labels, respond)
 
 
 @dataclass
@@ -249,40 +196,84 @@ class _Reader:
     @classmethod
     def of(cls, config: Config, seed: int, asked: Sequence[Example], device: torch.device) -> Self:
         """Load the model and draw the examples; raises SpecError where a prompt does not fit its window."""
-        model, tokenizer = models.causal(config.model, device=device)
-        drawn = [(example.text, example.answer) for example in _draw(config, seed)]
+        return cls.fitting(config, seed, asked, *models.causal(config.model, device=device))
+
+    @classmethod
+    def fitting(
+        cls,
+        config: Config,
+        seed: int,
+        asked: Sequence[Example],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+    ) -> Self:
+        """Draw the examples; raises SpecError where a prompt does not fit the model's window.
+
+        DataError, with the line, where it is of one's own text.
+        """
+        examples = _draw(config, seed)
+        drawn = [(example.text, example.answer) for example in examples]
         reader = cls(config, model, tokenizer, models.window(model), drawn)
+        if reader.asking.stop == "\n":
+            _check_lines(config, [*examples, *asked])
         alone = reader.decoder("")
-        longest = max((config.asking.prompt(example.text) for example in asked), key=lambda one: alone.tokens([one]))
+        longest = max(asked, key=lambda example: alone.tokens([reader.asking.prompt(example.text)]))
         while True:
             try:
                 decoder = reader.behind(range(len(reader.shots)))
-                decoder.check([longest], max_new_tokens=config.new_tokens)
+                decoder.check([reader.asking.prompt(longest.text)], max_new_tokens=config.new_tokens)
                 if config.ordering != "seed":
                     decoder.check([""], max_new_tokens=incontext.PROBE_ROOM)
-            except SpecError:
-                if config.overflow == "refuse" or not reader.shots:
+            except SpecError as error:
+                if config.overflow == "drop" and reader.shots:
+                    reader.shots.pop()  # the last drawn: what is left is the draw of fewer
+                elif config.data is not None:
+                    raise DataError(f"{config.texts.place(longest)}: {error}") from None
+                else:
                     raise
-                reader.shots.pop()  # the last drawn: what is left is the draw of fewer
             else:
                 return reader
 
+    @cached_property
+    def asking(self) -> Asking:
+        """How questions are put."""
+        config = self.config
+        return language.asking(
+            config.dataset, config.asking, chat=config.chat, in_context=True,
+            tokenizer=self.tokenizer, model=config.model,
+        )  # fmt: skip
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Compute in the precision that was asked for."""
+        return computing_in(self.config.precision, self.model.device)
+
     def behind(self, order: Sequence[int]) -> Decoder:
         """The model behind the examples in this order."""
-        return self.decoder(self.config.asking.prefix([self.shots[at] for at in order]))
+        return self.decoder(self.asking.prefix([self.shots[at] for at in order]))
 
     def decoder(self, prefix: str) -> Decoder:
         """The model behind a prefix."""
-        return Decoder(self.model, self.tokenizer, window=self.window, prefix=prefix)
+        return Decoder(self.model, self.tokenizer, window=self.window, prefix=prefix, asking=self.asking)
 
     def answer(self, decoder: Decoder, asked: Sequence[Example]) -> list[str]:
         """What the model answers to each question."""
-        questions = [self.config.asking.prompt(example.text) for example in asked]
+        questions = [self.asking.prompt(example.text) for example in asked]
         mine = questions[parallel.share(len(questions))]
-        given = parallel.gather_from(
-            lambda: decoder.greedy(mine, max_new_tokens=self.config.new_tokens, batch=self.config.eval_batch)
-        )
+        with self.computing():
+            given = parallel.gather_from(
+                lambda: decoder.greedy(mine, max_new_tokens=self.config.new_tokens, batch=self.config.eval_batch)
+            )
         return [_stars(answer) for answer in given] if self.config.dataset == "amazon" else given
+
+
+def _check_lines(config: Config, examples: Sequence[Example]) -> None:
+    """Raise DataError where an answer has several lines: in a prompt without turns it ends with its line."""
+    for example in examples:
+        if "\n" in example.answer:
+            raise DataError(
+                f"{config.texts.place(example)}: answer: expected one line, since in context it ends there, got "
+                f"{short(example.answer)}; write it in one line, or set chat = true"
+            )
 
 
 def _ordered(config: Config, seed: int, reader: _Reader) -> tuple[list[int], float | None]:
@@ -290,22 +281,23 @@ def _ordered(config: Config, seed: int, reader: _Reader) -> tuple[list[int], flo
     stream = generator("order", seed)
     if config.ordering == "seed" or len(reader.shots) < 2:
         return torch.randperm(len(reader.shots), generator=stream).tolist(), None
-    choice = incontext.choose(
-        config.ordering,
-        incontext.orders(len(reader.shots), config.orderings, stream),
-        reader.shots,
-        config.asking,
-        reader.decoder,
-        probes=config.probes,
-        batch=config.eval_batch,
-        generator=generator("probes", seed),
-    )
+    with reader.computing():
+        choice = incontext.choose(
+            config.ordering,
+            incontext.orders(len(reader.shots), config.orderings, stream),
+            reader.shots,
+            reader.asking,
+            reader.decoder,
+            probes=config.probes,
+            batch=config.eval_batch,
+            generator=generator("probes", seed),
+        )
     return choice.order, choice.entropy
 
 
 def _draw(config: Config, seed: int) -> list[Example]:
     draw_seed = seed if config.draw_seed is None else config.draw_seed
-    return config.texts.draw(config.shots, draw_seed, classes=config.dataset == "amazon")
+    return config.texts.draw(config.shots, draw_seed, classes=config.has_classes)
 
 
 def _stars(answer: str) -> str:
@@ -315,4 +307,5 @@ def _stars(answer: str) -> str:
 
 
 def _scores(config: Config, asked: Sequence[Example], given: Sequence[str]) -> dict[str, list[float]]:
-    return language.scores(given, [example.answer for example in asked], rouge=config.dataset != "amazon")
+    true = [example.answer for example in asked]
+    return language.scores(config.texts, given, true, rouge=not config.has_classes, metric=config.metric)

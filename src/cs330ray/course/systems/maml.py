@@ -1,4 +1,4 @@
-"""MAML on few-shot images: episodes of hand-drawn or printed characters, CS330 homework 2."""
+"""MAML on few-shot images: episodes of characters or of images of one's own, CS330 homework 2."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,9 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cs330ray.course.learners import conv4, maml
+from cs330ray.course.data.episodes import Episodes
+from cs330ray.course.data.images import Part
+from cs330ray.course.learners import maml
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch, QueryNorm
 from cs330ray.course.learners.maml import Maml
-from cs330ray.course.learners.tasks import Batch, QueryNorm
 from cs330ray.course.models import card
 from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
@@ -35,6 +38,7 @@ class Config(fewshot.Config):
         "course", description="Conv-4 without pooling and a mean over space, or with and flattened"
     )
     filters: int = Field(32, ge=1, le=512, description="channels of each block")
+    affine: fewshot.Affine = True
     inner_lr: float = Field(
         0.4, gt=0, le=10, description="learning rate of the inner loop (the paper's alpha), or its start"
     )
@@ -56,9 +60,18 @@ class Config(fewshot.Config):
 
     @model_validator(mode="after")
     def _drawings_suffice(self) -> Self:
-        fewshot.check_drawings("shots", self.shots, self.queries)
-        fewshot.check_drawings("test_shots", self.most_test_shots, self.test_queries)
+        self.check_drawings("shots", self.shots, self.queries)
+        self.check_drawings("test_shots", self.most_test_shots, self.test_queries)
         return self
+
+    @property
+    def kinds(self) -> Mapping[Part, Kind]:
+        """The tasks that each part is asked for."""
+        return {
+            "train": Kind(self.tasks, self.ways, self.shots, self.queries),
+            "val": Kind(self.val_tasks, self.ways, self.shots, self.queries),
+            "test": Kind(self.test_tasks, self.ways, self.most_test_shots, self.test_queries),
+        }
 
     @property
     def most_test_shots(self) -> int:
@@ -100,13 +113,12 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     """
     where = device()
     state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
-    classes_MRHW = fewshot.classes(config, "train", where)
-    kind = Kind(config.tasks, config.ways, config.shots, config.queries)
-    val = fewshot.evaluation(config, "val", kind._replace(tasks=config.val_tasks), where)
+    classes, kind = fewshot.classes(config, "train", where), config.kinds["train"]
+    val = fewshot.evaluation(config, "val", where)
     while state.step < steps:
         state.step += 1
         due = state.step % config.eval_every_steps == 0 or state.step == steps
-        batch = fewshot.draw(classes_MRHW, kind, state.generator)
+        batch = fewshot.draw(classes, kind, state.generator)
         row = fewshot.means("train", _scores(config.training, state, batch)) if due else {}
         _learn(config, state, batch)
         if due:
@@ -119,8 +131,8 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
     state = _State.fresh(config, 0, device()).restored(checkpoint)
     return fewshot.test_scores(
-        lambda batch, query_norm: _scores(replace(config.evaluation, query_norm=query_norm), state, batch),
-        _test_batch(config, state.device),
+        lambda episodes, query_norm: _scores(replace(config.evaluation, query_norm=query_norm), state, episodes),
+        fewshot.evaluation(config, "test", state.device),
         shots=config.shots,
         sweep=config.test_shots,
         query_norm=config.query_norm,
@@ -130,14 +142,12 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """The parameters and inner rates of a checkpoint, and what a card says of them."""
-    said = card.sections(
+    said = fewshot.said(
+        config,
         weights="The start that the inner loop adapts to each task, and its rates, as of the last step.",
-        dataset=config.dataset,
-        use=card.CLASSIFY,
         limits=[
             f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
             card.SUPPORT_NORM,
-            *card.OF_DRAWINGS,
         ],
     )
     return Weights(load_tensors(checkpoint), card=said)
@@ -152,7 +162,7 @@ def ready(config: Config, exported: Weights) -> Classifier:
         batch = Batch(support_NKCHW[None], query_BCHW[None, None])
         return maml.predict(algorithm, state.params, state.inner_lrs, batch)[0]
 
-    return Classifier(score, config.ways, state.device)
+    return fewshot.classifier(config, score, config.ways, state.device)
 
 
 @dataclass(kw_only=True)
@@ -166,7 +176,15 @@ class _State(Trained):
     def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
         """Draw the moment before the first step."""
         stream = generator("train", seed)
-        drawn = conv4.init(config.body, filters=config.filters, ways=config.ways, generator=stream)
+        drawn = conv4.init(
+            config.body,
+            filters=config.filters,
+            ways=config.ways,
+            generator=stream,
+            affine=config.affine,
+            side=config.size,
+            channels=config.channels,
+        )
         params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
         inner_lrs = maml.init_inner_lrs(params, config.inner_lr, config.learn_inner_lrs, config.inner_steps)
         learned_lrs = [] if config.learn_inner_lrs == "none" else [lr.requires_grad_() for lr in inner_lrs.values()]
@@ -190,10 +208,5 @@ def _learn(config: Config, state: _State, batch: Batch) -> None:
     state.optimizer.step()
 
 
-def _test_batch(config: Config, where: torch.device) -> Batch:
-    kind = Kind(config.test_tasks, config.ways, config.most_test_shots, config.test_queries)
-    return fewshot.evaluation(config, "test", kind, where)
-
-
-def _scores(algorithm: Maml, state: _State, batch: Batch) -> dict[str, Tensor]:
-    return fewshot.gathered(lambda mine: maml.evaluate(algorithm, state.params, state.inner_lrs, mine), batch)
+def _scores(algorithm: Maml, state: _State, tasks: Episodes | Batch) -> dict[str, Tensor]:
+    return fewshot.gathered(lambda mine: maml.evaluate(algorithm, state.params, state.inner_lrs, mine), tasks)

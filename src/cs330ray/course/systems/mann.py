@@ -1,4 +1,4 @@
-"""MANN on few-shot images: sequences of labelled characters, then new drawings of them, CS330 homework 1."""
+"""MANN on few-shot images: sequences of labelled images, then new ones of the same classes, CS330 homework 1."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cs330ray.course.data.episodes import Classes, check_enough
+from cs330ray.course.data.images import Part
 from cs330ray.course.learners import mann
 from cs330ray.course.learners.mann import Batch, Mann
-from cs330ray.course.models import card
 from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
-from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings
+from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
 from cs330ray.training import parallel
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, ci95, load_tensors
@@ -49,6 +50,13 @@ class Config(fewshot.Config):
     test_tasks: fewshot.TestTasks = 600
 
     @property
+    def kinds(self) -> Mapping[Part, Kind]:
+        """The tasks that each part is asked for."""
+        train = Kind(self.tasks, self.ways, self.shots, 1)
+        val, test = (train._replace(tasks=tasks) for tasks in (self.val_tasks, self.test_tasks))
+        return {"train": train, "val": val, "test": test}
+
+    @property
     def net(self) -> Mann:
         """The net as it trains, validates and tests."""
         return Mann(self.cell, self.layers, self.encoder)
@@ -75,11 +83,11 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     """
     where = device()
     state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
-    classes_MRHW = fewshot.classes(config, "train", where)
-    val = _evaluation_batch(config, "val", config.val_tasks, where)
+    classes = fewshot.classes(config, "train", where)
+    val = _evaluation_batch(config, "val", where)
     while state.step < steps:
         state.step += 1
-        batch = _draw(config, classes_MRHW, config.tasks, state.generator)
+        batch = _draw(config, classes, config.tasks, state.generator)
         mine = batch[parallel.share(len(batch))]
         losses_T, logits_TNN = _learn(config, state, mine, of=len(batch))
         if state.step % config.eval_every_steps == 0 or state.step == steps:
@@ -92,23 +100,21 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
     """Score the checkpoint on the test characters, under the protocol that it was trained by."""
     state = _State.fresh(config, 0, device()).restored(checkpoint)
-    scores_T = _score(config, state, _evaluation_batch(config, "test", config.test_tasks, state.device))
+    scores_T = _score(config, state, _evaluation_batch(config, "test", state.device))
     metrics = fewshot.means("test", scores_T) | {"test_accuracy_ci95": ci95(scores_T["accuracy"])}
     return Scores(metrics, {"test_accuracy": fewshot.items(scores_T["accuracy"])})
 
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """The parameters of a checkpoint, and what a card says of them."""
-    said = card.sections(
+    said = fewshot.said(
+        config,
         weights="The net with its memory, as of the last step.",
-        dataset=config.dataset,
-        use=card.CLASSIFY,
         limits=[
             f"Tasks have {config.ways} classes, as in training, which had {config.shots} of each to show",
             "Each query is read alone behind the support, so that no answer hangs on other queries; `test_accuracy` is "
             f"of {config.ways} queries read one after another, one of each class",
             *([OF_LEAKS] if config.protocol == "leaky" else []),
-            *card.OF_DRAWINGS,
         ],
     )
     return Weights(load_tensors(checkpoint), card=said)
@@ -122,7 +128,7 @@ def ready(config: Config, exported: Weights) -> Classifier:
     def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
         return mann.predict(config.net, state.params, support_NKCHW, query_BCHW)
 
-    return Classifier(score, config.ways, state.device)
+    return fewshot.classifier(config, score, config.ways, state.device)
 
 
 @dataclass(kw_only=True)
@@ -135,7 +141,15 @@ class _State(Trained):
     def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
         """Draw the moment before the first step."""
         stream = generator("train", seed)
-        drawn = mann.init(config.net, hidden=config.hidden, ways=config.ways, filters=config.filters, generator=stream)
+        drawn = mann.init(
+            config.net,
+            hidden=config.hidden,
+            ways=config.ways,
+            filters=config.filters,
+            generator=stream,
+            side=config.size,
+            channels=config.channels,
+        )
         params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
         optimizer = torch.optim.Adam(params.values(), lr=config.lr, fused=True)
         return cls(tensors=params, optimizer=optimizer, generator=stream, params=params)
@@ -158,40 +172,48 @@ def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Ten
     return losses_T, logits_TNN
 
 
-def _draw(config: Config, classes_MRHW: Tensor, tasks: int, stream: torch.Generator) -> Batch:
-    """Draw tasks as sequences; leaky ones have a query that is of the support with a chance of shots / drawings."""
-    classes, drawings = classes_MRHW.shape[:2]
-    ways, shots = config.ways, config.shots
-    classes_TN = _distinct(tasks, classes, ways, stream)
-    drawings_TNS = _distinct(tasks * ways, drawings, shots + 1, stream).view(tasks, ways, shots + 1)
+def _draw(config: Config, classes: Classes, tasks: int, stream: torch.Generator) -> Batch:
+    """Draw tasks as sequences; leaky ones have a query that is of the support with a chance of shots / images."""
+    ways, shots, images_ICHW = config.ways, config.shots, classes.images_ICHW
+    check_enough(classes, tasks=tasks, ways=ways, shots=shots, queries=1)
+    classes_TN = _distinct(tasks, len(classes), ways, stream)
+    limits_B = classes.equal_count or classes.counts_M[classes_TN].flatten()
+    images_TNS = _distinct(tasks * ways, limits_B, shots + 1, stream).view(tasks, ways, shots + 1)
     if config.protocol == "leaky":
-        drawings_TNS[..., -1] = torch.randint(drawings, (tasks, ways), generator=stream)
+        images_TNS[..., -1] = _below(limits_B, tasks * ways, stream).view(tasks, ways)
     labels_TN = _distinct(tasks, ways, ways, stream)
-    images_TNS = classes_TN[..., None] * drawings + drawings_TNS
+    images_TNS += classes.firsts_M[classes_TN][..., None]
     images_TNS[..., -1] = images_TNS[..., -1].gather(1, labels_TN)
-    images_B = images_TNS.permute(2, 1, 0).flatten().to(classes_MRHW.device)
-    gathered = classes_MRHW.flatten(0, 1).index_select(0, images_B).to(torch.float32).mul_(1 / 255)
-    images_LTCHW = gathered.view(-1, tasks, 1, *classes_MRHW.shape[2:])
-    return Batch(images_LTCHW, labels_TN.to(classes_MRHW.device))
+    images_B = images_TNS.permute(2, 1, 0).flatten().to(images_ICHW.device)
+    gathered = images_ICHW.index_select(0, images_B).to(torch.float32).mul_(1 / 255)
+    return Batch(gathered.view(-1, tasks, *images_ICHW.shape[1:]), labels_TN.to(images_ICHW.device))
 
 
-def _distinct(rows: int, choices: int, picks: int, generator: torch.Generator) -> Tensor:
+def _distinct(rows: int, choices: int | Tensor, picks: int, generator: torch.Generator) -> Tensor:
     """Draw distinct numbers below `choices` in each row, every ordered choice equally likely: (rows, picks), int64.
 
     Each is drawn from as many as are left and then moved up past those that are taken: for a few of many choices
-    cheaper than to sort them all.
+    cheaper than to sort them all. `choices` is one number, or one for each row.
     """
     found = torch.empty(rows, 0, dtype=torch.int64)
     for taken in range(picks):
-        pick = torch.randint(choices - taken, (rows,), generator=generator)
+        pick = _below(choices - taken, rows, generator)
         for earlier in found.sort(dim=1).values.unbind(dim=1):
             pick += pick >= earlier
         found = torch.cat([found, pick[:, None]], dim=1)
     return found
 
 
-def _evaluation_batch(config: Config, part: Literal["val", "test"], tasks: int, where: torch.device) -> Batch:
-    return _draw(config, fewshot.classes(config, part, where), tasks, generator(part, config.data_seed))
+def _below(limits: int | Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """Draw a number below a limit for each row, int64; limits that differ take another way than torch's own."""
+    if isinstance(limits, int):
+        return torch.randint(limits, (rows,), generator=generator)
+    return (torch.rand(rows, generator=generator, dtype=torch.float64) * limits).long()
+
+
+def _evaluation_batch(config: Config, part: Literal["val", "test"], where: torch.device) -> Batch:
+    classes = fewshot.classes(config, part, where)
+    return _draw(config, classes, config.kinds[part].tasks, generator(part, config.data_seed))
 
 
 @torch.no_grad()

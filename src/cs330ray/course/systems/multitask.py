@@ -1,96 +1,31 @@
-"""The multi-task recommender on ratings of films, or planted ones: CS330 homework 0. A step is an epoch."""
+"""The multi-task recommender on ratings of films, planted ones, or one's own: CS330 homework 0. A step is an epoch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from cs330ray.course.data import movielens
-from cs330ray.course.learners import multitask
-from cs330ray.course.learners.multitask import Multitask, Ratings
+from cs330ray.course.data.ratings import own
+from cs330ray.course.learners.recommender import multitask, ranking
+from cs330ray.course.learners.recommender.ratings import Ratings
 from cs330ray.course.models import card
+from cs330ray.course.models.catalogues import Catalogue, Numbered, Own
 from cs330ray.course.models.recommender import Recommender
+from cs330ray.course.systems.configs.multitask import Config
+from cs330ray.errors import DataError, SpecError
 from cs330ray.training import parallel
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
 from cs330ray.trial.contract import Item, Metric, Progress, Scores, Weights, finite
 
+__all__ = ["METRICS", "SPLITS", "Config", "chance", "export", "prepare", "ready", "test", "train"]
+
 SPLITS = "ratings"  # of a batch, among workers
-
-
-def _joined(value: object) -> object:
-    """Read 64 or [96, 64] as "64" or "96-64": the choices of a search are single values."""
-    sizes = value if isinstance(value, list | tuple) else [value]
-    return "-".join(map(str, sizes)) if all(type(size) is int for size in sizes) else value
-
-
-Layers = Annotated[str, BeforeValidator(_joined), Field(pattern=r"^[1-9]\d{0,3}(-[1-9]\d{0,3}){0,7}$")]
-
-
-class Config(BaseModel):
-    """Every hyperparameter of a trial of the recommender, with its bounds, default and unit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dataset: Literal["movielens", "planted"] = Field("movielens", description="ratings to learn from")
-    split: Literal["course", "u1", "u2", "u3", "u4", "u5"] = Field(
-        "course", description="which ratings test: 5 % at random, or the publishers' test part of a fold"
-    )
-    data_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split")
-    dim: int = Field(32, ge=1, le=1024, description="features of an embedding (the course's d)")
-    embedding_std: float | None = Field(
-        None, gt=0, le=10, description="standard deviation of the first embeddings; 1/dim, as the course's code draws"
-    )
-    layers: Layers = Field(
-        "64", description="hidden layers of the regression head, 64 or 96-64; the course's [96, 64] counts its input"
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden values of the regression head that is dropped")
-    regression_bias: bool = Field(False, description="mean stars, users' and items' biases in the regression head")
-    sharing: multitask.Sharing = Field("shared", description="one pair of embedding tables for both heads, or two")
-    pairwise: multitask.Pairwise = Field(
-        "sigmoid", description="the factorization head's loss: the course's, or Rendle's -log sigmoid"
-    )
-    candidates: int = Field(
-        1, ge=1, le=256, description="items drawn against a rated one, of which the hardest that is not rated counts"
-    )
-    factorization_weight: float = Field(0.99, ge=0, le=1, description="of the pairwise loss (the course's lambda_F)")
-    regression_weight: float | None = Field(
-        None, ge=0, le=1, description="of the squared error (the course's lambda_R); 1 - factorization_weight"
-    )
-    lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
-    weight_decay: float = Field(
-        0.0, ge=0, le=1, description="added to the gradient for each unit of a parameter (L2, not decoupled)"
-    )
-    batch: int = Field(256, ge=1, le=100_000, description="ratings of an optimiser's step")
-    keep_best_by: Literal["val_mse", "val_mrr", "val_mrr_first"] = Field(
-        "val_mse", description="the metric whose best moment's weights are kept and reported"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="epochs without a better moment after which training ends; never"
-    )
-    eval_every_steps: int = Field(1, ge=1, description="epochs from one validation to the next")
-
-    @model_validator(mode="after")
-    def _something_is_learned(self) -> Self:
-        if self.algorithm.factorization_weight == self.algorithm.regression_weight == 0:
-            raise ValueError("factorization_weight, regression_weight: one must be above 0, but got 0 and 0; raise one")
-        return self
-
-    @property
-    def algorithm(self) -> Multitask:
-        """The algorithm as it trains."""
-        weight = 1 - self.factorization_weight if self.regression_weight is None else self.regression_weight
-        return Multitask(self.pairwise, self.factorization_weight, weight, self.dropout, self.candidates)
-
-    @property
-    def widths(self) -> list[int]:
-        """Units of each hidden layer."""
-        return [int(width) for width in self.layers.split("-")]
-
+MOST_ITEMS = 100_000  # behind a metric; of more ratings or users the mean alone is recorded
 
 _MSE = Metric("min", 0.0, unit="stars^2")
 _RMSE = Metric("min", 0.0, unit="stars")
@@ -114,12 +49,13 @@ METRICS: Mapping[str, Metric] = {
 def prepare(config: Config) -> str:
     """Find, verify and pack the ratings; their digest. Raises DataError, or SpecError where the device is not here."""
     device()
-    return movielens.pack(config.dataset).digest
+    _scored(config)
+    return movielens.pack(config.dataset).digest if config.source is None else own.pack(config.source).digest
 
 
 def chance(config: Config) -> Mapping[str, float]:
     """What a random order reaches: the mean of 1/rank over all items, a little more where known ones are removed."""
-    _, items = movielens.sizes(config.dataset)
+    _, items = _sizes(config)
     return {"val_mrr": sum(1 / rank for rank in range(1, items + 1)) / items}
 
 
@@ -130,7 +66,7 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     over its epoch. Only multiples of `eval_every_steps` can be best, so that a longer budget finds the same; before
     the first of them the last moment is.
     """
-    where = device()
+    where, scored = device(), _scored(config)
     ratings, val = (_ratings(config, part, where) for part in ("train", "val"))
     state = (
         _State.fresh(config, 0, None, where).restored(resume) if resume else _State.fresh(config, seed, ratings, where)
@@ -139,12 +75,13 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
         losses = _epoch(config, state, ratings)
         due = state.step % config.eval_every_steps == 0
         if due or state.step == steps:
-            reached = _means(_scores(state.weights.params, val, ratings))
+            reached = _means(_scores(scored, state.weights.params, val, ratings))
             finite(sum(reached.values()), state.step)
             state.keep_if_better(config, reached, due=due)
             row = {f"val_{name}": value for name, value in state.best_metrics.items()}
             row |= {f"val_{name}_last": value for name, value in reached.items()}
-            yield Progress(state.step, row | losses | {"best_step": state.best_step}, state.save)
+            row |= {name: loss for name, loss in losses.items() if "mse" in scored or name != "train_regression_loss"}
+            yield Progress(state.step, row | {"best_step": state.best_step}, state.save)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:
@@ -166,10 +103,12 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     metrics: dict[str, float] = {}
     items: dict[str, list[Item]] = {}
     for weights, params in found.items():
-        scored = _scores(params, held_out, known)
-        metrics |= {f"test_{name}{weights}": value for name, value in _means(scored).items()}
-        metrics[f"test_rmse{weights}"] = metrics[f"test_mse{weights}"] ** 0.5
-        items |= {f"test_{name}{weights}": _items(name, values, held_out) for name, values in scored.items()}
+        scores = _scores(_scored(config), params, held_out, known)
+        metrics |= {f"test_{name}{weights}": value for name, value in _means(scores).items()}
+        if "mse" in scores:
+            metrics[f"test_rmse{weights}"] = metrics[f"test_mse{weights}"] ** 0.5
+        few = {name: values for name, values in scores.items() if len(values) <= MOST_ITEMS}
+        items |= {f"test_{name}{weights}": _items(name, values, held_out) for name, values in few.items()}
     return Scores(metrics, items)
 
 
@@ -178,33 +117,78 @@ OF_RANKS = "Its ranking means nothing: factorization_weight 0 left the head that
 
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
-    """The best moment's parameters of a checkpoint, and what a card says of them. A refit is in no checkpoint."""
+    """The best moment's parameters of a checkpoint, and what a card says of them. A refit is in no checkpoint.
+
+    With ratings of one's own the ids, the titles and who rated what in training and validation go with them. Raises
+    DataError where those are not the ratings of the trial.
+    """
     notes = load_notes(checkpoint / "state.json")
     held = load_tensors(checkpoint)
     best = {name.removeprefix("best/"): tensor for name, tensor in held.items() if name.startswith("best/")}
+    use = ["for title, score, stars in model.recommend(user=1, n=10):", "    print(title, round(stars, 1))"]
+    limits = [
+        "It knows the users and items of its data alone, by their numbers there, counted from 1",
+        "A score ranks the items of one user; between users it says nothing. Stars are not cut to 1 to 5",
+        "What a user rated in training and validation is left out, for which the data are read; what was kept "
+        "for the test is recommended like any other",
+    ]
+    said_of = {"best_step": notes["best_step"]}
+    if config.source is not None:
+        taken, use, limits = _own(config, checkpoint, held)
+        best, said_of = best | taken, said_of | {"stars": own.has_stars(config.source)}
     said = card.sections(
         weights=f"Those of the best moment by {config.keep_best_by}, epoch {notes['best_step']}, trained on the "
         "training ratings alone: their figures are those without `_last` and `_refit`. A refit on training and "
         "validation together is made for the test and not kept.",
         dataset=config.dataset,
-        use=["for title, score, stars in model.recommend(user=1, n=10):", "    print(title, round(stars, 1))"],
+        use=use,
         limits=[
-            *([OF_STARS] if config.algorithm.regression_weight == 0 else []),
+            *([OF_STARS] if config.algorithm.regression_weight == 0 and said_of.get("stars", True) else []),
             *([OF_RANKS] if config.algorithm.factorization_weight == 0 else []),
-            "It knows the users and items of its data alone, by their numbers there, counted from 1",
-            "A score ranks the items of one user; between users it says nothing. Stars are not cut to 1 to 5",
-            "What a user rated in training and validation is left out, for which the data are read; what was kept "
-            "for the test is recommended like any other",
+            *limits,
         ],
     )
-    return Weights(best, {"best_step": notes["best_step"]}, said)
+    return Weights(best, said_of, said)
+
+
+def _own(
+    config: Config, checkpoint: Path, held: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Take what an export on ratings of one's own holds besides, and what its card says of use and limits."""
+    assert config.source is not None
+    _same_ratings(checkpoint, _digest(config), held.get(DIGEST))
+    names, where = own.names(config.source), torch.device("cpu")
+    known = _together(*(_ratings(config, part, where) for part in ("train", "val")))
+    catalogue = Own.of(names.users, names.items, names.titles, known.users_B, known.items_B)
+    has_stars = own.has_stars(config.source)
+    low, high = known.stars_B.min().item(), known.stars_B.max().item()
+    use = [
+        f"for title, score, {'stars' if has_stars else '_'} in model.recommend(user={names.users[0]!r}, n=10):",
+        f"    print(title, round({'stars' if has_stars else 'score'}, 1))",
+    ]
+    limits = [
+        "It knows the users and items of its data alone, by their ids there",
+        "A score ranks the items of one user; between users it says nothing"
+        + (f". Stars are not cut to the data's {low:g} to {high:g}" if has_stars else ""),
+        "This directory holds all ids and titles, and which items each user rated in training and validation (without "
+        "the stars): pass it on only where you may pass those on",
+        "What a user rated there is left out; what was kept for the test is recommended like any other",
+    ]
+    return dict(catalogue.tensors), use, limits
 
 
 def ready(config: Config, exported: Weights) -> Recommender:
     """A recommender. Raises DataError where the tensors are of another net."""
-    state = _State.fresh(config, 0, None, device())
-    fill(state.best, exported.tensors)
-    return Recommender(state.best, config.dataset, config.split, config.data_seed)
+    if config.source is None:
+        given, sizes = dict(exported.tensors), _sizes(config)
+        catalogue: Catalogue = Numbered(config.dataset, config.split, config.data_seed)
+    else:
+        given = {name: tensor for name, tensor in exported.tensors.items() if name not in Own.NAMES}
+        held = Own({name: tensor for name, tensor in exported.tensors.items() if name in Own.NAMES})
+        catalogue, sizes = held, (len(held.users), len(held.items))
+    state = _State.fresh(config, 0, None, device(), sizes)
+    fill(state.best, given)
+    return Recommender(state.best, catalogue, exported.notes.get("stars") is not False)
 
 
 @dataclass(kw_only=True)
@@ -219,10 +203,20 @@ class _State(Trained):
     best_metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def fresh(cls, config: Config, seed: int, ratings: Ratings | None, where: torch.device) -> Self:
-        """Draw the moment before the first epoch on `ratings`; None where tensors are about to be read into it."""
+    def fresh(
+        cls,
+        config: Config,
+        seed: int,
+        ratings: Ratings | None,
+        where: torch.device,
+        sizes: tuple[int, int] | None = None,
+    ) -> Self:
+        """Draw the moment before the first epoch on `ratings`; None where tensors are about to be read into it.
+
+        Users and items are as many as `sizes` says, else as the data have: a model has none.
+        """
         stream = generator("train", seed)  # of shuffles, drawn items and dropout
-        users, items = movielens.sizes(config.dataset)
+        users, items = sizes or _sizes(config)
         mean_stars = mean(ratings.stars_B) if ratings is not None else 0.0
         drawn = multitask.init(
             users=users,
@@ -237,13 +231,24 @@ class _State(Trained):
         weights = multitask.Weights.of(drawn, where)
         best = {name: param.clone() for name, param in weights.params.items()}
         last = {f"param/{name}": param for name, param in weights.params.items()}
+        of_own = config.source is not None and sizes is None
         return cls(
-            tensors=last | {f"best/{name}": param for name, param in best.items()},
+            tensors=last
+            | {f"best/{name}": param for name, param in best.items()}
+            | ({DIGEST: _digest(config)} if of_own else {}),
             optimizer=torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True),
             generator=stream,
             weights=weights,
             best=best,
         )
+
+    def restored(self, checkpoint: Path) -> Self:
+        """Become the moment that `save` wrote. Raises CheckpointError, or DataError where the ratings are others."""
+        here = self.tensors[DIGEST].clone() if DIGEST in self.tensors else None
+        super().restored(checkpoint)
+        if here is not None:
+            _same_ratings(checkpoint, here, self.tensors[DIGEST])
+        return self
 
     def keep_if_better(self, config: Config, reached: dict[str, float], *, due: bool) -> None:
         """Keep this moment's weights where they are the best so far; one that is not due gives way to any that is."""
@@ -261,8 +266,44 @@ class _State(Trained):
         return config.patience is not None and validated - self.best_step >= config.patience
 
 
+DIGEST = "data/digest"  # of the ratings of one's own that a checkpoint learned from: their ids are its rows
+
+
+def _digest(config: Config) -> Tensor:
+    assert config.source is not None
+    return torch.frombuffer(bytearray.fromhex(own.pack(config.source).digest), dtype=torch.uint8)
+
+
+def _same_ratings(checkpoint: Path, here: Tensor, trained_on: Tensor | None) -> None:
+    if trained_on is None or not torch.equal(here, trained_on):
+        raise DataError(f"data: expected the ratings that {checkpoint} was trained on, got others; put those back")
+
+
+def _sizes(config: Config) -> tuple[int, int]:
+    """How many users and items there are."""
+    return movielens.sizes(config.dataset) if config.source is None else own.sizes(config.source)
+
+
+def _scored(config: Config) -> Sequence[str]:
+    """What is scored: where there are no stars, the ranking alone. Raises SpecError where that does not fit."""
+    if config.source is None or own.has_stars(config.source):
+        return ("mse", "mrr", "mrr_first")
+    why = f"since {config.data} is read without ratings, so that each row is a positive"
+    if config.algorithm.regression_weight != 0:
+        raise SpecError(
+            f"regression_weight: expected 0, {why}, got {config.algorithm.regression_weight:g}; write 0, or name the "
+            "column of the ratings with rating_column"
+        )
+    if config.keep_best_by == "val_mse":
+        raise SpecError(f'keep_best_by: expected val_mrr or val_mrr_first, {why}, got val_mse; write "val_mrr"')
+    return ("mrr", "mrr_first")
+
+
 def _ratings(config: Config, part: str, where: torch.device) -> Ratings:
-    read = movielens.ratings(config.dataset, config.split, config.data_seed, part)
+    if config.source is None:
+        read = movielens.ratings(config.dataset, config.split, config.data_seed, part)
+    else:
+        read = own.part(config.source, config.split, config.data_seed, part)
     return Ratings(*(torch.from_numpy(column).to(where) for column in (read.users, read.items, read.stars)))
 
 
@@ -291,17 +332,18 @@ def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
     }
 
 
-def _scores(params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
+def _scores(names: Sequence[str], params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
     """Score held-out ratings, and users by all of theirs: each worker takes a share of the users."""
     if parallel.workers() == 1:
-        return multitask.evaluate(params, held_out, known)
-    users = torch.unique(held_out.users_B)
-    mine_B = torch.isin(held_out.users_B, users[parallel.share(len(users))])
-    place_B = mine_B.nonzero().squeeze(1).cpu()
-    found = {"place": place_B, **multitask.evaluate(params, held_out[mine_B], known)} if len(place_B) else {}
-    scored = parallel.gather_scores(found)
-    scored["mse"] = scored["mse"][scored.pop("place").argsort()]  # in the order of the ratings
-    return scored
+        scored = ranking.evaluate(params, held_out, known)
+    else:
+        users = torch.unique(held_out.users_B)
+        mine_B = torch.isin(held_out.users_B, users[parallel.share(len(users))])
+        place_B = mine_B.nonzero().squeeze(1).cpu()
+        found = {"place": place_B, **ranking.evaluate(params, held_out[mine_B], known)} if len(place_B) else {}
+        scored = parallel.gather_scores(found)
+        scored["mse"] = scored["mse"][scored.pop("place").argsort()]  # in the order of the ratings
+    return {name: scored[name] for name in names}
 
 
 def _means(scored: Mapping[str, Tensor]) -> dict[str, float]:

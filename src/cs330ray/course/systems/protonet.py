@@ -1,4 +1,4 @@
-"""Prototypical networks on few-shot images: episodes of hand-drawn or printed characters, CS330 homework 2."""
+"""Prototypical networks on few-shot images: episodes of characters or of images of one's own, CS330 homework 2."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,9 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cs330ray.course.learners import conv4, protonet
+from cs330ray.course.data.episodes import Episodes
+from cs330ray.course.data.images import Part
+from cs330ray.course.learners import protonet
+from cs330ray.course.learners.fewshot import conv4
+from cs330ray.course.learners.fewshot.tasks import Batch, QueryNorm
 from cs330ray.course.learners.protonet import ProtoNet
-from cs330ray.course.learners.tasks import Batch, QueryNorm
 from cs330ray.course.models import card
 from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
@@ -36,6 +39,7 @@ class Config(fewshot.Config):
     queries: Drawings = Field(15, description="query drawings of each class of a training task")
     tasks: fewshot.Tasks = 16
     filters: int = Field(64, ge=1, le=512, description="channels of each block, and features of an image")
+    affine: fewshot.Affine = True
     distance: protonet.Distance = Field("squared", description="of a feature to a prototype")
     lr: float = Field(1e-3, gt=0, le=1, description="learning rate of Adam")
     query_norm: QueryNorm = Field("query", description="whose batch statistics normalise the queries")
@@ -50,10 +54,19 @@ class Config(fewshot.Config):
 
     @model_validator(mode="after")
     def _drawings_suffice(self) -> Self:
-        fewshot.check_drawings("shots", self.shots, self.queries)
-        fewshot.check_drawings("eval_shots", self.eval_shots, self.eval_queries)
-        fewshot.check_drawings("test_shots", self.most_test_shots, self.test_queries)
+        self.check_drawings("shots", self.shots, self.queries)
+        self.check_drawings("eval_shots", self.eval_shots, self.eval_queries)
+        self.check_drawings("test_shots", self.most_test_shots, self.test_queries)
         return self
+
+    @property
+    def kinds(self) -> Mapping[Part, Kind]:
+        """The tasks that each part is asked for."""
+        return {
+            "train": Kind(self.tasks, self.ways, self.shots, self.queries),
+            "val": Kind(self.val_tasks, self.eval_ways, self.eval_shots, self.eval_queries),
+            "test": Kind(self.test_tasks, self.eval_ways, self.most_test_shots, self.test_queries),
+        }
 
     @property
     def most_test_shots(self) -> int:
@@ -85,13 +98,11 @@ def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> 
     """
     where = device()
     state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
-    classes_MRHW = fewshot.classes(config, "train", where)
-    kind = Kind(config.tasks, config.ways, config.shots, config.queries)
-    of_val = Kind(config.val_tasks, config.eval_ways, config.eval_shots, config.eval_queries)
-    val = fewshot.evaluation(config, "val", of_val, where)
+    classes, kind = fewshot.classes(config, "train", where), config.kinds["train"]
+    val = fewshot.evaluation(config, "val", where)
     while state.step < steps:
         state.step += 1
-        batch = fewshot.draw(classes_MRHW, kind, state.generator)
+        batch = fewshot.draw(classes, kind, state.generator)
         scores_T = _learn(config, state, batch)
         if state.step % config.eval_every_steps == 0 or state.step == steps:
             row = fewshot.means("train", parallel.gather_scores(scores_T))
@@ -104,8 +115,8 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
     state = _State.fresh(config, 0, device()).restored(checkpoint)
     return fewshot.test_scores(
-        lambda batch, query_norm: _scores(replace(config.algorithm, query_norm=query_norm), state, batch),
-        _test_batch(config, state.device),
+        lambda episodes, query_norm: _scores(replace(config.algorithm, query_norm=query_norm), state, episodes),
+        fewshot.evaluation(config, "test", state.device),
         shots=config.eval_shots,
         sweep=config.test_shots,
         query_norm=config.query_norm,
@@ -115,15 +126,13 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
 
 def export(config: Config, seed: int, checkpoint: Path) -> Weights:  # noqa: ARG001 - the checkpoint holds all
     """The parameters of a checkpoint, and what a card says of them."""
-    said = card.sections(
-        weights="The net that embeds drawings, as of the last step.",
-        dataset=config.dataset,
-        use=card.CLASSIFY,
+    said = fewshot.said(
+        config,
+        weights="The net that embeds images, as of the last step.",
         limits=[
             f"Any number of classes; it was trained on tasks of {config.ways} with {config.shots} of each to show, "
             f"and its figures are of {config.eval_ways}",
             card.SUPPORT_NORM,
-            *card.OF_DRAWINGS,
         ],
     )
     return Weights(load_tensors(checkpoint), card=said)
@@ -137,12 +146,12 @@ def ready(config: Config, exported: Weights) -> Classifier:
     def score(support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
         return protonet.predict(algorithm, state.params, Batch(support_NKCHW[None], query_BCHW[None, None]))[0]
 
-    return Classifier(score, None, state.device)
+    return fewshot.classifier(config, score, None, state.device)
 
 
 @dataclass(kw_only=True)
 class _State(Trained):
-    """A trial at one moment: the net that embeds drawings."""
+    """A trial at one moment: the net that embeds images."""
 
     params: dict[str, Tensor]
 
@@ -150,7 +159,15 @@ class _State(Trained):
     def fresh(cls, config: Config, seed: int, where: torch.device) -> Self:
         """Draw the moment before the first step."""
         stream = generator("train", seed)
-        drawn = conv4.init("pooled", filters=config.filters, ways=None, generator=stream)
+        drawn = conv4.init(
+            "pooled",
+            filters=config.filters,
+            ways=None,
+            generator=stream,
+            affine=config.affine,
+            side=config.size,
+            channels=config.channels,
+        )
         params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
         return cls(
             tensors={f"param/{name}": param for name, param in params.items()},
@@ -172,10 +189,5 @@ def _learn(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
     return scores_T
 
 
-def _test_batch(config: Config, where: torch.device) -> Batch:
-    kind = Kind(config.test_tasks, config.eval_ways, config.most_test_shots, config.test_queries)
-    return fewshot.evaluation(config, "test", kind, where)
-
-
-def _scores(algorithm: ProtoNet, state: _State, batch: Batch) -> dict[str, Tensor]:
-    return fewshot.gathered(lambda mine: protonet.evaluate(algorithm, state.params, mine), batch)
+def _scores(algorithm: ProtoNet, state: _State, episodes: Episodes) -> dict[str, Tensor]:
+    return fewshot.gathered(lambda mine: protonet.evaluate(algorithm, state.params, mine), episodes)

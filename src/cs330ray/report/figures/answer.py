@@ -14,12 +14,14 @@ from cs330ray.ledger.confirm import on_test
 from cs330ray.report.figures import marks as drawing
 from cs330ray.report.figures.marks import GREY, PALETTE, TICKS, Figure
 from cs330ray.report.figures.search import Search
+from cs330ray.spec.columns import beside
 from cs330ray.spec.study import Cell
 from cs330ray.words import plural
 
 MOST_ALTERNATIVES = 20
 SPLITS = ("validation", "test")
 MEAN, SEARCH = "mean over fresh seeds", "the search's value"
+OVER_AXIS = ("cell", "trial", "low", "high", "n", "place")  # columns beside a metric and its axis
 APART_LOG, APART = 0.05, 0.012  # by which cells stand beside one another at one place of an axis
 
 
@@ -187,6 +189,7 @@ def _front(search: Search, table: pd.DataFrame, windows: list[drawing.Window]) -
 def axes(search: Search) -> Iterator[Figure]:
     """Each family of test metrics over an axis: the choices of the cells, over fresh seeds."""
     for metric, axis, places in frames.axes(search.opened.runs.columns):
+        (axis,), (metric,) = beside({axis: 0}, OVER_AXIS, "axis"), beside({metric: 0}, {axis, *OVER_AXIS}, "test")
         found = [row for cell in search.cells for row in _over_axis(search, cell, metric, axis, places)]
         if found:
             frame = drawing.rounded(search.columns(pd.DataFrame(found), ["trial", axis, metric, "low", "high", "n"]))

@@ -132,7 +132,7 @@ def progress(search: Search) -> Iterator[Figure]:
     study = search.opened.study
     if not search.best or max(len(search.held[title]) for title in search.best) < LEAST_FOR_PROGRESS:
         return
-    random = study.sampler.kind == "random" and study.prune.kind == "none"
+    random = study.sampler.kind == "random" and study.prune.kind == "none" and not study.start
     if random and len(search.best) <= marks.MOST_CELLS:
         yield from _band(search)
         return
@@ -220,7 +220,7 @@ def _draws(search: Search, title: str) -> list[float]:
     return [
         (trial.values or (worst,))[0] if trial.number in ranked else worst
         for trial in sorted(search.held[title], key=lambda trial: trial.number)
-        if trial.number in ranked or (trial.state == "FAIL" and trial.cause != "lost")
+        if trial.number in ranked or (trial.state == "FAIL" and trial.cause not in ("lost", "stopped"))
     ]
 
 

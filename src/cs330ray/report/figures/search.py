@@ -30,7 +30,7 @@ class Search:
     @cached_property
     def cells(self) -> list[Cell]:
         """The cells in the order of the file."""
-        return self.opened.study.cells
+        return self.opened.cells
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:

@@ -15,7 +15,9 @@ import ray
 from cs330ray.errors import Cs330rayError, NodeUnfit
 from cs330ray.quiet import quiet
 from cs330ray.service.messages import Assignment, Facts
+from cs330ray.spec.command import Command
 from cs330ray.trial import named
+from cs330ray.trial.environment import Told, reason_of
 
 COMPARED = ("ray", "torch", "numpy", "safetensors", "transformers", "peft", "accelerate")
 
@@ -23,10 +25,12 @@ COMPARED = ("ray", "torch", "numpy", "safetensors", "transformers", "peft", "acc
 LEAST_FREE_BYTES = 1024**3
 
 
-def facts(prepares: Mapping[str, tuple[str, Mapping[str, Any]]], home: str, *, has_gpu: bool) -> Facts:
+def facts(
+    prepares: Mapping[str, tuple[str, Mapping[str, Any]]], home: str, *, has_gpu: bool, command: Command | None = None
+) -> Facts:
     """On what this node would run trials; prepares the data of each cell, see `preparations`."""
     quiet()
-    data = {key: _data(*cell) for key, cell in prepares.items()}
+    data = {key: _data(*cell, command) for key, cell in prepares.items()}
     cuda = _cuda() if has_gpu else ""
     return Facts(platform.python_version(), versions(), cuda, _free_bytes(Path(home)), data)
 
@@ -67,7 +71,8 @@ def gate(assignment: Assignment) -> None:
     if terms.node is None:
         return
     wanted, prepares = terms.node.facts, terms.node.prepares
-    data = {key: _data_once(assignment.trainable, key, json.dumps(config)) for key, config in prepares.items()}
+    command = terms.node.command.model_dump_json() if terms.node.command is not None else ""
+    data = {key: _data_once(assignment.trainable, key, json.dumps(config), command) for key, config in prepares.items()}
     cuda = _cuda() if terms.gpus else ""
     here = Facts(platform.python_version(), versions(), cuda, _free_bytes(terms.home), data)
     why = difference(here, replace(wanted, data={key: wanted.data[key] for key in data}))
@@ -75,18 +80,23 @@ def gate(assignment: Assignment) -> None:
         raise NodeUnfit(ray.get_runtime_context().get_node_id(), why)
 
 
-def _data(trainable: str, config: Mapping[str, Any]) -> str:
+def _data(trainable: str, config: Mapping[str, Any], command: Command | None) -> str:
     """The digest of the data, prepared on this node; or what is wrong with them."""
-    try:
-        module = named.load(trainable)
-        return module.prepare(module.Config(**config))
-    except Cs330rayError as error:
-        return f"they cannot be had: {error}"
+    with Told() as told:
+        try:
+            module = named.load(trainable, command, frozenset(config))
+            return named.prepared(module, trainable, named.validated(module, trainable, config))
+        except Cs330rayError as error:
+            return f"they cannot be had: {error}"
+        except BaseException as error:  # of a trainable of somebody's
+            if told():
+                raise
+            return f"they cannot be had: {reason_of(error)}"
 
 
 @cache
-def _data_once(trainable: str, key: str, config: str) -> str:  # noqa: ARG001 - a cell's key is not told by its config
-    return _data(trainable, json.loads(config))
+def _data_once(trainable: str, key: str, config: str, command: str) -> str:  # noqa: ARG001 - its config does not tell a cell
+    return _data(trainable, json.loads(config), Command.model_validate_json(command) if command else None)
 
 
 def _cuda() -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ray
 
 from cs330ray.errors import SpecError
+from cs330ray.quiet import cluster_address
 from cs330ray.spec.study import Study
 
 
@@ -25,7 +26,7 @@ class Machine:
         if ray.is_initialized():
             live = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
             found = [(float(node["Resources"].get("CPU", 0)), float(node["Resources"].get("GPU", 0))) for node in live]
-            return cls(tuple(found), joined="RAY_ADDRESS" in os.environ)
+            return cls(tuple(found), joined=cluster_address() is not None)
         import torch
 
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

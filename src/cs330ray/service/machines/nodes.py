@@ -93,7 +93,9 @@ class Nodes:
             self._known.add(key)
             there = NodeAffinitySchedulingStrategy(key, soft=False)
             asks = ray.remote(num_cpus=0, max_retries=1, scheduling_strategy=there)(facts)
-            self._asked[key] = asks.remote(preparations(self._study), str(self._home), has_gpu=gpus > 0)
+            self._asked[key] = asks.remote(
+                preparations(self._study), str(self._home), has_gpu=gpus > 0, command=self._study.command
+            )
 
     def _hear(self) -> None:
         for key in list(self._asked):

@@ -1,8 +1,6 @@
 """What a study stands on: the machine or the nodes of a cluster, their data, and the store that checkpoints go to."""
 
 import logging
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ from ray import tune
 
 from cs330ray.checkpoints import store as stores
 from cs330ray.checkpoints.store import Store
-from cs330ray.errors import SpecError
+from cs330ray.quiet import cluster_address
+from cs330ray.service.machines import ray_here
 from cs330ray.service.machines.machine import Machine
 from cs330ray.service.machines.nodes import Nodes
 from cs330ray.spec.study import Study, first_values
@@ -48,6 +47,8 @@ class Ground:
 def survey(study: Study, home: Path, says: Callable[[str], None]) -> Ground:
     """Find what there is to run on, and prepare the data there. Raises SpecError or DataError."""
     machine = _join(study)
+    if not machine.joined:
+        ray_here.folder()  # refused before anything is written
     machine.slots(study)  # the quickest to refuse comes first
     store = _store(study, says)
     data, nodes = prepare(study), None
@@ -59,11 +60,16 @@ def survey(study: Study, home: Path, says: Callable[[str], None]) -> Ground:
 
 
 def prepare(study: Study) -> dict[str, str]:
-    """Find, verify and pack the data of every cell; the data digest by cell key. Raises DataError."""
+    """Find, verify and pack the data of every cell; the data digest by cell key. Raises DataError.
+
+    What the end of the study will ask of a trainable, `chance`, is asked here first. Raises SpecError.
+    """
     digests = {}
     for cell in study.cells:
-        trainable = named.load(cell.trainable)
-        digests[cell.key] = trainable.prepare(named.configuration(trainable, cell, first_values(cell)))
+        trainable = named.of(cell)
+        config = named.configuration(trainable, cell, first_values(cell))
+        digests[cell.key] = named.prepared(trainable, cell.trainable, config)
+        named.chance(cell, first_values(cell))
     return digests
 
 
@@ -78,20 +84,8 @@ def _store(study: Study, says: Callable[[str], None]) -> Store | None:
 
 def _join(study: Study) -> Machine:
     """The machine, or the cluster at RAY_ADDRESS, which is joined."""
-    if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
-        _reach(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
+    if (address := cluster_address()) is not None and not ray.is_initialized():
+        ray_here.hush()
+        with ray_here.reached(address):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=f"cs330ray-{study.name}")
     return Machine.here()
-
-
-def _reach(address: str) -> None:
-    """Check that something listens at a cluster's address. Raises SpecError, where Ray would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # `auto` and the like: Ray knows
-    try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=5).close()
-    except OSError as error:
-        raise SpecError(
-            f"RAY_ADDRESS: a Ray cluster must answer at {address}, but {error}; start it, or unset it"
-        ) from None

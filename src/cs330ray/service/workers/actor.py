@@ -4,12 +4,18 @@ from typing import Any
 
 from ray import tune
 
+from cs330ray.errors import WorkerSpent
 from cs330ray.quiet import quiet
 from cs330ray.service.messages import Assignment, as_result, assigned
+from cs330ray.service.workers import leftovers, log
 from cs330ray.service.workers.alone import Alone, Runs
-from cs330ray.service.workers.team import Team
+from cs330ray.service.workers.team import Team, share_what_is_free
 from cs330ray.service.workers.trial_run import TrialRun
-from cs330ray.trial.environment import log_into, see_no_more_gpus_than_asked
+from cs330ray.trial.environment import Told, see_no_more_gpus_than_asked
+
+CLOSE_S = 60.0  # a trial that takes longer to be left has its worker lost
+CLEANUP_S = 4.0  # below TUNE_FORCE_TRIAL_CLEANUP_S
+ANSWER_S = 0.5  # for the answer to reach the driver
 
 
 class TrialActor(tune.Trainable):
@@ -18,19 +24,27 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], store_url: str | None = None) -> None:
         """Take up the first trial. `store_url` may hold a password: Tune writes what trials are told to the disk."""
         quiet()  # on another node the driver's environment is not here, and a trainable may import MLflow
-        self._store_url = store_url
+        leftovers.adopt()
+        share_what_is_free()
+        self._store_url, self._told = store_url, Told()
         terms = assigned(config).terms
         see_no_more_gpus_than_asked(terms.gpus)
         self._runs: Runs = Team(terms.workers, terms.cpus, terms.gpus) if terms.workers > 1 else Alone()
         self._take_up(assigned(config))
 
     def _take_up(self, assignment: Assignment) -> None:
-        log_into(assignment.terms.home)
-        self._run = TrialRun(assignment, self._runs, self._store_url)
+        leftovers.mark(assignment.terms.home)
+        if assignment.command is not None and assignment.begun:  # a worker on this node may have been killed
+            leftovers.remove(leftovers.of_trials(assignment.terms.home))
+        log.log_into(assignment.terms.home)
+        self._run = TrialRun(assignment, self._runs, self._store_url, self._told)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Leave the old trial and take up another."""
-        self._run.close()
+        """Leave the old trial and take up another. Raises WorkerSpent where the old one left something running."""
+        with leftovers.exit_unless_done(CLOSE_S):
+            self._run.close()
+        if leftovers.sweep():
+            raise WorkerSpent("a trial left threads or processes in this worker")
         self._take_up(assigned(new_config))
         return True
 
@@ -39,6 +53,10 @@ class TrialActor(tune.Trainable):
         return as_result(self._run.next_batch())
 
     def cleanup(self) -> None:
-        """Leave the trial, and end what ran it."""
+        """Leave the trial, end what ran it and what it left, and this process: Python would wait for its threads."""
+        leftovers.exit_within(CLEANUP_S)
         self._run.close()
         self._runs.end()
+        log.bound()
+        leftovers.sweep()
+        leftovers.exit_within(ANSWER_S)

@@ -6,12 +6,10 @@ that the next one need not start Python, torch and a process group again. `cs330
 
 import contextlib
 import functools
-import pickle
 import socket
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,18 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cs330ray.errors import WorkerLost
+from cs330ray.checkpoints import local
+from cs330ray.checkpoints.local import DiskFault
+from cs330ray.errors import ContractError, WorkerLost
 from cs330ray.quiet import quiet
 from cs330ray.service.machines import fitness
 from cs330ray.service.messages import Assignment, Circumstances
+from cs330ray.service.workers import leftovers
 from cs330ray.service.workers.alone import Alone
+from cs330ray.service.workers.failure import Failed, failed_by
+from cs330ray.service.workers.log import log_into
 from cs330ray.trial.contract import Progress, Scores
-from cs330ray.trial.environment import log_into, see_no_more_gpus_than_asked
+from cs330ray.trial.environment import Told, see_no_more_gpus_than_asked
 from cs330ray.words import first_line
 
 PATIENCE_S = 10.0  # how long the others may take to fail, too, once one has failed
@@ -36,8 +39,12 @@ class Answer:
     """What a worker says: a value, or why there is none."""
 
     value: Any = None
-    error: Exception | None = None
-    traceback: str = ""
+    error: WorkerLost | DiskFault | Failed | None = None
+
+    @property
+    def kind(self) -> str:
+        """The type of what was raised."""
+        return self.error.kind if isinstance(self.error, Failed) else type(self.error).__name__
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,6 @@ class Place:
     node: str
     address: str
     port: int  # free when asked
-
-
-class _Elsewhere(Exception):  # noqa: N818 - a cause, whose text is another process's traceback
-    """What happened in a worker."""
 
 
 class Team:
@@ -63,6 +66,8 @@ class Team:
 
     def take_up(self, assignment: Assignment) -> None:
         """Have every worker load the trainable and check the configuration of a trial."""
+        if not all(self._all("sweep")):
+            self.end()
         if not self._workers:
             self._start()
         self._all("take_up", assignment)
@@ -73,12 +78,23 @@ class Team:
         nodes = [node for worker in each for node in worker.nodes]
         return replace(each[0], workers=[worker.host for worker in each], nodes=nodes)
 
-    def train(self, resume: Path | None) -> Iterator[Progress]:
+    def tests(self) -> bool:
+        """Whether the trainable reads a test split."""
+        return True
+
+    def train(self, resume: Path | None, begin_step: int) -> Generator[Progress]:
         """Begin or resume the training in all workers; a moment of rank 0's after each step that all have taken."""
-        self._all("train", *self._sent(resume))
+        self._all("train", *self._sent(resume), begin_step)
         try:
-            while (moment := self._all("next")[0]) is not None:
-                step, metrics = moment
+            while True:
+                moments = self._all("next")
+                steps = [None if moment is None else moment[0] for moment in moments]
+                if len(set(steps)) > 1:
+                    self.end()
+                    raise ContractError(f"all workers must yield at the same steps, got {_in_words(steps)}")
+                if moments[0] is None:
+                    return
+                step, metrics = moments[0]
                 yield Progress(step, metrics, self._save)
         finally:
             self._at_the_end("stop")
@@ -159,22 +175,38 @@ class Team:
         if failed:
             first = min(failed, key=lambda answer: isinstance(answer.error, WorkerLost))  # who misses another says less
             assert first.error is not None
-            together = len(failed) == len(asked) and len({type(answer.error) for answer in failed}) == 1
+            together = len(failed) == len(asked) and len({answer.kind for answer in failed}) == 1
             if not together or isinstance(first.error, WorkerLost):
                 self.end()
-            raise first.error from _Elsewhere("\n" + first.traceback)
+            raise first.error
         return [ray.get(one).value for one in asked]
+
+
+def _in_words(steps: Sequence[int | None]) -> str:
+    return ", ".join("the end" if step is None else str(step) for step in steps)
+
+
+def share_what_is_free() -> None:
+    """Let the Ray tasks and actors that a trial starts run on what the machine has free.
+
+    In the trial's placement group, which the trial itself fills, they would wait for ever.
+    """
+    ray._private.worker.Worker.should_capture_child_tasks_in_placement_group = False
 
 
 def _answered(call: Callable[..., Any]) -> Callable[..., Answer]:
     """Have a call of a worker answer where it would raise: what leaves an actor as an exception loses its type."""
 
     @functools.wraps(call)
-    def answers(*arguments: Any) -> Answer:
+    def answers(worker: "Worker", *arguments: Any) -> Answer:
         try:
-            return Answer(call(*arguments))
-        except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
-            return Answer(error=_portable(error), traceback=traceback.format_exc())
+            return Answer(call(worker, *arguments))
+        except (WorkerLost, DiskFault) as error:
+            return Answer(error=error)
+        except BaseException as error:  # what a trainable raises is a result
+            if worker.told():
+                raise
+            return Answer(error=failed_by(error))
 
     return answers
 
@@ -184,9 +216,12 @@ class Worker:
 
     def __init__(self, gpus: float) -> None:
         quiet()
+        leftovers.adopt()
+        share_what_is_free()
         see_no_more_gpus_than_asked(gpus)
         self._runs = Alone()
-        self._rows: Iterator[Progress] | None = None
+        self.told = Told()
+        self._rows: Generator[Progress] | None = None
         self._latest: Progress | None = None
         self._fetched: tempfile.TemporaryDirectory[str] | None = None  # of a checkpoint that lies on another node
 
@@ -206,8 +241,14 @@ class Worker:
         parallel.join(rank, workers, address, port)
 
     @_answered
+    def sweep(self) -> bool:
+        """End what the trial before has left; whether there was nothing."""
+        return not leftovers.sweep()
+
+    @_answered
     def take_up(self, assignment: Assignment) -> None:
         """Load the trainable and check the configuration of a trial. Raises NodeUnfit."""
+        leftovers.mark(assignment.terms.home)
         log_into(assignment.terms.home)
         fitness.gate(assignment)
         self._runs.take_up(assignment)
@@ -218,32 +259,31 @@ class Worker:
         return self._runs.circumstances()
 
     @_answered
-    def train(self, resume: str | None, files: Mapping[str, bytes] | None) -> None:
+    def train(self, resume: str | None, files: Mapping[str, bytes] | None, begin_step: int) -> None:
         """Begin or resume the training; nothing is trained yet."""
-        self._rows = self._runs.train(self._here(resume, files))
+        self._rows = self._runs.train(self._here(resume, files), begin_step)
 
     @_answered
-    def next(self) -> tuple[int, dict[str, float]] | None:
+    def next(self) -> tuple[int, Mapping[str, float]] | None:
         """Train to the next moment: its step and metrics; None where there is no other."""
         assert self._rows is not None
         self._latest = next(self._rows, None)
-        if self._latest is None:
-            return None
-        return self._latest.step, {str(name): float(value) for name, value in self._latest.metrics.items()}
+        return None if self._latest is None else (self._latest.step, self._latest.metrics)
 
     @_answered
     def save(self, directory: str) -> None:
         """Write the moment at which the training stands."""
         assert self._latest is not None
-        self._latest.save(Path(directory))
+        with local.disk_faults(Path(directory)):
+            assert self._latest.save is not None
+            self._latest.save(Path(directory))
 
     @_answered
     def stop(self) -> None:
         """Leave the training."""
-        close = getattr(self._rows, "close", None)
-        if close is not None:
-            close()
-        self._rows = self._latest = None
+        rows, self._rows, self._latest = self._rows, None, None
+        if rows is not None:
+            rows.close()
 
     @_answered
     def test(self, checkpoint: str, files: Mapping[str, bytes] | None) -> Scores:
@@ -267,12 +307,3 @@ class Worker:
             (Path(self._fetched.name) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(self._fetched.name) / name).write_bytes(content)
         return Path(self._fetched.name)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself where another process can read it, else one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:  # noqa: BLE001 - whatever a class of somebody's does
-        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
-    return error

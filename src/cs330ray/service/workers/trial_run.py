@@ -2,16 +2,16 @@
 
 import contextlib
 import math
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cs330ray.checkpoints import local, store
 from cs330ray.checkpoints.copies import BEGUN, Copies, fetched
+from cs330ray.checkpoints.local import DiskFault
 from cs330ray.checkpoints.store import StoreFault
 from cs330ray.clock import wall_s
 from cs330ray.errors import CheckpointError, WorkerLost
@@ -20,8 +20,8 @@ from cs330ray.service.machines import fitness
 from cs330ray.service.messages import Assignment, News, Start, Untested
 from cs330ray.service.workers import memory
 from cs330ray.service.workers.alone import Alone, Runs
-from cs330ray.trial.contract import Item, Progress, Scores
-from cs330ray.trial.environment import cause_of, plain, reason_of
+from cs330ray.service.workers.failure import ending_of
+from cs330ray.trial.contract import Progress
 
 SAVE_AGAIN_S = 1.0
 
@@ -32,27 +32,36 @@ TESTING = "TESTING"  # how often a test of this trial was begun
 TESTS_ALLOWED = 3
 
 
-PROBE_BYTES = 1024**2
-
-
 class _OutOfMemory(Exception):  # noqa: N818 - the end of a trial
     """An earlier worker of the trial was ended because it held more memory than a trial may."""
 
 
 class TrialRun:
-    """One trial between two batches; `store_url`, which may hold a password, is where its checkpoints are copied."""
+    """One trial between two batches; `store_url`, which may hold a password, is where its checkpoints are copied.
 
-    def __init__(self, assignment: Assignment, runs: Runs | None = None, store_url: str | None = None) -> None:
+    What its trainable raises, BaseException included, is the trial's end, unless this process was `told` to end.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        runs: Runs | None = None,
+        store_url: str | None = None,
+        told: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._assignment = assignment
+        self._told = told
         self._terms = assignment.terms
         self._store_url = store_url
         self._runs = runs or Alone()
         self._home = assignment.terms.home
         self._copies: Copies | None = None
-        self._rows: Iterator[Progress] | None = None
+        self._rows: Generator[Progress] | None = None
         self._source: local.Checkpoint | None = None  # where the generator began
-        self._latest: Progress | None = None  # the generator stands at this moment
+        self._latest: Progress | None = None  # the newest moment that can be saved; but for a process, where it stands
+        self._step = 0  # of the newest row
         self._last = False  # the generator has nothing more
+        self._tests = False  # its last checkpoint is written, and the driver hears that it is tested
         self._saved_s = time.monotonic()
         self._news = News()  # but for the rows: what the next message will say
         self._unsent: list[Row] = []
@@ -72,21 +81,27 @@ class TrialRun:
             self._note(end=Ending("FAIL", f"out of memory: {error}", cause="memory"))
         except WorkerLost:
             raise
-        except Exception as error:  # noqa: BLE001 - the trial boundary: what a trainable raises is a result
-            self._note(end=_failure(error))
+        except BaseException as error:
+            if self._told():
+                raise
+            self._note(end=ending_of(error))
         return replace(self._news, rows=tuple(self._unsent))
 
     def _advance(self) -> None:
         if self._rows is None:
             self._start()
-        self._save_if_due()
+        if not self._tests:
+            self._save_if_due()
         if not self._last:
             self._train()
         elif self._news.unsaved is not None:
             self._note(waits="end")
             time.sleep(SAVE_AGAIN_S)
+        elif self._assignment.test and self._runs.tests() and not self._tests:
+            self._tests = True
+            self._note(tests=True)  # a message of its own, since the test may end this process
         else:
-            if self._assignment.test:
+            if self._tests:
                 self._test()
             self._note(end=Ending("COMPLETE"))
 
@@ -101,9 +116,13 @@ class TrialRun:
             self._copies.clear(self._home)
 
     def _free(self) -> None:
-        close = getattr(self._rows, "close", None)
-        if close is not None:
-            close()
+        try:
+            if self._rows is not None:
+                self._rows.close()
+        except BaseException:
+            if self._told():
+                raise
+            traceback.print_exc()  # after its end: for its log
         self._rows = self._latest = None
         self._runs.leave()
 
@@ -119,7 +138,9 @@ class TrialRun:
         self._source = newest or self._begun_by_another()
         self._note(start=Start(self._source.step if self._source else None, began_s, self._runs.circumstances()))
         self._refuse_where_memory_was_short()
-        self._rows = self._runs.train(self._source.path if self._source else None)
+        begin_at, begin_step = (self._source.path, self._source.step) if self._source else (None, 0)
+        self._step = begin_step
+        self._rows = self._runs.train(begin_at, begin_step)
         if newest is not None:
             self._note(checkpoint=self._named(newest))
 
@@ -158,29 +179,37 @@ class TrialRun:
         overdue = time.monotonic() - self._saved_s >= self._terms.checkpoint_s
         if self._last or (self._latest is not None and overdue):
             self._saved_s = time.monotonic()
-            try:
-                self._save()
-            except WorkerLost:
-                raise
-            except Exception as error:
-                fault = _fault_of_storage(error, self._home)
-                if not fault:
-                    raise
-                self._note(unsaved=fault)
+            self._save()
 
     def _save(self) -> None:
-        """Write the moment at which the generator stands; at the end the checkpoints before it go."""
+        """Write the moment at which the generator stands; at the end the checkpoints before it go.
+
+        Where disk or store take nothing, which is no fault of the trial, that is noted.
+        """
         keep = 1 if self._last else 2
-        if self._latest is not None:
-            written = local.write(self._home, self._latest.step, self._latest.save, keep)
-        elif self._source is not None:  # nothing was left to do: a trial that another continues had ended by itself
-            begun_at = self._source
-            written = local.write(self._home, begun_at.step, lambda path: local.copy(begun_at, path), keep)
-        else:
+        try:
+            written = self._written(keep)
+        except DiskFault as fault:
+            self._note(unsaved=str(fault))
             return
-        if self._copies is not None:
-            self._copies.push(written, keep)
-        self._note(checkpoint=self._named(written))
+        if written is None:
+            return
+        try:
+            if self._copies is not None:
+                self._copies.push(written, keep)
+        except OSError as fault:
+            self._note(unsaved=fault.strerror or str(fault))
+        else:
+            self._note(checkpoint=self._named(written))
+
+    def _written(self, keep: int) -> local.Checkpoint | None:
+        """The checkpoint of this moment, on the disk; None where there has been none yet. Raises DiskFault."""
+        if self._latest is not None and self._latest.save is not None:
+            return local.write(self._home, self._latest.step, self._latest.save, keep)
+        if self._source is not None:  # nothing was left to do: a trial that another continues had ended by itself
+            begun_at = self._source
+            return local.write(self._home, begun_at.step, lambda path: local.copy(begun_at, path), keep)
+        return None
 
     def _test(self) -> None:
         """Note what the weights of the last checkpoint reach on the test split, or why that is not known.
@@ -189,17 +218,27 @@ class TrialRun:
         """
         last = local.newest(self._home)
         if last is None:
+            if self._assignment.command is not None:
+                self._note(untested=Untested("there is no checkpoint to test: none was reported", ""))
             return  # there was no row
+        if self._assignment.command is not None and last.step < self._step:
+            apart = (
+                f"the last checkpoint is of step {last.step}, the last row of step {self._step}; report both together"
+            )
+            self._note(untested=Untested(apart, ""))
+            return
         if (why := self._ended_testing()) is not None:
             self._note(untested=Untested(why, ""))
             return
         self._free()  # for the test
         try:
-            self._note(scores=_scores(self._runs.test(last.path)))
+            self._note(scores=self._runs.test(last.path))
         except WorkerLost:
             raise
-        except Exception as error:  # noqa: BLE001 - the trial boundary
-            failure = _failure(error)
+        except BaseException as error:
+            if self._told():
+                raise
+            failure = ending_of(error)
             self._note(untested=Untested(failure.reason, failure.traceback))
 
     def _ended_testing(self) -> str | None:
@@ -217,57 +256,32 @@ class TrialRun:
     def _train(self) -> None:
         assert self._rows is not None
         assignment, prune_every = self._assignment, self._terms.prune_every
-        after_step = assignment.continues.after_step if assignment.continues else 0
+        after_step = assignment.continues.after_step if assignment.continues and assignment.command is None else 0
         until = time.monotonic() + self._terms.batch_s
         while True:
             progress = next(self._rows, None)
             if progress is None:
                 self._last = True
                 return
-            self._latest = progress
+            before = self._step
+            if progress.save is not None:
+                self._latest = progress
+            self._step = max(self._step, progress.step)
+            if progress.step <= before and progress.save is not None:  # a checkpoint alone, which is kept at once
+                self._saved_s = -math.inf
+                return
+            if progress.step <= before:  # a process is silent
+                if self._unsent and time.monotonic() >= until:
+                    return
+                continue
             if progress.step <= after_step:  # the trial that it continues has this row
                 if time.monotonic() >= until:
                     return
                 continue
-            metrics = {str(name): float(value) for name, value in progress.metrics.items()}
-            self._unsent.append(Row(int(progress.step), metrics, wall_s()))
-            if progress.step >= assignment.steps:
+            self._unsent.append(Row(progress.step, progress.metrics, wall_s()))
+            if progress.step >= assignment.steps and progress.save is not None:
                 self._last = True
                 return
-            at_rung = prune_every and progress.step % prune_every == 0
-            if at_rung or time.monotonic() >= until:
+            past_rung = prune_every and progress.step // prune_every > before // prune_every
+            if past_rung or time.monotonic() >= until:
                 return
-
-
-def _fault_of_storage(error: Exception, home: Path) -> str:
-    """What is wrong with the disk, where that is why a checkpoint could not be written; else nothing."""
-    text = str(error)
-    if isinstance(error, OSError) or "os error" in text or "file write failed" in text:
-        return error.strerror or text if isinstance(error, OSError) else text
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=home, prefix=".partial-probe-") as probe:
-            probe.write(bytes(PROBE_BYTES))
-            probe.flush()
-    except OSError as fault:
-        return fault.strerror or str(fault)
-    return ""
-
-
-def _scores(found: Scores) -> Scores:
-    """Scores as plain numbers. Raises ValueError where one is not finite."""
-    metrics = {str(name): float(value) for name, value in found.metrics.items()}
-    items = {
-        str(name): [Item(str(item.unit), float(item.score)) for item in scored] for name, scored in found.items.items()
-    }
-    named = list(metrics.items())
-    named += [(name, item.score) for name, scored in items.items() for item in scored]
-    for name, value in named:
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, but got {value}")
-    return Scores(metrics, items)
-
-
-def _failure(error: Exception) -> Ending:
-    """End a trial by the exception that is being handled."""
-    return Ending("FAIL", reason_of(error), plain(traceback.format_exc()), cause_of(error))

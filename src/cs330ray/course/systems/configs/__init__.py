@@ -1,0 +1,1 @@
+"""The hyperparameters of systems that have many, a module each."""

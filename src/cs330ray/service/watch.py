@@ -1,0 +1,134 @@
+"""The watch: ends trials from outside. One that is silent fails, one that a person gave up too, and one that the
+study's time has overtaken leaves its worker at a checkpoint, to be resumed when there is more time.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cs330ray.service.messages import Assignment, News, assigned
+from cs330ray.service.queue import Queue
+from cs330ray.service.recorder import Recorder
+from cs330ray.spec.study import Study
+from cs330ray.words import duration
+
+GRACE_S = 60.0  # beyond the time between two checkpoints: so long may a trial take to stop when the time is spent
+STOP_S = 5.0  # so long may a trial take that a person gave up
+STANDSTILL_S = 2.0  # between two looks at most, while nothing stops this process
+LEAVE_S = 3.0  # and so long all of them when the study stops; after it their workers are killed
+
+
+@dataclass
+class _Live:
+    """A trial that Tune has."""
+
+    trial: Any  # Tune's
+    told: Assignment
+    heard_s: float  # when its worker last said something
+    started: bool = False  # whether its worker has left the trial before
+    leaves_by_s: float | None = None  # when its worker is killed, if it has not left before
+    ended: bool = False  # its worker ended, and that is no loss: it was killed from here, or never began with the trial
+    again: bool = False  # and it is taken up again
+
+    @property
+    def worker(self) -> Any:
+        """Its actor; None while it waits for room."""
+        return self.trial.temporary_state.ray_actor
+
+
+class Watch:
+    """Looks after the trials that Tune has."""
+
+    def __init__(self, study: Study, queue: Queue, recorder: Recorder) -> None:
+        self._study, self._queue, self._recorder = study, queue, recorder
+        self._live: dict[str, _Live] = {}  # by Tune's names
+        self._looked_s = time.monotonic()
+
+    def added(self, trial: Any) -> None:
+        """Hear of a trial that Tune has taken; one that was given up before Ray died has little time."""
+        live = self._live[trial.trial_id] = _Live(trial, assigned(trial.config), time.monotonic())
+        if self._recorder.is_given_up(live.told):
+            live.leaves_by_s = time.monotonic() + STOP_S
+
+    def started(self, trial: Any) -> None:
+        """Hear that a trial has a worker to itself."""
+        live = self._live[trial.trial_id]
+        live.started, live.heard_s = True, time.monotonic()
+
+    def heard(self, trial: Any, news: News, *, ends: bool) -> bool:
+        """Hear recorded news of a trial, with which it `ends` or not; whether it leaves its worker, to be resumed."""
+        live = self._live[trial.trial_id]
+        live.heard_s = time.monotonic()
+        leaves = live.leaves_by_s is not None and news.checkpoint is not None and not ends
+        if leaves:
+            self._overtaken(live)
+        return leaves
+
+    def failed(self, trial: Any) -> None:
+        """Hear that the worker of a trial failed: one that had not yet left another trial is no loss of this one."""
+        live = self._live.get(trial.trial_id)
+        if live is not None and not live.ended and live.worker is not None and not live.started:
+            live.ended = live.again = True
+
+    def has_ended(self, trial: Any) -> bool:
+        """Whether the worker of a trial was ended from here."""
+        live = self._live.get(trial.trial_id)
+        return live is not None and live.ended
+
+    def left(self, trial: Any) -> tuple[bool, bool]:
+        """Hear that a trial has left its worker: whether that was ended from here, and the trial is taken up again."""
+        live = self._live.pop(trial.trial_id, None)
+        return (False, False) if live is None else (live.ended, live.again)
+
+    def look(self) -> None:
+        """End what has to end."""
+        now, silence = time.monotonic(), self._study.resources.silence
+        stood_still_s = max(now - self._looked_s - STANDSTILL_S, 0.0)  # so long this process could not hear
+        self._looked_s = now
+        for live in self._live.values():
+            live.heard_s = now if live.worker is None else live.heard_s + stood_still_s
+            if live.worker is None or live.ended:
+                continue
+            if self._queue.is_late and live.leaves_by_s is None and self._recorder.cell(live.told).fresh is None:
+                live.leaves_by_s = now + self._study.resources.checkpoint + GRACE_S
+            if live.leaves_by_s is not None and now > live.leaves_by_s:
+                if not self._recorder.end_given_up(live.told):
+                    self._overtaken(live)
+                self._kill(live)
+            elif silence is not None and now - live.heard_s > silence:
+                live.again = not live.started or self._recorder.silent(live.told, f"no row for {duration(silence)}")
+                self._kill(live)
+
+    def give_up(self, cell_key: str, number: int) -> None:
+        """End a trial, or the runs that confirm it, for good: with the next news, or where it stands."""
+        running = [
+            live
+            for live in self._live.values()
+            if live.told.trial == number and self._recorder.cell(live.told).searched.key == cell_key
+        ]
+        for live in running:
+            self._recorder.give_up(live.told)
+            live.leaves_by_s = time.monotonic() + STOP_S
+        dropped = self._queue.drop(cell_key, number)
+        self._recorder.end_waiting(cell_key, number, dropped, [live.told.cell for live in running])
+
+    def let_go(self) -> None:
+        """Have every trial leave its worker, which is killed where that takes too long: the study stops."""
+        workers = [live.worker for live in self._live.values() if live.worker is not None and not live.ended]
+        if workers:
+            leaving = [worker.stop.remote() for worker in workers]
+            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S)
+        for worker in workers:
+            ray.kill(worker)
+
+    def _overtaken(self, live: _Live) -> None:
+        """Leave a trial as it stands, to be resumed when there is more time."""
+        self._queue.ran_out_of_time = True
+        self._recorder.overtaken(live.told)
+
+    @staticmethod
+    def _kill(live: _Live) -> None:
+        live.ended = True
+        ray.kill(live.worker)

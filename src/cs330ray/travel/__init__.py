@@ -1,0 +1,1 @@
+"""A study as one file: packed in one home, unpacked in another."""
