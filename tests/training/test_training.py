@@ -12,6 +12,7 @@ import torch
 
 from cs330ray.errors import CheckpointError, DataError
 from cs330ray.training import device, parallel, state
+from cs330ray.training.adam import Adam
 from cs330ray.training.state import Trained
 
 
@@ -28,7 +29,7 @@ def fresh(seed: int) -> Counted:
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(3, generator=generator).requires_grad_()
     return Counted(
-        tensors={"w": weights}, optimizer=torch.optim.Adam([weights], lr=0.1), generator=generator, seen=[]
+        tensors={"w": weights}, optimizer=Adam([weights], lr=0.1), generator=generator, seen=[]
     )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def test_restoring_fills_the_tensors_that_the_optimiser_already_trains(tmp_path:
     trained = fresh(1)
     (weights,) = trained.tensors.values()
     assert trained.restored(tmp_path) is trained
-    assert trained.tensors["w"] is weights is trained.optimizer.param_groups[0]["params"][0]
+    assert trained.tensors["w"] is weights is trained.optimizer.params[0]
 
 
 def test_a_checkpoint_without_one_of_the_notes_is_refused(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ class Writer(Ledger):
         self.database.execute(REPORTS.delete().where(where))
 
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
-        """Report an intermediate value of the one objective to Optuna."""
+        """Tell Optuna what the one objective was at a step: it is told of rungs and ends, a transaction each."""
         with self.database.guarded():
             self.database.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
 
@@ -294,9 +294,6 @@ class Writer(Ledger):
                     by_hand = Ending("FAIL", "ended with Optuna's own tools", cause="stopped")
                     self.end(study, cell, trial.number, by_hand)
                 continue
-            for row in self.rows(study, cell, trial.number):
-                if len(study.objective) == 1 and study.objective[0] in row.metrics:
-                    self.report(study, cell, trial.number, row.step, row.metrics[study.objective[0]])
             if not self._tell(study, cell, trial.number):
                 interrupted.append(trial.number)
         return interrupted
@@ -309,10 +306,20 @@ class Writer(Ledger):
         trial_id = self._trial_id(study, cell, number)
         with self.database.guarded():
             if not self.database.storage.get_trial(trial_id).state.is_finished():
+                self._report_last(study, cell, number)
                 self.database.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
                 values = None if found[0].state == "FAIL" else from_json(found[0].worth)
                 self.database.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
         return True
+
+    def _report_last(self, study: Study, cell: Cell, number: int) -> None:
+        """Tell Optuna the last value of the one objective, by which its samplers judge a trial that was pruned."""
+        if len(study.objective) > 1:
+            return
+        for row in reversed(self.rows(study, cell, number)):
+            if study.objective[0] in row.metrics:
+                self.report(study, cell, number, row.step, row.metrics[study.objective[0]])
+                return
 
     def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
         """Record what a confirmation reached on the test split."""

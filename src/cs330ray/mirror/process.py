@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 WAIT_S = 10.0  # for the mirror at the end
+CUT_WAIT_S = 2.0  # and where a signal or a fault ends the study: a person waits
 AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
 MOST_S = 120.0
 
@@ -31,7 +32,6 @@ class MirrorProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = -math.inf
         self._again_s = AGAIN_S
-        self.tend()
 
     def tend(self) -> None:
         """Start it where it is not running, but not too often."""
@@ -56,21 +56,21 @@ class MirrorProcess:
                 start_new_session=True,
             )
 
-    def end(self) -> bool:
-        """Let it make one more pass; whether MLflow agrees with the ledger then."""
+    def end(self, wait_s: float = WAIT_S) -> bool:
+        """Let it make one more pass, which may take so long; whether MLflow agrees with the ledger then."""
         if self._process is None or self._process.poll() is not None:
             self._started_s = -math.inf
             self.tend()
-        self._leave()
+        self._leave(wait_s)
         return self._process is not None and self._process.returncode == 0
 
-    def _leave(self) -> None:
+    def _leave(self, wait_s: float = WAIT_S) -> None:
         if self._process is None or self._process.stdin is None:
             return
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(WAIT_S)
+            self._process.wait(wait_s)
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -89,9 +89,10 @@ def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterat
     if not wanted:
         yield NoMirror()
         return
-    mirror = MirrorProcess(study, home)
+    mirror, wait_s = MirrorProcess(study, home), CUT_WAIT_S
     try:
         yield mirror
+        wait_s = WAIT_S
     finally:
-        if not mirror.end():
+        if not mirror.end(wait_s):
             listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")

@@ -1,6 +1,6 @@
 """The recorder: the one object that takes each result of a trial, in the one order that loses nothing.
 
-Rows first, then the report to Optuna, then the pruner, then the end of the trial.
+Rows first, then the pruner, of whose rungs Optuna is told, then the end of the trial.
 """
 
 import math
@@ -184,8 +184,6 @@ class Recorder:
         if news.untested is not None:
             ledger.write_untested(study, cell, number, news.untested.reason, news.untested.traceback)
         for row in news.rows:
-            if cell.fresh is None and len(study.objective) == 1 and study.objective[0] in row.metrics:
-                ledger.report(study, cell, number, row.step, row.metrics[study.objective[0]])
             self._say_what_is_outside(cell, row.metrics, f"trial {number} at step {row.step}")
             self._listener.reached(cell, number, row)
         if news.scores is not None:
@@ -285,6 +283,8 @@ class Recorder:
         row = next((past[each] for each in line if each in past), None)
         if row is None or row.step not in steps:
             return None
+        if number in past:  # and the row is not of a trial that it continues
+            ledger.report(study, cell, number, row.step, row.metrics[metric])
         sign = -1.0 if self._goals[0] == "max" else 1.0
         losses = {n: sign * found.metrics[metric] for n, found in past.items() if n not in line}
         if prune.kind == "asha":

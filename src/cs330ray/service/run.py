@@ -31,7 +31,7 @@ from cs330ray.service.listener import Listener, Silent
 from cs330ray.service.messages import NodeTerms, Terms
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder, why_to_stop
-from cs330ray.service.search import samplers
+from cs330ray.service.search import points, samplers
 from cs330ray.service.session import Interrupted, Session, leave_if
 from cs330ray.service.thin import thin
 from cs330ray.service.workers import leftovers
@@ -121,7 +121,7 @@ def _conduct(session: Session, home: Path, ground: "Ground", *, mirror: bool) ->
 
 def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     """Make good what was cut off and run what is left; False where the Ray that was started for it died before."""
-    from cs330ray.service.tune import hand_over
+    from cs330ray.service.machines.own_ray import OwnRay
 
     study, ledger = session.study, session.ledger
     lines.enter(ledger, study)
@@ -142,7 +142,15 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     firsts = {cell.key: starts(study, cell) for cell in study.cells}
     queue = Queue(ledger, study, terms, lease=session.lease, listener=session, interrupted=interrupted, starts=firsts)
     recorder = Recorder(ledger, study, session, place, there, session.to_end)
-    whole = hand_over(session, ground, recorder, queue, folder)
+    own = OwnRay(ground.machine)
+    try:
+        with own:
+            from cs330ray.service.tune import hand_over  # Tune takes its time, in which Ray starts
+
+            points.prepare(study)
+            whole = hand_over(session, ground, own, recorder, queue)
+    finally:
+        leftovers.remove([*own.left, *leftovers.of_trials(folder)])
     if whole and queue.ran_out_of_time:
         session.says(f"{study.name}: budget.time is spent before all trials have ended; raise it to resume")
     return whole

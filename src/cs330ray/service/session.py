@@ -58,7 +58,7 @@ class Session:
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
-        for tend in self.tends:
+        for tend in self.tends if self._first is not None else ():  # the first trial goes first
             tend()
         self.ticked()
 

@@ -5,9 +5,7 @@ Each class here forwards and keeps nothing that the ledger does not hold. Called
 
 import contextlib
 import functools
-import logging
 import re
-import signal
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +19,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from cs330ray.checkpoints import store as stores
 from cs330ray.errors import NodeUnfit, WorkerLost, WorkerSpent
 from cs330ray.files import Scratch
-from cs330ray.service.machines import ray_here
-from cs330ray.service.machines.machine import Machine
 from cs330ray.service.machines.nodes import Nodes
+from cs330ray.service.machines.own_ray import OwnRay
 from cs330ray.service.machines.setup import Ground
 from cs330ray.service.messages import Assignment, as_config, assigned, news_of
 from cs330ray.service.queue import Queue
@@ -35,7 +32,6 @@ from cs330ray.service.workers.actor import TrialActor
 from cs330ray.spec.study import Study
 from cs330ray.words import first_line, redacted
 
-OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
 REASON_LENGTH = 200
 
 
@@ -47,14 +43,14 @@ class _Over(Exception):  # noqa: N818 - not an error
     """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
 
 
-def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue, folder: Path) -> bool:
-    """Have Tune run what the queue names until all is over; False where the Ray that was started for it died before.
+def hand_over(session: Session, ground: Ground, own: OwnRay, recorder: Recorder, queue: Queue) -> bool:
+    """Have Tune run what the queue names until all is over; False where `own`, the Ray for it, died before.
 
-    No process of a trial is left: `folder` holds what is of the study. Raises Interrupted after a signal, and what
-    stops the study.
+    Raises Interrupted after a signal, and what stops the study.
     """
     session.tick()  # a Ctrl-C need not wait for Ray
-    study, raylet = session.study, _start_ray(ground.machine)
+    study, raylet = session.study, own.raylet(session.tick)
+    ray.air._internal.usage.tag_callbacks = lambda _: False  # counts for telemetry, for which it imports MLflow
     queue.start_clock()
     scratch = Scratch("tune")
     watch = Watch(study, queue, recorder)
@@ -85,11 +81,6 @@ def hand_over(session: Session, ground: Ground, recorder: Recorder, queue: Queue
         raise
     finally:
         scratch.remove()
-        if raylet is not None:
-            started = leftovers.descendants(raylet)
-            ray.shutdown()
-            leftovers.remove(started)
-        leftovers.remove(leftovers.of_trials(folder))
     return True
 
 
@@ -109,29 +100,6 @@ def _tick(
         raise _Over
     if ground.nodes is not None:
         ground.nodes.look()
-
-
-def _start_ray(machine: Machine) -> psutil.Process | None:
-    """Start Ray on this machine; its raylet, without which no worker starts. None where there is a Ray already."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        return None
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    ray_here.hush()
-    ray.init(
-        address="local",
-        _temp_dir=ray_here.folder(),
-        num_cpus=int(machine.cpus),
-        num_gpus=int(machine.gpus),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
-    with contextlib.suppress(ValueError):  # not the main thread
-        for number, handler in handlers.items():  # Ray takes SIGTERM for itself, and would abort on it
-            signal.signal(number, handler)
-    return next(child for child in psutil.Process().children() if child.name() == "raylet")
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cs330ray.errors import CheckpointError, DataError
+from cs330ray.training.adam import MOMENTS, Adam
 from cs330ray.words import first_line
 
 
@@ -27,7 +28,7 @@ class Trained:
     NOTES: ClassVar[tuple[str, ...]] = ("step",)
 
     tensors: Mapping[str, Tensor]  # all that a checkpoint holds, by name; each stays the same object
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     generator: torch.Generator  # of all that training draws
     step: int = 0
 
@@ -58,13 +59,13 @@ def save_state(
     directory: Path,
     *,
     tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     generator: torch.Generator,
     notes: Mapping[str, Any],
 ) -> None:
     """Write all that a trial is into an empty directory, bit for bit: state.safetensors, and `notes` as state.json."""
     held = {f"tensor/{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
+    for index, moments in optimizer.moments.items():
         held |= {f"optimizer/{index}/{name}": moment for name, moment in moments.items()}
     save_file(held | {"generator": generator.get_state()}, directory / "state.safetensors")
     (directory / "state.json").write_text(json.dumps(dict(notes)))
@@ -74,7 +75,7 @@ def load_state(
     checkpoint: Path,
     *,
     tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote into matching tensors, optimiser and generator; the notes.
@@ -92,7 +93,7 @@ def load_state(
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"{checkpoint}: tensors of a trial are needed, but {reason}; use another") from None
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = optimizer.params
     alike = {f"tensor/{name}": (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if {name: (tensor.shape, tensor.dtype) for name, tensor in held.items()} != alike or not all(
         0 <= index < len(trained) and _are_moments(named, trained[index]) for index, named in moments.items()
@@ -103,7 +104,7 @@ def load_state(
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(held[f"tensor/{name}"])
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
+    optimizer.load(moments)
     generator.set_state(drawn)
     return notes
 
@@ -162,7 +163,7 @@ class _Notes(dict[str, Any]):
 
 def _are_moments(named: Mapping[str, Tensor], parameter: Tensor) -> bool:
     """Whether this is Adam's state of a parameter: two moments of its shape, and a count of steps."""
-    return set(named) == {"step", "exp_avg", "exp_avg_sq"} and all(
+    return set(named) == set(MOMENTS) and all(
         moment.shape == (() if name == "step" else parameter.shape) for name, moment in named.items()
     )
 

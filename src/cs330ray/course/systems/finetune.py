@@ -22,6 +22,7 @@ from cs330ray.course.systems.configs.finetune import CLASSES, METRICS, Config
 from cs330ray.course.systems.finetune_reader import Reader
 from cs330ray.course.systems.language import OwnData
 from cs330ray.training import parallel
+from cs330ray.training.adam import Adam
 from cs330ray.training.device import computing_in, device, generator
 from cs330ray.training.state import Trained, load_tensors, mean
 from cs330ray.trial.contract import Progress, Scores, Weights, finite
@@ -185,7 +186,7 @@ class _State(Trained):
         params = lora.trained(model)
         return cls(
             tensors={f"param/{name}": param for name, param in params.items()},
-            optimizer=torch.optim.Adam(params.values(), lr=config.rate, fused=True),
+            optimizer=Adam(params.values(), lr=config.rate, fused=True),
             generator=generator("train", seed),  # of the order of the examples
             config=config,
             model=model,
@@ -279,8 +280,7 @@ def _update(config: Config, state: _State, drawn: Sequence[Encoded], seed: int) 
         loss = lora.backward(state.model, parts, answers=answers, computing=state.computing)
     loss = finite(parallel.add(loss), state.step)
     parallel.add_gradients(state.params.values())
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.rate_of(state.step)
+    state.optimizer.lr = config.rate_of(state.step)
     state.optimizer.step()
     return loss
 

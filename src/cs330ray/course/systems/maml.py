@@ -20,6 +20,7 @@ from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
 from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
 from cs330ray.training import parallel
+from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, load_tensors
 from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
@@ -191,7 +192,7 @@ class _State(Trained):
         tensors = {f"param/{name}": param for name, param in params.items()}
         return cls(
             tensors=tensors | {f"inner_lr/{name}": inner_lr for name, inner_lr in inner_lrs.items()},
-            optimizer=torch.optim.Adam([*params.values(), *learned_lrs], lr=config.outer_lr),
+            optimizer=Adam([*params.values(), *learned_lrs], lr=config.outer_lr),
             generator=stream,
             params=params,
             inner_lrs=inner_lrs,
@@ -204,7 +205,7 @@ def _learn(config: Config, state: _State, batch: Batch) -> None:
     state.optimizer.zero_grad()
     loss = maml.outer_backward(config.training, state.params, state.inner_lrs, mine, of=len(batch))
     finite(parallel.add(loss), state.step)
-    parallel.add_gradients(state.optimizer.param_groups[0]["params"])
+    parallel.add_gradients(state.optimizer.params)
     state.optimizer.step()
 
 

@@ -17,6 +17,7 @@ from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
 from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
 from cs330ray.training import parallel
+from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, ci95, load_tensors
 from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
@@ -151,7 +152,7 @@ class _State(Trained):
             channels=config.channels,
         )
         params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
-        optimizer = torch.optim.Adam(params.values(), lr=config.lr, fused=True)
+        optimizer = Adam(params.values(), lr=config.lr, fused=True)
         return cls(tensors=params, optimizer=optimizer, generator=stream, params=params)
 
 

@@ -18,6 +18,7 @@ from cs330ray.course.models.recommender import Recommender
 from cs330ray.course.systems.configs.multitask import Config
 from cs330ray.errors import DataError, SpecError
 from cs330ray.training import parallel
+from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
 from cs330ray.trial.contract import Item, Metric, Progress, Scores, Weights, finite
@@ -236,7 +237,7 @@ class _State(Trained):
             tensors=last
             | {f"best/{name}": param for name, param in best.items()}
             | ({DIGEST: _digest(config)} if of_own else {}),
-            optimizer=torch.optim.Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True),
+            optimizer=Adam([weights.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True),
             generator=stream,
             weights=weights,
             best=best,

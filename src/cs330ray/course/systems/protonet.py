@@ -20,6 +20,7 @@ from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
 from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
 from cs330ray.training import parallel
+from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, load_tensors
 from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
@@ -171,7 +172,7 @@ class _State(Trained):
         params = {name: param.to(where).requires_grad_() for name, param in drawn.items()}
         return cls(
             tensors={f"param/{name}": param for name, param in params.items()},
-            optimizer=torch.optim.Adam(params.values(), lr=config.lr),
+            optimizer=Adam(params.values(), lr=config.lr),
             generator=stream,
             params=params,
         )

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-from ray import tune
 
 from cs330ray.checkpoints import store as stores
 from cs330ray.checkpoints.store import Store
@@ -16,6 +16,9 @@ from cs330ray.service.machines.machine import Machine
 from cs330ray.service.machines.nodes import Nodes
 from cs330ray.spec.study import Study, first_values
 from cs330ray.trial import named
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Ground:
         """How many trials may be under way just now."""
         return self.slots if self.nodes is None else self.nodes.room()
 
-    def request(self, study: Study) -> tune.PlacementGroupFactory:
+    def request(self, study: Study) -> "PlacementGroupFactory":
         """What a trial wants: one bundle, or one for each of its workers and none for the process that leads them."""
+        from ray import tune  # here: it takes its time, which Ray needs to start
+
         wanted = study.resources
         worker = {"CPU": wanted.cpus, "GPU": self.machine.gpus_per_worker(study)}
         bundles = [worker] if wanted.workers == 1 else [{}, *[worker] * wanted.workers]

@@ -11,7 +11,6 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from cs330ray.ledger.ledger import directions
 from cs330ray.service.search.points import at_quantile, distribution, in_order, placed
@@ -49,6 +48,8 @@ def _sampler(study: Study, seed: int) -> BaseSampler:
 
 def _sobol_point(study: Study, cell: Cell, number: int) -> FrozenTrial:
     """Point `number` of the cell's own scrambled Sobol sequence."""
+    from scipy.stats import qmc
+
     names = list(in_order(cell.space))
     params: dict[str, Any] = {}
     if names:

@@ -18,7 +18,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from cs330ray.spec.study import SEED_BITS, Cell, Study, hashed
 from cs330ray.spec.tables import Choice, Domain, applies
@@ -40,6 +39,12 @@ def common(study: Study, cell: Cell, number: int, starts: int = 0) -> dict[str, 
     return params
 
 
+def prepare(study: Study) -> None:
+    """Import what the first point of a study will need, at a moment when there is time."""
+    if _is_sobol(study):
+        import scipy.stats  # noqa: F401
+
+
 def _is_sobol(study: Study) -> bool:
     """Whether points are those of a Sobol sequence: it needs one space, which conditions would cut up."""
     if study.sampler.kind not in ("qmc", "tpe", "gp"):
@@ -52,6 +57,8 @@ def _sobol(study: Study, replicate: int, index: int) -> dict[str, float]:
 
     Two sequences, one a cell, would each be balanced, but not a cell's parameters beside those of another.
     """
+    from scipy.stats import qmc  # here: it takes two seconds, and most searches draw no such point
+
     seed = hashed("points", study.seed, "replicate", replicate)
     sequence = qmc.Sobol(len(study.searched), scramble=True, rng=np.random.default_rng(seed))
     point = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]

@@ -10,7 +10,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,13 @@ from cs330ray.course.learners.recommender.ratings import Rated, Ratings
 Sharing = Literal["shared", "separate"]
 Pairwise = Literal["sigmoid", "bpr"]
 Params = Mapping[str, Tensor]
+
+
+class Optimizer(Protocol):
+    """What moves the weights along their gradients."""
+
+    def step(self) -> None:
+        """Take one step."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def _rows(table: Tensor, rows_B: Tensor) -> Tensor:
 def train_epoch(
     multitask: Multitask,
     weights: Weights,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     ratings: Ratings,
     *,
     batch: int,

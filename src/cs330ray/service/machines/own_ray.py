@@ -1,0 +1,90 @@
+"""A Ray of our own on this machine: it starts beside what its driver does meanwhile, and leaves with it."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import psutil
+import ray
+
+from cs330ray.service.machines import ray_here
+from cs330ray.service.machines.machine import Machine
+
+OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
+LOOKS_EVERY_S = 0.05  # whether it is up
+
+
+class OwnRay:
+    """Starts Ray when it is entered, unless this process has one already, and ends the one that it started.
+
+    A thread starts it. That thread stays: the kernel ends Ray's processes with the thread that began them.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._up, self._over = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.left: list[psutil.Process] = []  # what its raylet had started when it was ended: some of it may live on
+
+    def __enter__(self) -> Self:
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        if not ray.is_initialized():
+            ray_here.hush()
+            self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        self._up.wait()  # a Ray that is half up cannot be shut down
+        if self._failure is None:
+            with contextlib.suppress(psutil.Error):
+                self.left = found.children(recursive=True) if (found := _raylet()) is not None else []
+            ray.shutdown()
+        self._over.set()
+        self._thread.join()
+
+    def raylet(self, tick: Callable[[], None]) -> psutil.Process | None:
+        """Wait until it is up; its raylet, without which no worker starts, or None where it is not our own.
+
+        `tick` is called meanwhile. Raises what it raises, and what Ray raised.
+        """
+        if self._thread is None:
+            return None
+        while not self._up.wait(LOOKS_EVERY_S):
+            tick()
+        if self._failure is not None:
+            raise self._failure
+        found = _raylet()
+        assert found is not None
+        return found
+
+    def _live(self) -> None:
+        try:
+            ray.init(
+                address="local",
+                _temp_dir=ray_here.folder(),
+                num_cpus=int(self._machine.cpus),
+                num_gpus=int(self._machine.gpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
+            self._failure = failure
+        self._up.set()
+        self._over.wait()
+
+
+def _raylet() -> psutil.Process | None:
+    with contextlib.suppress(psutil.Error):
+        return next((child for child in psutil.Process().children() if child.name() == "raylet"), None)
+    return None
