@@ -561,6 +561,9 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [kind for kind in kinds if kind not in STRIKES]:
         parser.error(f"--kinds: some of {','.join(STRIKES)} are needed, but got {unknown}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGHUP):  # under `nohup`, or behind `&`, what is started would ignore them
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     skipped = adversary.skipped(kinds)
     for kind, reason in skipped.items():
         say(f"{kind}: skipped, {reason}")
