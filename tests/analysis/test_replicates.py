@@ -8,6 +8,7 @@ import pytest
 
 from cs330ray.analysis import frames, replicates
 from cs330ray.analysis.replicates import Replicates
+from cs330ray.ledger.tables import SCORES
 from cs330ray.ledger.writer import Writer
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
@@ -88,10 +89,23 @@ def test_a_choice_that_was_not_tested_on_a_seed_leaves_its_cell_out(ledger: Writ
     assert found.left_out == {"cost=2.0": "1 of 2 choices could not be tested"}
 
 
+def test_where_no_choice_could_be_tested_every_cell_is_left_out_and_none_is_judged_on_validation(
+    ledger: Writer,
+) -> None:
+    asked = study(2)
+    fill(ledger, asked, {1.0: [[0.5, 0.7], [0.6, 0.8]], 2.0: [[0.4, 0.4], [0.9, 0.9]]})
+    ledger.database.execute(SCORES.delete())
+    assert not replicates.read(ledger, asked).tests  # a trainable that has no test says nothing of one
+    for cell in asked.cells:
+        for index in range(2):
+            ledger.write_untested(asked, cell.under(index), 0, "raised RuntimeError: no file", "")
+    found = replicates.read(ledger, asked)
+    assert found.tests
+    assert found.left_out == dict.fromkeys(["cost=1.0", "cost=2.0"], "2 of 2 choices could not be tested")
+
+
 def filled_scores_of(asked: Study) -> Any:
     """Delete what one run of the second cell's second replicate reached on test."""
-    from cs330ray.ledger.tables import SCORES
-
     return SCORES.delete().where(SCORES.c.cell == asked.replicate(1)[1].under(1).key)
 
 

@@ -75,6 +75,20 @@ def test_a_grown_study_repeats_its_last_look_until_it_is_whole_again(ledger: Wri
     assert looked(ledger, filled_study(ledger, 5)) == [(1, 3, 3), (2, 5, 5)]
 
 
+def test_where_searches_grew_by_trials_all_that_is_whole_is_newer_than_the_look(ledger: Writer) -> None:
+    looked(ledger, filled_study(ledger, 3))
+    asked = study(5, budget={"trials": 3, "steps": 20})
+    filled.opened(ledger, asked)
+    for cell in asked.cells:
+        if cell.replicate < 4:
+            missing = 3 - len(ledger.trials(asked, cell))
+            numbers = [filled.search(ledger, asked, cell, 0.95 - 0.1 * place) for place in range(missing)]
+            filled.confirm(ledger, asked, cell, numbers[0], [0.9, 0.9])
+    now = seen.seen(ledger, replicates.read(ledger, asked))
+    assert now is not None
+    assert (now.look.number, now.look.units, now.since) == (1, 3, 4)
+
+
 def test_of_several_searches_the_answer_names_the_choice_to_use(ledger: Writer, tmp_path: Path) -> None:
     """Of the cell to use, cost=2.0, replicate 2 of 5 has the best validation, .83, at a quality of .415."""
     filled_study(ledger, 5)
