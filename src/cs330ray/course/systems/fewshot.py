@@ -194,14 +194,19 @@ def test_scores(
     All are of the same tasks and queries, of which `score` gives one value a task (T,), by name. `accuracy` names the
     one that is the accuracy of the queries.
     """
-    trained = tasks.with_shots(shots)
-    scores_T = score(trained, query_norm)
+    scores_T = score(tasks.with_shots(shots), query_norm)
+    known_T = {(shots, query_norm): scores_T[accuracy]}
+
+    def reached(some: int, norm: QueryNorm) -> Tensor:
+        if (some, norm) not in known_T:
+            known_T[some, norm] = score(tasks.with_shots(some), norm)[accuracy]
+        return known_T[some, norm]
+
     accuracies_T = {
-        "test_accuracy": scores_T[accuracy],
-        "test_accuracy_support_norm": score(trained, "support")[accuracy],
+        "test_accuracy": reached(shots, query_norm),
+        "test_accuracy_support_norm": reached(shots, "support"),
+        **{f"test_accuracy/shots/{some}": reached(some, query_norm) for some in sweep},
     }
-    for some in sweep:
-        accuracies_T[f"test_accuracy/shots/{some}"] = score(tasks.with_shots(some), query_norm)[accuracy]
     found = means("test", scores_T) | {name: mean(values_T) for name, values_T in accuracies_T.items()}
     found["test_accuracy_ci95"] = ci95(accuracies_T["test_accuracy"])
     return Scores(found, {name: items(values_T) for name, values_T in accuracies_T.items()})
