@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ from cs330ray.words import first_line, redacted
 
 LAST = "mirror.last"  # who was last at work on a study here
 POLL_S = 1.0
-PATIENCE_S = 30.0
+SHARE = 0.01  # of a core, that following a study may cost
+LONGEST_S = 10.0  # from one pass to the next all the same
+PATIENCE_S = 30.0  # while MLflow does not answer
 
 FAULTS = (
     MlflowException,
@@ -312,10 +315,10 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
     os.nice(15)  # as the trials, which Ray runs so
     mirror, wait_s = Mirror(ledger, study, home), POLL_S
     while True:
-        last = leaving.is_set()
+        last, spent_s = leaving.is_set(), time.process_time()
         try:
             mirror.sync()
-            agrees, wait_s = True, POLL_S
+            agrees, wait_s = True, min(max(POLL_S, (time.process_time() - spent_s) / SHARE), LONGEST_S)
         except MirrorError as error:
             print(error, flush=True)  # noqa: T201 - into mirror.log
             agrees, wait_s = False, min(2 * wait_s, PATIENCE_S)
