@@ -28,12 +28,14 @@ def ledger(tmp_path: Path) -> Writer:
     return Writer.at(tmp_path)
 
 
-def fill(ledger: Writer, asked: Study, reached: Reached, items: Sequence[Sequence[Item]] = ()) -> Replicates:
+def fill(
+    ledger: Writer, asked: Study, reached: Reached, items: Sequence[Sequence[Item]] = (), begin_at: int = 0
+) -> Replicates:
     """Search and confirm every cell of as many replicates as there are values; how the cells stand."""
     filled.opened(ledger, asked)
     for cell in asked.cells:
         own = reached[float(cell.fixed["cost"])]  # type: ignore[arg-type]
-        if cell.replicate < len(own):
+        if begin_at <= cell.replicate < len(own):
             number = filled.search(ledger, asked, cell, 0.9)
             for _ in range(asked.budget.trials - 1):
                 filled.search(ledger, asked, cell, 0.5)

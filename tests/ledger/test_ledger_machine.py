@@ -63,9 +63,12 @@ class Model:
 
     def value(self) -> float | None:
         """The objective of the last row that holds it."""
-        return next(
-            (row["val_loss"] for _, (row, _) in sorted(self.rows.items(), reverse=True) if "val_loss" in row), None
-        )
+        return next(iter(self.last().values()), None)
+
+    def last(self) -> dict[int, float]:
+        """The step of the last row that holds the objective, and that, or nothing."""
+        held = {step: row["val_loss"] for step, (row, _) in self.rows.items() if "val_loss" in row}
+        return {max(held): held[max(held)]} if held else {}
 
     def ends(self, ending: Ending, told: bool) -> Ending:
         """End it, once: an end without a finite value is a failure."""
@@ -76,6 +79,8 @@ class Model:
             ending = Ending("FAIL", f"val_loss must be finite, but got ({worth},)", cause="unscored")
         if self.ending is None:
             self.ending, self.worth = ending, worth
+        if told and not self.told:
+            self.reported |= self.last()
         self.told = self.told or told
         return ending
 
@@ -191,9 +196,9 @@ class LedgerMachine(RuleBasedStateMachine):
         interrupted = [number for number, model in enumerate(self.models[cell]) if model.ending is None]
         assert self.ledger.heal(self.study, self.cells[cell]) == interrupted
         for model in self.models[cell]:
-            if not model.told:
-                model.reported |= {step: row["val_loss"] for step, (row, _) in model.rows.items() if "val_loss" in row}
-            model.told = model.ending is not None
+            if model.ending is not None and not model.told:
+                model.reported |= model.last()
+                model.told = True
 
     @invariant()
     def the_tables_say_what_the_model_says(self) -> None:

@@ -14,6 +14,8 @@ from cs330ray.report.figures.search import Search
 from cs330ray.report.open_study import Opened
 from cs330ray.spec.study import Study
 from tests import filled
+from tests.analysis.test_replicates import fill as fill_searches
+from tests.analysis.test_replicates import study as study_of
 
 
 def answer_of(ledger: Writer, study: Study) -> Answer:
@@ -109,6 +111,14 @@ def test_a_search_cut_short_whose_candidates_are_confirmed_has_its_answer_and_sa
         "It is chosen by the mean val_accuracy over 3 fresh seeds; the best of the search, trial 1, had promised 0.9. "
         "The search is not over: 8 of 10 trials have ended."
     )
+
+
+def test_a_study_of_several_searches_has_no_answer_before_the_last_is_confirmed(ledger: Writer) -> None:
+    asked, first = study_of(2), {1.0: [[0.5, 0.7]], 2.0: [[0.4, 0.4]]}
+    fill_searches(ledger, asked, first)
+    assert answer_of(ledger, asked).title.startswith("So far: trial 0, ")
+    fill_searches(ledger, asked, {cost: [*values, [0.6, 0.6]] for cost, values in first.items()}, begin_at=1)
+    assert answer_of(ledger, asked).title.startswith("Answer: trial 0, ")
 
 
 def test_a_cell_of_fewer_steps_is_not_ranked_before_one_of_the_most(ledger: Writer) -> None:
