@@ -391,7 +391,7 @@ def test_a_ledger_of_before_has_no_causes_and_nothing_wrong(good: Path, copy: Pa
         ("update trial_user_attributes set value_json = '7' where key = 'seed' and trial_id = {id}", "seed"),
         ("update trial_values set value = value + 1e-9 where trial_id = {id}", "Optuna's value"),
         ("update trials set state = 'PRUNED' where trial_id = {id}", "Optuna's state"),
-        ("update trial_intermediate_values set intermediate_value = 9 where step = 10 and trial_id = {id}", "report 10"),
+        ("update trial_intermediate_values set intermediate_value = 9 where step = 10 and trial_id = {id}", "report"),
     ],
 )  # fmt: skip
 def test_a_figure_that_is_not_that_of_the_undisturbed_study_is_counted(
