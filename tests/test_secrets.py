@@ -198,6 +198,7 @@ def test_a_mirror_s_log_is_its_owner_s_alone_and_holds_no_password(home: Path, m
     (home / "toy").mkdir(parents=True)
     (home / "toy" / "mirror.log").touch(mode=0o644)  # of an earlier version
     mirror = MirrorProcess("toy", home)
+    mirror.tend()
     assert mirror._process is not None
     assert mirror._process.wait(120) == 2
     mirror._leave()
@@ -216,7 +217,7 @@ def test_a_mirror_starts_where_the_modes_of_its_log_cannot_be_set(home: Path, mo
     (home / "toy").mkdir(parents=True)
     started: list[object] = []
     monkeypatch.setattr("subprocess.Popen", lambda command, **_: started.append(command))
-    MirrorProcess("toy", home)
+    MirrorProcess("toy", home).tend()
     assert len(started) == 1
 
 

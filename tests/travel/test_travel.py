@@ -102,7 +102,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
             asked = ask(study, cell, goals, ledger.history(study, cell))
             number = ledger.enter(study, cell, asked, seed=7)
             ledger.write_attempt(study, cell, number, {**finished.STARTED, "code": "c0de", "data": "da7a"})
-            ledger.write_rows(study, cell, number, [Row(1, {"val_loss": float("nan"), "val_speed": 0.5}, 0.0)])
+            ledger.write_rows(study, cell, number, [Row(1, {"val_loss": 0.25, "val_speed": float("nan")}, 0.0)])
             ledger.report(study, cell, number, 1, 0.25)
             ledger.write_loss(study, cell, number, Loss("killed", frozenset({"ab1"})))
             if ending is not None:
