@@ -1,5 +1,8 @@
 """A Ray that starts beside its driver, here one that is made up: tests/service/test_run.py starts real ones."""
 
+import ctypes
+import os
+import signal
 import threading
 import time
 
@@ -56,6 +59,21 @@ def test_it_starts_while_its_driver_does_something_else_and_its_thread_lives_as_
     assert made.ended == 1
     (asked,) = made.asked
     assert (asked["num_cpus"], asked["num_gpus"], asked["address"]) == (2, 0, "local")
+
+
+def test_a_signal_stays_its_drivers_though_ray_takes_it_for_itself(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        monkeypatch.setattr(ray, "init", lambda **_: ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1)))
+        with OwnRay(MACHINE) as own:
+            own.raylet(lambda: None)
+            os.kill(os.getpid(), signal.SIGTERM)  # which is ignored, had the system kept what Ray told it
+            time.sleep(0)
+            assert heard == [signal.SIGTERM]
+            made.by = threading.current_thread()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_one_that_is_left_before_it_is_up_is_ended_once_it_is(made: Made) -> None:

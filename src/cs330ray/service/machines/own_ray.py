@@ -1,7 +1,9 @@
 """A Ray of our own on this machine: it starts beside what its driver does meanwhile, and leaves with it."""
 
 import contextlib
+import ctypes
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -15,6 +17,8 @@ from cs330ray.service.machines.machine import Machine
 
 OBJECT_STORE_BYTES = 128 * 1024**2  # results are small; nothing is put into the store
 LOOKS_EVERY_S = 0.05  # whether it is up
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ACTION_BYTES = 1024  # more than any system's `struct sigaction`
 
 
 class OwnRay:
@@ -67,6 +71,7 @@ class OwnRay:
         return found
 
     def _live(self) -> None:
+        actions = {number: _action(number) for number in SIGNALS}
         try:
             ray.init(
                 address="local",
@@ -80,8 +85,17 @@ class OwnRay:
             )
         except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
             self._failure = failure
+        for number, action in actions.items():  # Ray takes SIGTERM for itself, and would abort on it
+            ctypes.CDLL(None).sigaction(number, action, None)
         self._up.set()
         self._over.wait()
+
+
+def _action(number: signal.Signals) -> "ctypes.Array[ctypes.c_char]":
+    """What this process does at a signal, as the system has it: Python's own word for it is the main thread's alone."""
+    action = ctypes.create_string_buffer(ACTION_BYTES)
+    ctypes.CDLL(None).sigaction(number, None, action)
+    return action
 
 
 def _raylet() -> psutil.Process | None:
