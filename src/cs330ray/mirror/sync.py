@@ -41,7 +41,7 @@ from cs330ray.words import first_line, redacted
 LAST = "mirror.last"  # who was last at work on a study here
 POLL_S = 1.0
 SHARE = 0.01  # of a core, that following a study may cost
-LONGEST_S = 10.0  # from one pass to the next all the same
+LONGEST_S = 30.0  # from one pass to the next all the same
 PATIENCE_S = 30.0  # while MLflow does not answer
 
 FAULTS = (
