@@ -369,7 +369,8 @@ def _audit_optuna(held: Held, findings: Findings) -> None:
                     for step, (metrics, _) in held.rows.get(place, {}).items()
                     if single in metrics
                 }
-                if end is not None and recorded and max(recorded) not in trial.reports:  # of others, rungs alone
+                last = end is not None and number not in held.superseded(cell)  # of others, rungs alone
+                if last and recorded and max(recorded) not in trial.reports:
                     findings.add("lost", f"{name}: Optuna's report {max(recorded)}", "the row is there")
                 for step, value in trial.reports.items():
                     if not _same(value, recorded.get(step)):

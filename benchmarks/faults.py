@@ -563,7 +563,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for number in (signal.SIGINT, signal.SIGHUP):  # under `nohup`, or behind `&`, what is started would ignore them
         if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, lambda *_: None)  # what is started has the system's own again
     skipped = adversary.skipped(kinds)
     for kind, reason in skipped.items():
         say(f"{kind}: skipped, {reason}")

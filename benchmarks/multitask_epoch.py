@@ -29,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from cs330ray.course.learners.recommender import multitask, ranking
 from cs330ray.course.learners.recommender.multitask import Multitask, Params, Weights
 from cs330ray.course.learners.recommender.ratings import Ratings
+from cs330ray.training.adam import Adam
 
 USERS, ITEMS = 943, 1682
 DIM, WIDTH, BATCH, LR = 32, 64, 256, 1e-3
@@ -135,7 +136,7 @@ class Pair:
         self.net = plain_net(params, sharing)
         self.plain_optimizer = torch.optim.Adam(self.net.parameters(), lr=LR)
         self.weights = Weights.of(params)
-        self.optimizer = torch.optim.Adam([self.weights.flat], lr=LR, fused=True)
+        self.optimizer = Adam([self.weights.flat], lr=LR, fused=True)
         self.random, self.generator = np.random.RandomState(0), torch.Generator().manual_seed(0)
 
     def plain_epoch(self) -> None:

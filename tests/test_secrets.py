@@ -201,7 +201,7 @@ def test_a_mirror_s_log_is_its_owner_s_alone_and_holds_no_password(home: Path, m
     mirror.tend()
     assert mirror._process is not None
     assert mirror._process.wait(120) == 2
-    mirror._leave()
+    assert not mirror.cut()
     assert mirror.log.stat().st_mode & 0o777 == 0o600
     assert mirror.log.read_text()
     assert WORD not in mirror.log.read_text()

@@ -182,6 +182,35 @@ def test_a_crash_between_our_tables_and_optunas_is_healed(ledger: Writer, monkey
     assert healed.intermediate_values == {5: 0.5}
 
 
+def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later(
+    ledger: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, now = toy(), [100.0]
+    monkeypatch.setattr("cs330ray.ledger.writer.time.monotonic", lambda: now[0])
+    cell, reads = opened(ledger, study), []
+    ledger.is_driver = True
+    original = Ledger.in_optuna
+    monkeypatch.setattr(Ledger, "in_optuna", lambda *given: reads.append(None) or original(*given))
+    number = entered(ledger, study, cell)
+    reads.clear()
+    for _ in range(3):
+        assert [trial.state.name for trial in ledger.history(study, cell)] == ["RUNNING"]
+    assert len(reads) == 1
+    ledger.retarget(study, cell, number)
+    ledger.report(study, cell, number, 5, 0.5)
+    assert ledger.history(study, cell)[0].intermediate_values == {5: 0.5}
+    ledger.write_rows(study, cell, number, [Row(10, {"val_loss": 0.25}, 1.0)])
+    ledger.end(study, cell, number, Ending("COMPLETE"))
+    assert [trial.values for trial in ledger.history(study, cell)] == [[0.25]]
+    assert len(ledger.trials(study, cell)) == 1
+    optuna.load_study(study_name="toy {}", storage=ledger.database.storage).add_trial(
+        optuna.trial.create_trial(value=0.1)
+    )
+    assert ledger.foreign(study, cell) == []
+    now[0] += 6
+    assert ledger.foreign(study, cell) == [1]
+
+
 def test_optuna_itself_opens_the_ledger(ledger: Writer) -> None:
     study = toy()
     cell = opened(ledger, study)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ import ray
 
 from cs330ray.service.machines import own_ray
 from cs330ray.service.machines.machine import Machine
-from cs330ray.service.machines.own_ray import OwnRay
+from cs330ray.service.machines.own_ray import OwnRay, RayDied
 from cs330ray.service.session import Interrupted
 
 MACHINE = Machine(((2.0, 0.0),))
@@ -74,6 +75,35 @@ def test_a_signal_stays_its_drivers_though_ray_takes_it_for_itself(made: Made, m
             made.by = threading.current_thread()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_signal_ends_the_process_though_ray_was_starting_at_the_first(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one has given the signal back to the system, as `run` does; that is what counts."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with OwnRay(MACHINE) as own:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            made.may_be_up.set()
+            own.raylet(lambda: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ignored_by_the_system(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ignored_by_the_system(number: int) -> bool:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigIgn:")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_a_raylet_that_died_at_once_is_a_ray_that_died(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_ray, "_raylet", lambda: None)
+    made.may_be_up.set()
+    with pytest.raises(RayDied), OwnRay(MACHINE) as own:
+        own.raylet(lambda: None)
+    assert made.ended == 1
 
 
 def test_one_that_is_left_before_it_is_up_is_ended_once_it_is(made: Made) -> None:

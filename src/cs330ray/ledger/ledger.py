@@ -26,6 +26,7 @@ from cs330ray.ledger.records import (
     continues,
     from_json,
     nodes_in,
+    row_of,
     standing,
     started_at_s,
     trial_of,
@@ -240,7 +241,7 @@ class Ledger:
         """The rows of a trial beyond step `after`, in order."""
         where = of_trial(ROWS, study, cell, number) & (ROWS.c.step > after)
         found = self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.step))
-        return [_row(row) for row in found]
+        return [row_of(row) for row in found]
 
     def superseded(self, study: Study, cell: Cell, number: int) -> int:
         """Count the rows of a trial that its later starts have set aside."""
@@ -255,7 +256,7 @@ class Ledger:
         where = (ROWS.c.study == study.name) & (ROWS.c.cell == cell.key)
         found: dict[int, list[Row]] = {}
         for row in self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
-            found.setdefault(int(row.trial), []).append(_row(row))
+            found.setdefault(int(row.trial), []).append(row_of(row))
         return found
 
     def last_step(self, study: Study, cell: Cell, number: int) -> int:
@@ -279,11 +280,11 @@ class Ledger:
         first = sql.select(ROWS.c.trial, sql.func.min(ROWS.c.step).label("step")).where(where).group_by(ROWS.c.trial)
         at = first.subquery()
         query = sql.select(ROWS).join(at, (ROWS.c.trial == at.c.trial) & (ROWS.c.step == at.c.step)).where(where)
-        reached = {int(row.trial): _row(row) for row in self.database.select(query)}
+        reached = {int(row.trial): row_of(row) for row in self.database.select(query)}
         found = {number: row for number, row in reached.items() if metric in row.metrics}
         if lacking := reached.keys() - found.keys():
             for row in self.database.select(sql.select(ROWS).where(where).order_by(ROWS.c.trial, ROWS.c.step)):
-                if row.trial in lacking and metric in (later := _row(row)).metrics:
+                if row.trial in lacking and metric in (later := row_of(row)).metrics:
                     found[int(row.trial)] = later
                     lacking.remove(row.trial)
         continued = self._continued(study, cell)
@@ -397,7 +398,3 @@ def directions(goals: Sequence[str]) -> list[StudyDirection]:
 
 def _study(text: str) -> Study:
     return parse(from_json(text), "ledger")
-
-
-def _row(held: sql.Row[Any]) -> Row:
-    return Row(held.step, from_json(held.metrics), held.wall_s)

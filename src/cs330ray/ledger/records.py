@@ -180,6 +180,11 @@ def cause_in(end: Any) -> Cause | None:
     return cause_of(end.reason, end.state) if cause is None else cause
 
 
+def row_of(held: Any) -> Row:
+    """Read a row of the table of rows."""
+    return Row(held.step, from_json(held.metrics), held.wall_s)
+
+
 def nodes_in(loss: Any) -> frozenset[str]:
     """Read the nodes of a row of `cs330ray_losses`, whichever version wrote it."""
     written = getattr(loss, "nodes", None)

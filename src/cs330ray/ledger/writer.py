@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from cs330ray.spec import growth, places
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial.contract import Metric, Scores
 
+HELD_S = 5.0  # so long a driver takes what it read of Optuna's trials for what is there
 REPORTS = sql.table("trial_intermediate_values", sql.column("trial_id"), sql.column("step"))  # Optuna's
 
 
@@ -65,6 +67,8 @@ class Writer(Ledger):
     def __init__(self, url: str, home: Path | None = None, *, access: Access = "write") -> None:
         super().__init__(url, home, access=access)
         self._trial_ids: dict[tuple[str, str, int], int] = {}
+        self.is_driver = False  # nobody else writes this study
+        self._held: dict[tuple[str, str], tuple[float, list[FrozenTrial]]] = {}  # of a cell: since when, what
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "write") -> Self:
@@ -76,6 +80,18 @@ class Writer(Ledger):
                 f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
             ) from None
         return super().at(home, access=access)
+
+    def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:
+        """All trials that Optuna holds of a cell; a driver reads them again when it has changed one, or after HELD_S.
+
+        Only what others add with Optuna's own tools may be seen so much later.
+        """
+        if not self.is_driver:
+            return super().in_optuna(study, cell)
+        key, now = (study.name, cell.key), time.monotonic()
+        if key not in self._held or now - self._held[key][0] > HELD_S:
+            self._held[key] = (now, super().in_optuna(study, cell))
+        return self._held[key][1]
 
     def upgrade(self, study: str, says: Callable[[str], None], waits: Callable[[], None] = lambda: None) -> None:
         """Take an older ledger to the newest version, for the driver of `study`, after a backup.
@@ -143,7 +159,7 @@ class Writer(Ledger):
         for table in TABLES.sorted_tables:
             if "study" in table.c and table is not LEASES:
                 self.database.execute(table.delete().where(table.c.study == name))
-        self._ids, self._trial_ids, self._readers, self._own = {}, {}, {}, {}
+        self._ids, self._trial_ids, self._readers, self._own, self._held = {}, {}, {}, {}, {}
 
     def _describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
         """Record goal, range and unit of each metric of a trainable."""
@@ -181,12 +197,14 @@ class Writer(Ledger):
             trial_id = self.database.storage.create_new_trial(self._optuna_id(study, cell), whole)
             number = self.database.storage.get_trial(trial_id).number
         self._trial_ids[study.name, cell.key, number] = trial_id
+        self._held.pop((study.name, cell.key), None)
         return int(number)
 
     def retarget(self, study: Study, cell: Cell, number: int) -> None:
         """Give an interrupted trial the steps that the study has by now."""
         with self.database.guarded():
             self.database.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
+        self._held.pop((study.name, cell.key), None)
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -227,11 +245,13 @@ class Writer(Ledger):
         """Take from Optuna what it was told of a trial after a step, for which it has no call of its own."""
         where = (REPORTS.c.trial_id == self._trial_id(study, cell, number)) & (REPORTS.c.step > after_step)
         self.database.execute(REPORTS.delete().where(where))
+        self._held.pop((study.name, cell.key), None)
 
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
         """Tell Optuna what the one objective was at a step: it is told of rungs and ends, a transaction each."""
         with self.database.guarded():
             self.database.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
+        self._held.pop((study.name, cell.key), None)
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
@@ -310,6 +330,7 @@ class Writer(Ledger):
                 self.database.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
                 values = None if found[0].state == "FAIL" else from_json(found[0].worth)
                 self.database.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
+        self._held.pop((study.name, cell.key), None)
         return True
 
     def _report_last(self, study: Study, cell: Cell, number: int) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,6 @@ class MirrorProcess:
         if age_s < self._again_s:
             return
         self._again_s = min(2 * self._again_s, MOST_S) if age_s < 4 * self._again_s else AGAIN_S
-        self._leave()
         self._started_s = time.monotonic()
         command = [sys.executable, "-m", "cs330ray", "sync", self._study, "--follow", "--until-eof"]
         with contextlib.suppress(OSError), self.log.open("a") as log:  # a disk that takes nothing: again later
@@ -56,24 +56,32 @@ class MirrorProcess:
                 start_new_session=True,
             )
 
-    def end(self, wait_s: float = WAIT_S) -> bool:
-        """Let it make one more pass, which may take so long; whether MLflow agrees with the ledger then."""
+    def end(self) -> bool:
+        """Let it make one more pass; whether MLflow agrees with the ledger then."""
         if self._process is None or self._process.poll() is not None:
             self._started_s = -math.inf
             self.tend()
-        self._leave(wait_s)
-        return self._process is not None and self._process.returncode == 0
+        return self._leave(WAIT_S)
 
-    def _leave(self, wait_s: float = WAIT_S) -> None:
-        if self._process is None or self._process.stdin is None:
-            return
+    def cut(self) -> bool:
+        """Let one that has started make a last pass; whether MLflow agrees with the ledger as far as is known now."""
+        return self._process is None or self._leave(CUT_WAIT_S)
+
+    def _leave(self, wait_s: float) -> bool:
+        """Let go of it, and wait so long; whether it ended well. One that takes longer ends by itself.
+
+        It is not killed: MLflow makes its tables in steps that are no transactions, and half of them is no database.
+        """
+        process = self._process
+        if process is None or process.stdin is None:
+            return False
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(wait_s)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+            process.stdin.close()
+        try:
+            return process.wait(wait_s) == 0
+        except subprocess.TimeoutExpired:
+            threading.Thread(target=process.wait, daemon=True).start()
+            return False
 
 
 class NoMirror:
@@ -89,10 +97,14 @@ def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterat
     if not wanted:
         yield NoMirror()
         return
-    mirror, wait_s = MirrorProcess(study, home), CUT_WAIT_S
+    mirror, agrees = MirrorProcess(study, home), True
     try:
         yield mirror
-        wait_s = WAIT_S
+    except BaseException:
+        agrees = mirror.cut()
+        raise
+    else:
+        agrees = mirror.end()
     finally:
-        if not mirror.end(wait_s):
+        if not agrees:
             listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")

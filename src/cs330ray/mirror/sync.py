@@ -43,6 +43,7 @@ POLL_S = 1.0
 SHARE = 0.01  # of a core, that following a study may cost
 LONGEST_S = 30.0  # from one pass to the next all the same
 PATIENCE_S = 30.0  # while MLflow does not answer
+LAST_S = 120.0  # a last pass may take so long: nobody waits for it
 
 FAULTS = (
     MlflowException,
@@ -80,6 +81,11 @@ class Mirror:
             picture.show(self._ledger.study(self._name))
             picture.runs.attach(STUDY, files)
             picture.show(self._ledger.study(self._name))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether MLflow is still to be read."""
+        return self._picture is None
 
     def remarks(self) -> list[str]:
         """What was shown in another way than it stands in the ledger, or left out; each line once."""
@@ -313,15 +319,17 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
     if until_eof:
         threading.Thread(target=_leave_at_eof, args=(leaving,), daemon=True).start()
     os.nice(15)  # as the trials, which Ray runs so
-    mirror, wait_s = Mirror(ledger, study, home), POLL_S
+    mirror, again_s = Mirror(ledger, study, home), POLL_S
     while True:
-        last, spent_s = leaving.is_set(), time.process_time()
+        last, began_s, is_first = leaving.is_set(), time.process_time(), mirror.is_new
         try:
             mirror.sync()
-            agrees, wait_s = True, min(max(POLL_S, (time.process_time() - spent_s) / SHARE), LONGEST_S)
+            spent_s = 0.0 if is_first else time.process_time() - began_s  # the first opens MLflow
+            agrees, again_s, wait_s = True, POLL_S, min(max(POLL_S, spent_s / SHARE), LONGEST_S)
         except MirrorError as error:
             print(error, flush=True)  # noqa: T201 - into mirror.log
-            agrees, wait_s = False, min(2 * wait_s, PATIENCE_S)
+            agrees, again_s = False, min(2 * again_s, PATIENCE_S)
+            wait_s = again_s
         for line in mirror.remarks():
             print(line, flush=True)  # noqa: T201
         if last:
@@ -332,6 +340,8 @@ def follow(ledger: Ledger, study: str, home: Path, *, until_eof: bool = False) -
 def _leave_at_eof(leaving: threading.Event) -> None:
     sys.stdin.buffer.read()
     leaving.set()
+    time.sleep(LAST_S)
+    os._exit(1)
 
 
 @contextmanager

@@ -74,6 +74,7 @@ def run(study: Study, home: Path, listener: Listener | None = None, *, mirror: b
         _folder(study, home)
         try:
             with held(ledger.database, study.name, listener.says, lambda: leave_if(interrupted)) as lease:
+                ledger.is_driver = True
                 ledger.upgrade(study.name, listener.says, lambda: leave_if(interrupted))
                 if (recorded := ledger.find(study.name)) is not None:
                     seen.record(ledger, recorded)  # as it stands, before it grows
@@ -104,7 +105,7 @@ def _conduct(session: Session, home: Path, ground: "Ground", *, mirror: bool) ->
     study, backups, deaths = session.study, Backups(home), 0
     backups.make()
     with mirrored(study.name, home, session, wanted=mirror) as beside:
-        session.tends = [beside.tend, backups.tend]
+        session.tends = [lambda: beside.tend() if session.is_under_way else None, backups.tend]
         try:
             while not _tuned(session, home, ground):
                 deaths += 1
@@ -142,6 +143,7 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     firsts = {cell.key: starts(study, cell) for cell in study.cells}
     queue = Queue(ledger, study, terms, lease=session.lease, listener=session, interrupted=interrupted, starts=firsts)
     recorder = Recorder(ledger, study, session, place, there, session.to_end)
+    session.tick()  # a Ctrl-C that came before need not wait for Ray
     own = OwnRay(ground.machine)
     try:
         with own:

@@ -14,6 +14,7 @@ from cs330ray.service.listener import Listener
 from cs330ray.spec.study import Cell, Study
 
 ASKED_EVERY_S = 1.0
+STARTS_S = 30.0  # so long may the first trial take until its first news
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -48,6 +49,11 @@ class Session:
         """Seconds from `began` to the first sign of a trial."""
         return (self._first or time.monotonic()) - began
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a trial has shown itself, or ought to have: what is not needed for its start waits so long."""
+        return self._first is not None or time.monotonic() - self._began_s > STARTS_S
+
     def tick(self) -> None:
         """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
         leave_if(self._interrupted)
@@ -58,7 +64,7 @@ class Session:
         if time.monotonic() - self._seen_s > 5:
             self._seen_s = time.monotonic()
             self.seen()
-        for tend in self.tends if self._first is not None else ():  # the first trial goes first
+        for tend in self.tends:
             tend()
         self.ticked()
 

@@ -20,7 +20,7 @@ from cs330ray.checkpoints import store as stores
 from cs330ray.errors import NodeUnfit, WorkerLost, WorkerSpent
 from cs330ray.files import Scratch
 from cs330ray.service.machines.nodes import Nodes
-from cs330ray.service.machines.own_ray import OwnRay
+from cs330ray.service.machines.own_ray import OwnRay, RayDied
 from cs330ray.service.machines.setup import Ground
 from cs330ray.service.messages import Assignment, as_config, assigned, news_of
 from cs330ray.service.queue import Queue
@@ -35,10 +35,6 @@ from cs330ray.words import first_line, redacted
 REASON_LENGTH = 200
 
 
-class _RayDied(Exception):  # noqa: N818 - not an error: another is started
-    """The Ray that this process had started is gone."""
-
-
 class _Over(Exception):  # noqa: N818 - not an error
     """All trials have ended. Leaves Tune, which would otherwise write a last state of all of them, 7 KB each."""
 
@@ -48,8 +44,11 @@ def hand_over(session: Session, ground: Ground, own: OwnRay, recorder: Recorder,
 
     Raises Interrupted after a signal, and what stops the study.
     """
-    session.tick()  # a Ctrl-C need not wait for Ray
-    study, raylet = session.study, own.raylet(session.tick)
+    study = session.study
+    try:
+        raylet = own.raylet(session.tick)
+    except RayDied:
+        return False
     ray.air._internal.usage.tag_callbacks = lambda _: False  # counts for telemetry, for which it imports MLflow
     queue.start_clock()
     scratch = Scratch("tune")
@@ -73,7 +72,7 @@ def hand_over(session: Session, ground: Ground, own: OwnRay, recorder: Recorder,
                 storage_path=str(scratch.path),
                 verbose=0,
             )
-    except _RayDied:
+    except RayDied:
         return False
     except tune.TuneError:
         if session.ledger.database.failure is not None:
@@ -87,12 +86,12 @@ def hand_over(session: Session, ground: Ground, own: OwnRay, recorder: Recorder,
 def _tick(
     session: Session, ground: Ground, watch: Watch, recorder: Recorder, queue: Queue, raylet: psutil.Process | None
 ) -> None:
-    """Let time pass. Raises _Over or _RayDied, Interrupted, or why the study stops."""
+    """Let time pass. Raises _Over or RayDied, Interrupted, or why the study stops."""
     if recorder.failure is not None:
         raise recorder.failure
     session.tick()  # a Ctrl-C that reached Ray too is first of all a Ctrl-C
     if raylet is not None and not _lives(raylet):  # Ray itself would say so after 15 s, and wait for ever
-        raise _RayDied
+        raise RayDied
     for cell, number in session.given_up():
         watch.give_up(cell, number)
     watch.look()
@@ -219,7 +218,7 @@ class ForwardingCallback(tune.Callback):
         """Let time pass; where that ends the study, no trial is left in its worker."""
         try:
             self._tick()
-        except _RayDied:
+        except RayDied:
             raise
         except Exception:
             self._watch.let_go()

@@ -33,7 +33,10 @@ class Adam:
     def step(self) -> None:
         """Take one step along the gradients; a parameter without one stays as it is."""
         moved = [place for place, param in enumerate(self.params) if param.grad is not None]
-        held = [self.moments.setdefault(place, self._begun(self.params[place])) for place in moved]
+        for place in moved:
+            if place not in self.moments:
+                self.moments[place] = self._begun(self.params[place])
+        held = [self.moments[place] for place in moved]
         adam(
             [self.params[place] for place in moved],
             [grad for place in moved if (grad := self.params[place].grad) is not None],

@@ -59,13 +59,14 @@ def save_state(
     directory: Path,
     *,
     tensors: Mapping[str, Tensor],
-    optimizer: Adam,
+    optimizer: Adam | torch.optim.Optimizer,
     generator: torch.Generator,
     notes: Mapping[str, Any],
 ) -> None:
     """Write all that a trial is into an empty directory, bit for bit: state.safetensors, and `notes` as state.json."""
     held = {f"tensor/{name}": tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for index, moments in optimizer.moments.items():
+    kept = optimizer.moments if isinstance(optimizer, Adam) else optimizer.state_dict()["state"]
+    for index, moments in kept.items():
         held |= {f"optimizer/{index}/{name}": moment for name, moment in moments.items()}
     save_file(held | {"generator": generator.get_state()}, directory / "state.safetensors")
     (directory / "state.json").write_text(json.dumps(dict(notes)))
@@ -75,7 +76,7 @@ def load_state(
     checkpoint: Path,
     *,
     tensors: Mapping[str, Tensor],
-    optimizer: Adam,
+    optimizer: Adam | torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """Restore what `save_state` wrote into matching tensors, optimiser and generator; the notes.
@@ -93,7 +94,7 @@ def load_state(
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"{checkpoint}: tensors of a trial are needed, but {reason}; use another") from None
-    trained = optimizer.params
+    trained = optimizer.params if isinstance(optimizer, Adam) else _params_of(optimizer)
     alike = {f"tensor/{name}": (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if {name: (tensor.shape, tensor.dtype) for name, tensor in held.items()} != alike or not all(
         0 <= index < len(trained) and _are_moments(named, trained[index]) for index, named in moments.items()
@@ -104,9 +105,16 @@ def load_state(
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(held[f"tensor/{name}"])
-    optimizer.load(moments)
+    if isinstance(optimizer, Adam):
+        optimizer.load(moments)
+    else:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
     generator.set_state(drawn)
     return notes
+
+
+def _params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def load_tensors(checkpoint: Path) -> dict[str, Tensor]:

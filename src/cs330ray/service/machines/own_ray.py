@@ -21,6 +21,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ACTION_BYTES = 1024  # more than any system's `struct sigaction`
 
 
+class RayDied(Exception):  # noqa: N818 - not an error: another is started
+    """The Ray that this process had started is gone."""
+
+
 class OwnRay:
     """Starts Ray when it is entered, unless this process has one already, and ends the one that it started.
 
@@ -48,31 +52,35 @@ class OwnRay:
         if self._thread is None:
             return
         self._up.wait()  # a Ray that is half up cannot be shut down
-        if self._failure is None:
-            with contextlib.suppress(psutil.Error):
-                self.left = found.children(recursive=True) if (found := _raylet()) is not None else []
-            ray.shutdown()
-        self._over.set()
-        self._thread.join()
+        _hear_signals()
+        try:
+            if self._failure is None:
+                with contextlib.suppress(psutil.Error):
+                    self.left = found.children(recursive=True) if (found := _raylet()) is not None else []
+                ray.shutdown()
+        finally:
+            self._over.set()
+            self._thread.join()
 
     def raylet(self, tick: Callable[[], None]) -> psutil.Process | None:
         """Wait until it is up; its raylet, without which no worker starts, or None where it is not our own.
 
-        `tick` is called meanwhile. Raises what it raises, and what Ray raised.
+        `tick` is called meanwhile. Raises what it raises, what Ray raised, or RayDied.
         """
         if self._thread is None:
             return None
         while not self._up.wait(LOOKS_EVERY_S):
             tick()
+        _hear_signals()
         if self._failure is not None:
             raise self._failure
-        found = _raylet()
-        assert found is not None
+        if (found := _raylet()) is None:
+            raise RayDied
         return found
 
     def _live(self) -> None:
-        actions = {number: _action(number) for number in SIGNALS}
         try:
+            actions = {number: _action(number) for number in SIGNALS}
             ray.init(
                 address="local",
                 _temp_dir=ray_here.folder(),
@@ -83,12 +91,19 @@ class OwnRay:
                 logging_level=logging.CRITICAL,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
+            for number, action in actions.items():  # Ray takes SIGTERM for itself, and would abort on it
+                ctypes.CDLL(None).sigaction(number, action, None)
         except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
             self._failure = failure
-        for number, action in actions.items():  # Ray takes SIGTERM for itself, and would abort on it
-            ctypes.CDLL(None).sigaction(number, action, None)
         self._up.set()
         self._over.wait()
+
+
+def _hear_signals() -> None:
+    """Have the system do again what Python's handlers say, which may have changed while Ray started."""
+    for number in SIGNALS:
+        with contextlib.suppress(ValueError, TypeError):  # not the main thread, or a handler that is not Python's
+            signal.signal(number, signal.getsignal(number))
 
 
 def _action(number: signal.Signals) -> "ctypes.Array[ctypes.c_char]":

@@ -1,0 +1,87 @@
+"""The mirror's process: when it is started, and that it is let go of, not killed."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs330ray.mirror import process
+from cs330ray.mirror.process import MirrorProcess, mirrored
+from cs330ray.service.session import Interrupted
+
+LAST_PASS = "import sys, time; sys.stdin.read(); time.sleep({s}); open({file!r}, 'w'); sys.exit({code})"
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def says(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture
+def stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Any]]:
+    """Have a program stand for the mirror: one that takes so long for its last pass, and ends with a code."""
+    start, started = subprocess.Popen, []
+    (tmp_path / "toy").mkdir()
+
+    def replaced(seconds: float, code: int = 0) -> list[Any]:
+        program = LAST_PASS.format(s=seconds, file=str(tmp_path / "done"), code=code)
+
+        def popen(_: object, **given: Any) -> Any:
+            started.append(start([sys.executable, "-c", program], **given))
+            return started[-1]
+
+        monkeypatch.setattr(process.subprocess, "Popen", popen)
+        return started
+
+    return replaced
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, 0), (1, 1)])
+def test_a_study_that_ends_waits_for_the_last_pass_also_where_no_mirror_was_started(
+    stands_for: Callable[..., list[Any]], tmp_path: Path, code: int, said: int
+) -> None:
+    started, ear = stands_for(0.2, code), Ear()
+    with mirrored("toy", tmp_path, ear, wanted=True):
+        assert started == []
+    assert len(started) == 1
+    assert (tmp_path / "done").exists()
+    assert len(ear.said) == said
+
+
+def test_a_cut_before_the_first_trial_starts_no_mirror(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
+    started, ear = stands_for(0.0), Ear()
+    with pytest.raises(Interrupted), mirrored("toy", tmp_path, ear, wanted=True):
+        raise Interrupted
+    assert (started, ear.said) == ([], [])
+
+
+def test_a_mirror_that_takes_its_time_at_a_cut_is_not_killed(
+    stands_for: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow may be making its tables, and half of them is a database that nothing can open."""
+    monkeypatch.setattr(process, "CUT_WAIT_S", 0.1)
+    started, ear = stands_for(1.0), Ear()
+    with pytest.raises(Interrupted), mirrored("toy", tmp_path, ear, wanted=True) as mirror:  # noqa: PT012
+        mirror.tend()
+        raise Interrupted
+    assert ear.said == [f"MLflow is behind (see {tmp_path / 'toy' / 'mirror.log'}); `cs330ray sync toy` catches up"]
+    assert started[0].poll() is None
+    until = time.monotonic() + 30
+    while started[0].poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (tmp_path / "done").exists()
+
+
+def test_one_that_runs_is_not_started_again(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
+    started, mirror = stands_for(0.0), MirrorProcess("toy", tmp_path)
+    for _ in range(3):
+        mirror.tend()
+    assert len(started) == 1
+    assert mirror.end()
