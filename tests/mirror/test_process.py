@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cs330ray.mirror import process
+from cs330ray.mirror import process, sync
 from cs330ray.mirror.process import MirrorProcess, mirrored
 from cs330ray.service.session import Interrupted
 
@@ -85,3 +85,47 @@ def test_one_that_runs_is_not_started_again(stands_for: Callable[..., list[Any]]
         mirror.tend()
     assert len(started) == 1
     assert mirror.end()
+
+
+def test_the_mirror_rests_so_that_it_costs_a_hundredth_of_a_core(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Passes of 2 s, which opens MLflow, of 5, 50 and 900 ms; then MLflow is gone for two, and two cost nothing."""
+    rests: list[float] = []
+    passes = iter([2.0, 0.005, 0.05, 0.9, None, None, 0.0, 0.0])
+
+    class Leaving:
+        def __init__(self) -> None:
+            self.wanted = 7
+
+        def is_set(self) -> bool:
+            return len(rests) == self.wanted
+
+        def wait(self, seconds: float) -> None:
+            rests.append(round(seconds, 3))
+
+        def set(self) -> None:
+            """Nobody asks."""
+
+    class Made:
+        def __init__(self, *_: object) -> None:
+            self.is_new = True
+
+        def sync(self) -> int:
+            cost = next(passes)
+            if cost is None:
+                raise sync.MirrorError("gone")
+            self.is_new, clock[0] = False, clock[0] + cost
+            return 0
+
+        def remarks(self) -> list[str]:
+            return []
+
+    clock = [0.0]
+    monkeypatch.setattr(sync, "Mirror", Made)
+    monkeypatch.setattr(sync.threading, "Event", Leaving)
+    monkeypatch.setattr(sync.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(sync.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sync.os, "nice", lambda _: None)
+    assert sync.follow(None, "toy", tmp_path)  # type: ignore[arg-type]
+    assert rests == [1.0, 1.0, 5.0, 30.0, 2.0, 4.0, 1.0]

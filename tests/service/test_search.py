@@ -104,6 +104,29 @@ def test_a_loss_of_a_worker_teaches_nothing():
     assert next_of(here, lost={8}) == next_of(elsewhere, lost={8})
 
 
+@pytest.mark.parametrize("kind", ["tpe", "gp", "random"])
+def test_what_a_trial_reported_before_its_last_row_changes_no_ask(kind):
+    """So Optuna need not be told of every row: samplers read the last one of a pruned trial, and no other."""
+    asked, states = study(kind), [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
+
+    def history(told):
+        found = []
+        for number, trial in enumerate(asked_in_turn(asked, 12)):
+            state = states[number % 4]
+            rows = (5, 10) if state == TrialState.RUNNING else (5, 10, 15)  # one that runs has told of a rung
+            made = create_trial(
+                state=state, params=trial.params, distributions=trial.distributions, system_attrs=trial.system_attrs,
+                values=[1 / (15 + number)] if state == TrialState.COMPLETE else None,
+                intermediate_values={step: 1 / (step + number) for step in rows if step in told},
+            )  # fmt: skip
+            made.number = number
+            found.append(made)
+        return found
+
+    all_rows, last_alone = (ask(asked, asked.cells[0], ["min"], history(told)).params for told in [(5, 10, 15), (15,)])
+    assert all_rows == last_alone
+
+
 # qmc: a scrambled Sobol sequence is balanced, every 2^k points of it
 
 
