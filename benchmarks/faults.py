@@ -248,7 +248,7 @@ class Campaign:
             disk=None,
             clock=self._clock,
         )
-        if self._mounts and number % 3 < 2:
+        if self._mounts and target.own_ray and number % 3 < 2:  # a node of a cluster needs 1 GiB for checkpoints
             target.disk = target.runs if number % 3 else target.checkpoints
             target.disk.mkdir(parents=True, exist_ok=True)
             small = f"size={DISK_BYTES}"
