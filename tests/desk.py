@@ -41,6 +41,12 @@ class OwnLease:
     def fence(self) -> None:
         self.fences += 1
 
+    def check(self) -> None:
+        """Nobody takes it."""
+
+    def asked(self) -> list[tuple[str, int]]:
+        return []
+
 
 class Desk:
     """A study opened in a ledger, with its queue and its recorder; `play` is a worker's message."""

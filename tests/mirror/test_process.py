@@ -79,6 +79,16 @@ def test_a_mirror_that_takes_its_time_at_a_cut_is_not_killed(
     assert (tmp_path / "done").exists()
 
 
+def test_a_person_who_leaves_at_the_end_does_not_wait(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
+    started, ear, asked = stands_for(20.0), Ear(), iter([False, True])
+    with mirrored("toy", tmp_path, ear, wanted=True, leaves=lambda: next(asked)):
+        pass
+    assert len(ear.said) == 1
+    assert started[0].poll() is None
+    started[0].kill()
+    started[0].wait()
+
+
 def test_one_that_runs_is_not_started_again(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
     started, mirror = stands_for(0.0), MirrorProcess("toy", tmp_path)
     for _ in range(3):

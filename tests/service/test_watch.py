@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import ray
 from ray.tune.schedulers import TrialScheduler
 
 from cs330ray.ledger import confirm
 from cs330ray.ledger.records import Ending, Kept
 from cs330ray.service import queue, run, tune, watch
+from cs330ray.service.machines.own_ray import OwnRay
 from cs330ray.service.messages import Assignment, News, as_config, as_result
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder
@@ -269,7 +271,7 @@ def test_a_trial_that_was_given_up_when_ray_died_ends_with_its_first_news_under_
     ground = SimpleNamespace(store=None, nodes=None, machine=machine, data={at.desk.cell.key: "d"})
     taken = list[tuple[Assignment, bool]]()
 
-    def hand_over(_: Session, __: Any, recorder: Recorder, queue: Queue, folder: Path) -> bool:
+    def hand_over(_: Session, __: Any, own: OwnRay, recorder: Recorder, queue: Queue) -> bool:
         at.watch = Watch(at.desk.study, queue, recorder)
         told = queue.next()
         at.trial(told)
@@ -279,6 +281,7 @@ def test_a_trial_that_was_given_up_when_ray_died_ends_with_its_first_news_under_
         return len(taken) == 2  # else Ray has died
 
     monkeypatch.setattr(tune, "hand_over", hand_over)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)  # so that none is started
     assert not run._tuned(session, tmp_path, cast("Any", ground))
     assert at.ends() == [RUNNING]
     assert run._tuned(session, tmp_path, cast("Any", ground))

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-WAIT_S = 10.0  # for the mirror at the end
+WAIT_S = 60.0  # for the mirror at the end: it may have begun a moment ago
 CUT_WAIT_S = 2.0  # and where a signal or a fault ends the study: a person waits
+LOOK_S = 0.2  # whether a person will not wait
 AGAIN_S = 5.0  # between two starts of one that dies, doubled each time that it dies young
 MOST_S = 120.0
 
@@ -56,18 +57,18 @@ class MirrorProcess:
                 start_new_session=True,
             )
 
-    def end(self) -> bool:
-        """Let it make one more pass; whether MLflow agrees with the ledger then."""
+    def end(self, leaves: Callable[[], bool] = lambda: False) -> bool:
+        """Let it make one more pass; whether MLflow agrees with the ledger then. Who `leaves` does not wait for it."""
         if self._process is None or self._process.poll() is not None:
             self._started_s = -math.inf
             self.tend()
-        return self._leave(WAIT_S)
+        return self._leave(WAIT_S, leaves)
 
     def cut(self) -> bool:
         """Let one that has started make a last pass; whether MLflow agrees with the ledger as far as is known now."""
         return self._process is None or self._leave(CUT_WAIT_S)
 
-    def _leave(self, wait_s: float) -> bool:
+    def _leave(self, wait_s: float, leaves: Callable[[], bool] = lambda: False) -> bool:
         """Let go of it, and wait so long; whether it ended well. One that takes longer ends by itself.
 
         It is not killed: MLflow makes its tables in steps that are no transactions, and half of them is no database.
@@ -77,11 +78,12 @@ class MirrorProcess:
             return False
         with contextlib.suppress(OSError):
             process.stdin.close()
-        try:
-            return process.wait(wait_s) == 0
-        except subprocess.TimeoutExpired:
-            threading.Thread(target=process.wait, daemon=True).start()
-            return False
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until and not leaves():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(LOOK_S) == 0
+        threading.Thread(target=process.wait, daemon=True).start()
+        return False
 
 
 class NoMirror:
@@ -92,8 +94,10 @@ class NoMirror:
 
 
 @contextlib.contextmanager
-def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterator[MirrorProcess | NoMirror]:
-    """Keep the mirror running beside the study, and wait a little for it at the end."""
+def mirrored(
+    study: str, home: Path, listener: Hears, *, wanted: bool, leaves: Callable[[], bool] = lambda: False
+) -> Iterator[MirrorProcess | NoMirror]:
+    """Keep the mirror running beside the study, and wait for it at the end, unless a person `leaves`."""
     if not wanted:
         yield NoMirror()
         return
@@ -104,7 +108,7 @@ def mirrored(study: str, home: Path, listener: Hears, *, wanted: bool) -> Iterat
         agrees = mirror.cut()
         raise
     else:
-        agrees = mirror.end()
+        agrees = mirror.end(leaves)
     finally:
         if not agrees:
             listener.says(f"MLflow is behind (see {mirror.log}); `cs330ray sync {study}` catches up")

@@ -104,7 +104,7 @@ def _conduct(session: Session, home: Path, ground: "Ground", *, mirror: bool) ->
     """Run the trials with what runs beside them: the mirror, and backups. Raises Interrupted."""
     study, backups, deaths = session.study, Backups(home), 0
     backups.make()
-    with mirrored(study.name, home, session, wanted=mirror) as beside:
+    with mirrored(study.name, home, session, wanted=mirror, leaves=session.is_interrupted) as beside:
         session.tends = [lambda: beside.tend() if session.is_under_way else None, backups.tend]
         try:
             while not _tuned(session, home, ground):

@@ -36,7 +36,7 @@ class Session:
         self.name = uuid.uuid4().hex
         self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
         self.tends: Sequence[Callable[[], None]] = ()  # what is looked after as time passes
-        self._interrupted = interrupted
+        self.is_interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0
         self._asked_s = 0.0  # when this driver last looked what it is asked
@@ -56,7 +56,7 @@ class Session:
 
     def tick(self) -> None:
         """Note the time now and then. Raises Interrupted after a signal, LedgerError where the lease is lost."""
-        leave_if(self._interrupted)
+        leave_if(self.is_interrupted)
         self.lease.check()
         if time.monotonic() - self._asked_s > ASKED_EVERY_S:
             self._asked_s = time.monotonic()

@@ -28,8 +28,11 @@ MANIFEST = "manifest.json"
 
 
 def cache() -> Path:
-    """The directory that downloads and packed arrays are kept in."""
-    return Path(os.environ.get("CS330RAY_CACHE") or "~/.cache/cs330ray").expanduser()
+    """The directory that downloads and packed arrays are kept in. Raises DataError where this user has no home."""
+    try:
+        return Path(os.environ.get("CS330RAY_CACHE") or "~/.cache/cs330ray").expanduser()
+    except RuntimeError:  # Python's, for a user whom the system does not know
+        raise DataError("HOME: expected the home directory of this user, got none; set HOME to a directory") from None
 
 
 @dataclass(frozen=True)
