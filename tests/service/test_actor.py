@@ -1,6 +1,7 @@
 """The worker's side, driven without Ray."""
 
 import asyncio
+import errno
 import os
 import signal
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from cs330ray.checkpoints import local
 from cs330ray.ledger.records import Ending
 from cs330ray.service.messages import Assignment, News
+from cs330ray.service.workers import trial_run
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.trial.environment import Told
 from tests import toy
@@ -91,6 +93,30 @@ def test_a_trial_cut_between_its_last_checkpoint_and_its_end_ends_without_traini
     batch = again.next_batch()
     assert list(batch.rows) == []
     assert again.next_batch().end == Ending("COMPLETE")
+
+
+@pytest.mark.parametrize("left", [None, "OUT_OF_MEMORY", "TESTING"])
+def test_a_disk_that_takes_no_writes_when_a_trial_begins_is_no_failure_of_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str | None
+) -> None:
+    """It refuses to remove a file that is not there, too. What another trial left here has to go before it begins."""
+    monkeypatch.setattr(trial_run, "SAVE_AGAIN_S", 0.0)
+    if left is not None:
+        (tmp_path / left).write_text("1")
+    run = TrialRun(assignment(tmp_path, begun=False))
+    with monkeypatch.context() as read_only:
+
+        def refuses(path: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        read_only.setattr(Path, "unlink", refuses)
+        first = run.next_batch()
+    if left is None:
+        assert steps(first) == [5, 10, 15, 20]
+        return
+    assert first == News(unsaved="Read-only file system", waits="begin")
+    assert steps(run.next_batch()) == [5, 10, 15, 20]
+    assert not (tmp_path / left).exists()
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,6 @@ def mark_of(home: Path) -> str | None:
     return (home / MARK).read_text() if (home / MARK).exists() else None
 
 
-def forget(home: Path) -> None:
-    """Remove the mark of another trial that lay in this place."""
-    (home / MARK).unlink(missing_ok=True)
-
-
 class _Watch:
     """One thread a process, whichever trial it runs."""
 

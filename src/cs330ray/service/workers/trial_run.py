@@ -74,7 +74,7 @@ class TrialRun:
         self._news, self._unsent = News(), []
         try:
             self._advance()
-        except StoreFault as fault:  # without what lies there nobody knows where the trial stands
+        except (StoreFault, DiskFault) as fault:  # without what lies there nobody knows where the trial stands
             self._note(unsaved=str(fault), waits="begin")
             time.sleep(SAVE_AGAIN_S)
         except _OutOfMemory as error:
@@ -130,6 +130,8 @@ class TrialRun:
         began_s, recorded_step = wall_s(), self._assignment.recorded_step
         fitness.gate(self._assignment)
         self._runs.take_up(self._assignment)
+        if not self._assignment.begun:  # what lies here is of a trial that the record does not know
+            _remove(self._home / memory.MARK, self._home / TESTING)
         local.sweep(self._home)
         local.forget_after(self._home, recorded_step)
         self._copies = self._of_store()
@@ -168,9 +170,6 @@ class TrialRun:
 
     def _refuse_where_memory_was_short(self) -> None:
         """Raise _OutOfMemory where an earlier worker exceeded the bound."""
-        if not self._assignment.begun:  # what lies here is of a trial that the record does not know
-            memory.forget(self._home)
-            (self._home / TESTING).unlink(missing_ok=True)
         mark = memory.mark_of(self._home)
         if mark is not None and not (self._home / TESTING).exists():
             raise _OutOfMemory(mark)
@@ -285,3 +284,13 @@ class TrialRun:
             past_rung = prune_every and progress.step // prune_every > before // prune_every
             if past_rung or time.monotonic() >= until:
                 return
+
+
+def _remove(*files: Path) -> None:
+    """Remove files that may be there. Raises DiskFault, but not for what is not there, as a disk itself would."""
+    try:
+        for file in files:
+            if file.exists():
+                file.unlink()
+    except OSError as error:
+        raise DiskFault(error.strerror or str(error)) from None
