@@ -196,9 +196,14 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
     for _ in range(3):
         assert [trial.state.name for trial in ledger.history(study, cell)] == ["RUNNING"]
     assert len(reads) == 1
-    ledger.retarget(study, cell, number)
+    longer = study.model_copy(update={"budget": study.budget.model_copy(update={"steps": 40})})
+    ledger.retarget(longer, cell, number)
+    assert ledger.history(study, cell)[0].user_attrs["steps"] == 40
     ledger.report(study, cell, number, 5, 0.5)
     assert ledger.history(study, cell)[0].intermediate_values == {5: 0.5}
+    ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
+    assert ledger.supersede(study, cell, number, 0) == 1
+    assert ledger.history(study, cell)[0].intermediate_values == {}
     ledger.write_rows(study, cell, number, [Row(10, {"val_loss": 0.25}, 1.0)])
     ledger.end(study, cell, number, Ending("COMPLETE"))
     assert [trial.values for trial in ledger.history(study, cell)] == [[0.25]]
@@ -209,6 +214,10 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
     assert ledger.foreign(study, cell) == []
     now[0] += 6
     assert ledger.foreign(study, cell) == [1]
+    failed = entered(ledger, study, cell)
+    assert ledger.entered(study, cell, failed).state.name == "RUNNING"
+    ledger.end(study, cell, failed, Ending("FAIL", "raised: planted", cause="raised"))  # of no row Optuna is told
+    assert ledger.entered(study, cell, failed).state.name == "FAIL"
 
 
 def test_optuna_itself_opens_the_ledger(ledger: Writer) -> None:

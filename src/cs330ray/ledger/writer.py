@@ -93,6 +93,10 @@ class Writer(Ledger):
             self._held[key] = (now, super().in_optuna(study, cell))
         return self._held[key][1]
 
+    def _changed(self, study: Study, cell: Cell) -> None:
+        """Note that what Optuna holds of a cell is another now."""
+        self._held.pop((study.name, cell.key), None)
+
     def upgrade(self, study: str, says: Callable[[str], None], waits: Callable[[], None] = lambda: None) -> None:
         """Take an older ledger to the newest version, for the driver of `study`, after a backup.
 
@@ -197,14 +201,14 @@ class Writer(Ledger):
             trial_id = self.database.storage.create_new_trial(self._optuna_id(study, cell), whole)
             number = self.database.storage.get_trial(trial_id).number
         self._trial_ids[study.name, cell.key, number] = trial_id
-        self._held.pop((study.name, cell.key), None)
+        self._changed(study, cell)
         return int(number)
 
     def retarget(self, study: Study, cell: Cell, number: int) -> None:
         """Give an interrupted trial the steps that the study has by now."""
         with self.database.guarded():
             self.database.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
-        self._held.pop((study.name, cell.key), None)
+        self._changed(study, cell)
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -245,13 +249,13 @@ class Writer(Ledger):
         """Take from Optuna what it was told of a trial after a step, for which it has no call of its own."""
         where = (REPORTS.c.trial_id == self._trial_id(study, cell, number)) & (REPORTS.c.step > after_step)
         self.database.execute(REPORTS.delete().where(where))
-        self._held.pop((study.name, cell.key), None)
+        self._changed(study, cell)
 
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
         """Tell Optuna what the one objective was at a step: it is told of rungs and ends, a transaction each."""
         with self.database.guarded():
             self.database.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
-        self._held.pop((study.name, cell.key), None)
+        self._changed(study, cell)
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
@@ -330,7 +334,7 @@ class Writer(Ledger):
                 self.database.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
                 values = None if found[0].state == "FAIL" else from_json(found[0].worth)
                 self.database.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
-        self._held.pop((study.name, cell.key), None)
+        self._changed(study, cell)
         return True
 
     def _report_last(self, study: Study, cell: Cell, number: int) -> None:
