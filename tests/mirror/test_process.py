@@ -89,6 +89,20 @@ def test_a_person_who_leaves_at_the_end_does_not_wait(stands_for: Callable[..., 
     started[0].wait()
 
 
+def test_the_pipe_of_one_that_died_is_closed_when_another_is_started(
+    stands_for: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "AGAIN_S", 0.0)
+    started, mirror = stands_for(0.0), MirrorProcess("toy", tmp_path)
+    mirror.tend()
+    started[0].kill()
+    started[0].wait()
+    mirror.tend()
+    assert len(started) == 2
+    assert started[0].stdin.closed
+    assert mirror.end()
+
+
 def test_one_that_runs_is_not_started_again(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
     started, mirror = stands_for(0.0), MirrorProcess("toy", tmp_path)
     for _ in range(3):

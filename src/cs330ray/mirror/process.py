@@ -43,6 +43,7 @@ class MirrorProcess:
         if age_s < self._again_s:
             return
         self._again_s = min(2 * self._again_s, MOST_S) if age_s < 4 * self._again_s else AGAIN_S
+        self._let_go()
         self._started_s = time.monotonic()
         command = [sys.executable, "-m", "cs330ray", "sync", self._study, "--follow", "--until-eof"]
         with contextlib.suppress(OSError), self.log.open("a") as log:  # a disk that takes nothing: again later
@@ -74,16 +75,21 @@ class MirrorProcess:
         It is not killed: MLflow makes its tables in steps that are no transactions, and half of them is no database.
         """
         process = self._process
-        if process is None or process.stdin is None:
+        if process is None:
             return False
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        self._let_go()
         until = time.monotonic() + wait_s
         while time.monotonic() < until and not leaves():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK_S) == 0
         threading.Thread(target=process.wait, daemon=True).start()
         return False
+
+    def _let_go(self) -> None:
+        """Close the pipe that holds it."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
 
 class NoMirror:
