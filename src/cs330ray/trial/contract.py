@@ -4,7 +4,7 @@ A trainable is a module with `Config`, `METRICS`, `prepare`, `train` and `test`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -58,12 +58,49 @@ class Weights:
     card: str = ""  # Markdown for people: which moment's weights, on what data, how to use the model, its limits
 
 
+@dataclass(frozen=True)
+class Member:
+    """One trial among those that train together."""
+
+    config: Any
+    seed: int
+    steps: int  # outer steps to train
+    resume: Path | None = None  # the checkpoint that it goes on from
+
+
+Moment = Mapping[int, Progress | Exception]  # who of the members, by place, has a row now, or has failed
+TrainMany = Callable[[Sequence[Member], Collection[int]], Iterator[Moment]]
+
+
+def alone(train_many: TrainMany) -> Callable[..., Iterator[Progress]]:
+    """Make `train` of `train_many`: it trains one."""
+
+    def train(config: Any, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
+        for moment in train_many([Member(config, seed, steps, resume)], ()):
+            progress = moment[0]
+            if isinstance(progress, Exception):
+                raise progress
+            yield progress
+
+    train.__doc__ = train_many.__doc__
+    return train
+
+
 class Trainable(Protocol):
     """The module that runs trials of one system.
 
     One that has `SPLITS` besides, the word for what its workers share out ("tasks"), may run as several processes: each
     runs `train`, or `test`, and takes part through `cs330ray.training.parallel`. All yield at the same steps, hold the
     same state bit for bit and raise Diverged at the same step. Without it a trial takes one worker.
+
+    One that has these two besides may train several trials in one process, as one computation:
+
+        FUSIBLE: frozenset[str]  # fields of Config in which they may differ; seeds and steps always may
+        def train_many(members: Sequence[Member], left: Collection[int] = ()) -> Iterator[Moment]
+
+    Who is at a multiple of `eval_every_steps`, or at its end, has a row in the moment; who fails alone has an exception
+    there, and is in none after it. Who stands in `left` when the next step begins is dropped. A member's numbers do not
+    depend on its company: to the bit on a CPU with one thread, `train` is `train_many` of one.
 
     One that has these two besides gives models that are ready to use:
 

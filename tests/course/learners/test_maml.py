@@ -30,7 +30,9 @@ def test_outer_gradient_matches_the_paper_on_a_parabola(first_order, jacobian):
     w, s, q, a = 2.0, torch.tensor([0.5, -1.0]), torch.tensor([1.5, 3.0]), 0.1
     params_T = {"w": torch.full((2,), w, requires_grad=True)}
     rates = {"w": torch.tensor([a])}
-    phi_T = maml.adapt(lambda phi: (phi["w"] - s).square() / 2, params_T, rates, inner_steps=1, first_order=first_order)
+    phi_T = maml.adapt(
+        lambda phi: (phi["w"] - s).square() / 2, params_T, [rates], inner_steps=1, first_order=first_order
+    )
     ((phi_T["w"] - q).square() / 2).sum().backward()
     phi = w - a * (w - s)
     torch.testing.assert_close(phi_T["w"], phi)
@@ -41,7 +43,7 @@ def test_each_step_has_its_own_rate_and_later_ones_the_last():
     """L = w gives phi = w - sum of the rates, and d phi / d rate is -1 a use."""
     rates = {"w": torch.tensor([0.5, 0.25], requires_grad=True)}
     params_T = {"w": torch.zeros(1, requires_grad=True)}
-    phi_T = maml.adapt(lambda phi: phi["w"], params_T, rates, inner_steps=4)
+    phi_T = maml.adapt(lambda phi: phi["w"], params_T, [rates], inner_steps=4)
     assert phi_T["w"].item() == -(0.5 + 0.25 + 0.25 + 0.25)
     phi_T["w"].backward()
     assert rates["w"].grad.tolist() == [-1.0, -3.0]

@@ -4,7 +4,7 @@ phi_T <- phi_T - alpha grad L(phi_T, support), `inner_steps` times from phi_T = 
 mean over tasks of L(phi_T, query).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from cs330ray.course.learners.fewshot import conv4
 from cs330ray.course.learners.fewshot.conv4 import Body, Params
 from cs330ray.course.learners.fewshot.tasks import CPU_IMAGES_AT_ONCE, Batch, QueryNorm, accuracy, cross_entropy
+
+CHANNELS_AT_ONCE = 32  # that a loop on a CPU takes: two registers of AVX-512, or a multiple of those before it
 
 LearnInnerLrs = Literal["none", "tensor", "tensor_step"]
 
@@ -37,24 +39,32 @@ def init_inner_lrs(params: Params, inner_lr: float, learn: LearnInnerLrs, inner_
 def adapt(
     loss: Callable[[Params], Tensor],
     params_T: Params,
-    inner_lrs: Params,
+    inner_lrs: Sequence[Params],
     *,
     inner_steps: int,
     first_order: bool = False,
 ) -> dict[str, Tensor]:
     """Descend `loss`, one value a task (T,), from `params_T`, algorithm 2 line 6; the adapted parameters.
 
-    All have a leading T. Differentiable in parameters and rates; `first_order` takes the inner gradients for constants.
-    Steps beyond the last rate use that one.
+    All have a leading T. There are rates for each member, who have equally many tasks, those of the first first.
+    Differentiable in parameters and rates; `first_order` takes the inner gradients for constants. Steps beyond the last
+    rate use that one.
     """
     phi_T = dict(params_T)
     for step in range(inner_steps):
         grads_T = torch.autograd.grad(loss(phi_T).sum(), list(phi_T.values()), create_graph=not first_order)
         phi_T = {
-            name: param_T - inner_lrs[name][min(step, len(inner_lrs[name]) - 1)] * grad_T
+            name: param_T - _scaled([lrs[name][min(step, len(lrs[name]) - 1)] for lrs in inner_lrs], grad_T)
             for (name, param_T), grad_T in zip(phi_T.items(), grads_T, strict=True)
         }
     return phi_T
+
+
+def _scaled(rates: Sequence[Tensor], grad_T: Tensor) -> Tensor:
+    """Multiply the gradients of each member's tasks by its rate."""
+    if len(rates) == 1:
+        return rates[0] * grad_T
+    return torch.cat([rate * own_T for rate, own_T in zip(rates, grad_T.chunk(len(rates)), strict=True)])
 
 
 def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, of: int | None = None) -> float:
@@ -64,14 +74,36 @@ def outer_backward(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, 
     and a few tasks at a time, the inner loop twice. The mean over tasks is the same however many go at once: it is over
     `of` tasks where `batch` is a part of them, and whoever adds up what the parts give has the whole.
     """
-    tasks, loss = len(batch) if of is None else of, 0.0
-    for part in _parts(batch, of=batch.support_TNKCHW):
-        phi_T = _adapted(maml, params, inner_lrs, part, first_order=maml.first_order)
-        grads, losses_T = zip(*_query_gradients(maml, phi_T, part), strict=True)
-        cotangents = [torch.cat(tensors_T) / tasks for tensors_T in zip(*grads, strict=True)]
-        torch.autograd.backward(list(phi_T.values()), cotangents)
-        loss += torch.cat(losses_T).sum().item() / tasks
-    return loss
+    return outer_backward_many(maml, [params], [inner_lrs], [batch], of=of)[0]
+
+
+def outer_backward_many(
+    maml: Maml,
+    params: Sequence[Params],
+    inner_lrs: Sequence[Params],
+    batches: Sequence[Batch],
+    *,
+    of: int | None = None,
+) -> list[float]:
+    """Do for several members, each with as many tasks, what `outer_backward` does for one; their losses.
+
+    Each member's numbers are those that it has alone: it goes through the inner loop beside others, whose tasks are to
+    the net only more tasks, and through its queries in the same parts as alone.
+    """
+    tasks, losses = len(batches[0]) if of is None else of, [0.0] * len(batches)
+    for parts in zip(*(_parts(batch, of=batch.support_TNKCHW) for batch in batches), strict=True):
+        for some in _beside(params, parts):
+            beside = parts[some]
+            phi_T = _adapted(maml, params[some], inner_lrs[some], beside, first_order=maml.first_order)
+            cotangents: list[list[Tensor]] = []
+            for member, part in enumerate(beside):
+                first = member * len(part)
+                own_T = {name: tensor_T[first : first + len(part)] for name, tensor_T in phi_T.items()}
+                grads, losses_T = zip(*_query_gradients(maml, own_T, part), strict=True)
+                cotangents.append([torch.cat(tensors_T) / tasks for tensors_T in zip(*grads, strict=True)])
+                losses[some.start + member] += torch.cat(losses_T).sum().item() / tasks
+            torch.autograd.backward(list(phi_T.values()), [torch.cat(each) for each in zip(*cotangents, strict=True)])
+    return losses
 
 
 def evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
@@ -81,9 +113,9 @@ def evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dic
 
 
 def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
-    phi_T = _adapted(maml, params, inner_lrs, batch, first_order=True)
+    phi_T = _adapted(maml, [params], [inner_lrs], [batch], first_order=True)
     with torch.no_grad():
-        before_TBN = conv4.logits(maml.body, _for_each(len(batch), params), _flat(batch.support_TNKCHW))
+        before_TBN = conv4.logits(maml.body, _for_each(len(batch), [params]), _flat(batch.support_TNKCHW))
         after_TBN = conv4.logits(maml.body, phi_T, _flat(batch.support_TNKCHW))
         query_TBN = query_logits(maml, phi_T, batch)
     return {
@@ -96,7 +128,7 @@ def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> di
 
 def predict(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> Tensor:
     """Adapt to each task and score its queries, which may be of any classes and as many as they are: (T, B, N)."""
-    phi_T = _adapted(maml, params, inner_lrs, batch, first_order=True)
+    phi_T = _adapted(maml, [params], [inner_lrs], [batch], first_order=True)
     with torch.no_grad():
         return query_logits(maml, phi_T, batch)
 
@@ -110,13 +142,17 @@ def query_logits(maml: Maml, phi_T: Params, batch: Batch) -> Tensor:
     return conv4.logits(maml.body, phi_T, torch.cat([support_TBCHW, query_TBCHW], dim=1), norm_B=norm_B)[:, norm_B:]
 
 
-def _adapted(maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, first_order: bool) -> dict[str, Tensor]:
-    support_TBCHW = _flat(batch.support_TNKCHW)
+def _adapted(
+    maml: Maml, params: Sequence[Params], inner_lrs: Sequence[Params], batches: Sequence[Batch], *, first_order: bool
+) -> dict[str, Tensor]:
+    """Adapt the parameters of each member to each of its tasks, those of the first member first; with a leading T."""
+    tasks = len(batches[0])
+    support_TBCHW = torch.cat([_flat(batch.support_TNKCHW) for batch in batches])
 
     def loss(phi_T: Params) -> Tensor:
         return cross_entropy(conv4.logits(maml.body, phi_T, support_TBCHW))
 
-    shared_T = _for_each(len(batch), params)
+    shared_T = _for_each(tasks, params)
     return adapt(loss, shared_T, inner_lrs, inner_steps=maml.inner_steps, first_order=first_order)
 
 
@@ -140,8 +176,24 @@ def _parts(batch: Batch, of: Tensor) -> Iterator[Batch]:
         yield batch[first : first + at_once]
 
 
-def _for_each(tasks: int, params: Params) -> dict[str, Tensor]:
-    return {name: param.expand(tasks, *param.shape) for name, param in params.items()}
+def _for_each(tasks: int, params: Sequence[Params]) -> dict[str, Tensor]:
+    """Repeat the tensors of each member for each of its tasks, those of the first member first."""
+    expanded = {name: [each[name].expand(tasks, *each[name].shape) for each in params] for name in params[0]}
+    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in expanded.items()}
+
+
+def _beside(params: Sequence[Params], batches: Sequence[Batch]) -> Iterator[slice]:
+    """Cut members into few at a time, so that each has the numbers that it has alone.
+
+    A convolution of one group is another than of several, and where channels do not fill its registers, a loop takes
+    the last ones another way: then each member goes by itself.
+    """
+    tasks, filters = len(batches[0]), len(params[0]["conv1.weight"])
+    images = batches[0].support_TNKCHW[:, :, :, 0, 0, 0].numel()
+    exact = tasks > 1 and tasks * filters % CHANNELS_AT_ONCE == 0
+    at_once = max(1, CPU_IMAGES_AT_ONCE // images) if exact else 1
+    for first in range(0, len(batches), at_once):
+        yield slice(first, min(first + at_once, len(batches)))
 
 
 def _flat(images_TNKCHW: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ The parameters are those of torch.nn.LSTM, GRU and RNN, the first layer's input 
 
 # ruff: noqa: N815 - the fields carry their shapes
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,18 +89,26 @@ def init(
 
 def logits(mann: Mann, params: Params, batch: Batch) -> Tensor:
     """Score the classes of each query by the images and labels up to it: (T, N queries, N classes)."""
-    ways = batch.labels_TN.shape[1]
-    if not len(batch):
-        return batch.images_LTCHW.new_zeros(0, ways, ways)
-    x_LTD = _seen(mann, params, batch.images_LTCHW)
+    return logits_many(mann, [params], [batch])[0]
+
+
+def logits_many(mann: Mann, params: Sequence[Params], batches: Sequence[Batch]) -> Tensor:
+    """Do for several members, each with as many tasks, what `logits` does for one: (M, T, N queries, N classes).
+
+    Each member's numbers are those that it has alone: products are made one by one, the rest for all at once.
+    """
+    ways = batches[0].labels_TN.shape[1]
+    if not len(batches[0]):
+        return batches[0].images_LTCHW.new_zeros(len(batches), 0, ways, ways)
+    seen = [_seen(mann, each, batch.images_LTCHW) for each, batch in zip(params, batches, strict=True)]
+    x_MLTD = torch.stack(seen)
     for layer in range(1, mann.layers + 2):
-        weight_GD = params["layer1.weight_image" if layer == 1 else f"layer{layer}.weight_input"]
-        bias_LG = params[f"layer{layer}.bias_input"].expand(len(x_LTD), -1)
-        if layer == 1:
-            bias_LG = bias_LG + _labels(params["layer1.weight_label"], len(x_LTD) - ways)
-        recurrent = params[f"layer{layer}.weight_hidden"], params[f"layer{layer}.bias_hidden"]
-        x_LTD = _remember(mann.cell, _apply(_Product, x_LTD, weight_GD), bias_LG, *recurrent)
-    return x_LTD[-ways:].transpose(0, 1)
+        weights = [each["layer1.weight_image" if layer == 1 else f"layer{layer}.weight_input"] for each in params]
+        bias_MLG = torch.stack([_bias(each, layer, x_MLTD.shape[1], ways) for each in params])
+        recurrent = [each[f"layer{layer}.weight_hidden"] for each in params]
+        biases = [each[f"layer{layer}.bias_hidden"] for each in params]
+        x_MLTD = _remember(mann.cell, _apply(_Product, x_MLTD, *weights), bias_MLG, recurrent, biases)
+    return x_MLTD[:, -ways:].transpose(1, 2)
 
 
 def predict(mann: Mann, params: Params, support_NKCHW: Tensor, query_BCHW: Tensor) -> Tensor:
@@ -137,18 +145,30 @@ def _seen(mann: Mann, params: Params, images_LTCHW: Tensor) -> Tensor:
     return x_BCHW.reshape(*images_LTCHW.shape[:2], -1)
 
 
-def _labels(weight_GN: Tensor, support_L: int) -> Tensor:
-    """The products of label weights and labels: a column for a one-hot label, zeros for a query's: (L, G)."""
-    ways = weight_GN.shape[1]
-    columns_LG = weight_GN.T.repeat(support_L // ways, 1)
-    return torch.cat([columns_LG, columns_LG.new_zeros(ways, columns_LG.shape[1])])
+def _bias(params: Params, layer: int, length: int, ways: int) -> Tensor:
+    """What a layer adds to each image of the sequence before it remembers; the first one, what the labels say: (L, G).
+
+    The product of label weights and a label is a column for a one-hot label, zeros for a query's.
+    """
+    bias_LG = params[f"layer{layer}.bias_input"].expand(length, -1)
+    if layer > 1:
+        return bias_LG
+    columns_LG = params["layer1.weight_label"].T.repeat((length - ways) // ways, 1)
+    return bias_LG + torch.cat([columns_LG, columns_LG.new_zeros(ways, columns_LG.shape[1])])
 
 
-def _remember(cell: Cell, x_LTG: Tensor, bias_LG: Tensor, weight_GD: Tensor, bias_G: Tensor) -> Tensor:
-    """Run a layer along the sequence, given what its input weights make of it; what it puts out: (L, T, D)."""
+def _remember(
+    cell: Cell, x_MLTG: Tensor, bias_MLG: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """Run a layer along the sequence, given what its input weights make of it; what it puts out: (M, L, T, D)."""
     if cell == "lstm":
-        outputs_LTD: Tensor = _apply(_Lstm, x_LTG, bias_LG + bias_G, weight_GD)
-        return outputs_LTD
+        outputs_MLTD: Tensor = _apply(_Lstm, x_MLTG, bias_MLG + torch.stack(list(biases))[:, None], *weights)
+        return outputs_MLTD
+    return torch.stack([_remember_alone(cell, *each) for each in zip(x_MLTG, bias_MLG, weights, biases, strict=True)])
+
+
+def _remember_alone(cell: Cell, x_LTG: Tensor, bias_LG: Tensor, weight_GD: Tensor, bias_G: Tensor) -> Tensor:
+    """As `_remember`, for one member and without a gradient by hand."""
     h_TD = x_LTG.new_zeros(x_LTG.shape[1], weight_GD.shape[1])
     outputs = []
     for x_TG in x_LTG + bias_LG[:, None]:
@@ -164,60 +184,82 @@ def _remember(cell: Cell, x_LTG: Tensor, bias_LG: Tensor, weight_GD: Tensor, bia
 
 
 class _Lstm(torch.autograd.Function):
-    """The LSTM with a forget gate (Gers et al. 2000), and its gradient by hand: in .7 of autograd's time."""
+    """The LSTM with a forget gate (Gers et al. 2000), and its gradient by hand: in .7 of autograd's time.
+
+    Its members stand beside one another, each with weights of its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_LTG: Tensor, bias_LG: Tensor, weight_GD: Tensor) -> Tensor:
-        length, tasks, width = *x_LTG.shape[:2], weight_GD.shape[1]
-        gates_LTG = torch.empty_like(x_LTG)
-        c_LTD = x_LTG.new_zeros(length + 1, tasks, width)
-        h_LTD, tanh_c_LTD = torch.zeros_like(c_LTD), torch.empty_like(c_LTD[1:])
+    def forward(ctx: Any, x_MLTG: Tensor, bias_MLG: Tensor, *weights: Tensor) -> Tensor:
+        members, length, tasks, _ = x_MLTG.shape
+        width = weights[0].shape[1]
+        gates_MLTG = torch.empty_like(x_MLTG)
+        c_MLTD = x_MLTG.new_zeros(members, length + 1, tasks, width)
+        h_MLTD, tanh_c_MLTD = torch.zeros_like(c_MLTD), torch.empty_like(c_MLTD[:, 1:])
+        from_before_MTG = torch.empty_like(x_MLTG[:, 0])
         for at in range(length):
-            from_before = _times(h_LTD[at], weight_GD, bias_LG[at]) if at else bias_LG[at]
-            torch.add(x_LTG[at], from_before, out=gates_LTG[at])
-            i, f, g, o = gates_LTG[at].chunk(4, dim=1)
-            gates_LTG[at, :, : 2 * width].sigmoid_()  # i and f
+            if at:
+                for member, weight_GD in enumerate(weights):
+                    from_before_MTG[member] = _times(h_MLTD[member, at], weight_GD, bias_MLG[member, at])
+            torch.add(x_MLTG[:, at], from_before_MTG if at else bias_MLG[:, :1], out=gates_MLTG[:, at])
+            i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
+            gates_MLTG[:, at, :, : 2 * width].sigmoid_()  # i and f
             g.tanh_()
             o.sigmoid_()
-            torch.mul(f, c_LTD[at], out=c_LTD[at + 1]).addcmul_(i, g)
-            torch.mul(o, torch.tanh(c_LTD[at + 1], out=tanh_c_LTD[at]), out=h_LTD[at + 1])
-        ctx.save_for_backward(weight_GD, gates_LTG, c_LTD, tanh_c_LTD, h_LTD)
-        return h_LTD[1:]
+            torch.mul(f, c_MLTD[:, at], out=c_MLTD[:, at + 1]).addcmul_(i, g)
+            torch.mul(o, torch.tanh(c_MLTD[:, at + 1], out=tanh_c_MLTD[:, at]), out=h_MLTD[:, at + 1])
+        ctx.save_for_backward(gates_MLTG, c_MLTD, tanh_c_MLTD, h_MLTD, *weights)
+        return h_MLTD[:, 1:]
 
     @staticmethod
-    def backward(ctx: Any, d_h_LTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight_GD, gates_LTG, c_LTD, tanh_c_LTD, h_LTD = ctx.saved_tensors
+    def backward(ctx: Any, d_h_MLTD: Tensor) -> tuple[Tensor, ...]:
+        gates_MLTG, c_MLTD, tanh_c_MLTD, h_MLTD, *weights = ctx.saved_tensors
         sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
-        d_LTG = torch.empty_like(gates_LTG)
-        d_h_TD, d_c_TD = d_h_LTD[-1], torch.zeros_like(c_LTD[0])
-        for at in reversed(range(len(gates_LTG))):
-            i, f, g, o = gates_LTG[at].chunk(4, dim=1)
-            d_i, d_f, d_g, d_o = d_LTG[at].chunk(4, dim=1)
-            sigmoid_backward(d_h_TD * tanh_c_LTD[at], o, grad_input=d_o)
-            d_c_TD = tanh_backward(d_h_TD * o, tanh_c_LTD[at]).add_(d_c_TD)
-            sigmoid_backward(d_c_TD * g, i, grad_input=d_i)
-            sigmoid_backward(d_c_TD * c_LTD[at], f, grad_input=d_f)
-            tanh_backward(d_c_TD * i, g, grad_input=d_g)
+        d_MLTG = torch.empty_like(gates_MLTG)
+        d_h_MTD, d_c_MTD = d_h_MLTD[:, -1], torch.zeros_like(c_MLTD[:, 0])
+        to_before_MTD = torch.empty_like(d_c_MTD)
+        for at in reversed(range(gates_MLTG.shape[1])):
+            i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
+            d_i, d_f, d_g, d_o = d_MLTG[:, at].chunk(4, dim=2)
+            sigmoid_backward(d_h_MTD * tanh_c_MLTD[:, at], o, grad_input=d_o)
+            d_c_MTD = tanh_backward(d_h_MTD * o, tanh_c_MLTD[:, at]).add_(d_c_MTD)
+            sigmoid_backward(d_c_MTD * g, i, grad_input=d_i)
+            sigmoid_backward(d_c_MTD * c_MLTD[:, at], f, grad_input=d_f)
+            tanh_backward(d_c_MTD * i, g, grad_input=d_g)
             if at:
-                d_h_TD = _times(d_LTG[at], weight_GD.T).add_(d_h_LTD[at - 1])
-                d_c_TD *= f
-        return d_LTG, d_LTG.sum(dim=1), _times(d_LTG[1:].flatten(0, 1).T, h_LTD[1:-1].flatten(0, 1).T)
+                for member, weight_GD in enumerate(weights):
+                    to_before_MTD[member] = _times(d_MLTG[member, at], weight_GD.T)
+                d_h_MTD = to_before_MTD + d_h_MLTD[:, at - 1]
+                d_c_MTD *= f
+        d_weights = [
+            _times(d_LTG[1:].flatten(0, 1).T, h_LTD[1:-1].flatten(0, 1).T)
+            for d_LTG, h_LTD in zip(d_MLTG, h_MLTD, strict=True)
+        ]
+        return d_MLTG, d_MLTG.sum(dim=2), *d_weights
 
 
 class _Product(torch.autograd.Function):
-    """Inputs times transposed weights: most of a step's work."""
+    """Inputs times transposed weights, a product for each member: most of a step's work."""
 
     @staticmethod
-    def forward(ctx: Any, x_LTD: Tensor, weight_GD: Tensor) -> Tensor:
-        ctx.save_for_backward(x_LTD, weight_GD)
-        return _times(x_LTD.flatten(0, 1), weight_GD).view(*x_LTD.shape[:2], -1)
+    def forward(ctx: Any, x_MLTD: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x_MLTD, *weights)
+        members, length, tasks, _ = x_MLTD.shape
+        products_MBG = x_MLTD.new_empty(members, length * tasks, len(weights[0]))
+        for product_BG, x_LTD, weight_GD in zip(products_MBG, x_MLTD, weights, strict=True):
+            product_BG.copy_(_times(x_LTD.flatten(0, 1), weight_GD))
+        return products_MBG.view(members, length, tasks, -1)
 
     @staticmethod
-    def backward(ctx: Any, d_LTG: Tensor) -> tuple[Tensor | None, Tensor]:
-        x_LTD, weight_GD = ctx.saved_tensors
-        d_BG, x_BD = d_LTG.flatten(0, 1), x_LTD.flatten(0, 1)
-        d_x_LTD = _times(d_BG, weight_GD.T).view_as(x_LTD) if ctx.needs_input_grad[0] else None
-        return d_x_LTD, _times(d_BG.T, x_BD.T)
+    def backward(ctx: Any, d_MLTG: Tensor) -> tuple[Tensor | None, ...]:
+        x_MLTD, *weights = ctx.saved_tensors
+        of_members = [(d.flatten(0, 1), x.flatten(0, 1)) for d, x in zip(d_MLTG, x_MLTD, strict=True)]
+        d_x_MLTD = None
+        if ctx.needs_input_grad[0]:
+            d_x_MLTD = torch.empty_like(x_MLTD)
+            for d_x_LTD, (d_BG, _), weight_GD in zip(d_x_MLTD, of_members, weights, strict=True):
+                d_x_LTD.copy_(_times(d_BG, weight_GD.T).view_as(d_x_LTD))
+        return d_x_MLTD, *(_times(d_BG.T, x_BD.T) for d_BG, x_BD in of_members)
 
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """MAML on few-shot images: episodes of characters or of images of one's own, CS330 homework 2."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -23,9 +23,11 @@ from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, load_tensors
-from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
+from cs330ray.training.together import Trainee, in_lock_step, moment, trainees
+from cs330ray.trial.contract import Member, Metric, Moment, Scores, Weights, alone
 
 SPLITS = "tasks"  # among workers
+FUSIBLE = frozenset({"inner_lr", "outer_lr"})  # in which members that train together may differ
 
 
 class Config(fewshot.Config):
@@ -107,25 +109,35 @@ def chance(config: Config) -> Mapping[str, float]:
     return {"val_accuracy": 1 / config.ways}
 
 
-def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
-    """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
+def train_many(members: Sequence[Member], left: Collection[int] = ()) -> Iterator[Moment]:
+    """Train each up to its outer steps; a Progress every `eval_every_steps` and at the end.
 
     The `train_` metrics of a row are those of its own step's tasks, before the update.
     """
-    where = device()
-    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
+    where, config = device(), members[0].config
     classes, kind = fewshot.classes(config, "train", where), config.kinds["train"]
     val = fewshot.evaluation(config, "val", where)
-    while state.step < steps:
-        state.step += 1
-        due = state.step % config.eval_every_steps == 0 or state.step == steps
-        batch = fewshot.draw(classes, kind, state.generator)
-        row = fewshot.means("train", _scores(config.training, state, batch)) if due else {}
-        _learn(config, state, batch)
-        if due:
-            row |= fewshot.means("val", _scores(config.evaluation, state, val))
-            finite(row["val_loss"], state.step)
-            yield Progress(state.step, row | {"val_accuracy": row["val_post_adapt_query_accuracy"]}, state.save)
+    for now in in_lock_step(trainees(members, lambda told, seed: _State.fresh(told, seed, where)), left):
+        batches = []
+        for each in now:
+            each.state.step += 1
+            batches.append(fewshot.draw(classes, kind, each.state.generator))
+        rows = {
+            each.place: fewshot.means("train", _scores(each.config.training, each.state, batch))
+            for each, batch in zip(now, batches, strict=True)
+            if each.due
+        }
+        _learn(now, batches)
+        for each in now:
+            if each.place in rows and each.failure is None:
+                row = rows[each.place] | fewshot.means("val", _scores(config.evaluation, each.state, val))
+                if each.is_finite(row["val_loss"]):
+                    rows[each.place] = row | {"val_accuracy": row["val_post_adapt_query_accuracy"]}
+        if found := moment(now, rows):
+            yield found
+
+
+train = alone(train_many)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
@@ -199,14 +211,18 @@ class _State(Trained):
         )
 
 
-def _learn(config: Config, state: _State, batch: Batch) -> None:
-    """Update the weights, and learned rates, once. Raises Diverged."""
-    mine = batch[parallel.share(len(batch))]
-    state.optimizer.zero_grad()
-    loss = maml.outer_backward(config.training, state.params, state.inner_lrs, mine, of=len(batch))
-    finite(parallel.add(loss), state.step)
-    parallel.add_gradients(state.optimizer.params)
-    state.optimizer.step()
+def _learn(now: Sequence[Trainee[_State]], batches: Sequence[Batch]) -> None:
+    """Update the weights, and learned rates, of each once; who diverges does not."""
+    states, config = [each.state for each in now], now[0].config
+    mine = [batch[parallel.share(len(batch))] for batch in batches]
+    for state in states:
+        state.optimizer.zero_grad()
+    params, inner_lrs = [state.params for state in states], [state.inner_lrs for state in states]
+    losses = maml.outer_backward_many(config.training, params, inner_lrs, mine, of=config.tasks)
+    for each, loss in zip(now, losses, strict=True):
+        if each.is_finite(parallel.add(loss)):
+            parallel.add_gradients(each.state.optimizer.params)
+            each.state.optimizer.step()
 
 
 def _scores(algorithm: Maml, state: _State, tasks: Episodes | Batch) -> dict[str, Tensor]:

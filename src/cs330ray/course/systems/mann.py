@@ -1,6 +1,6 @@
 """MANN on few-shot images: sequences of labelled images, then new ones of the same classes, CS330 homework 1."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -20,9 +20,11 @@ from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, ci95, load_tensors
-from cs330ray.trial.contract import Metric, Progress, Scores, Weights, finite
+from cs330ray.training.together import Trainee, in_lock_step, moment, trainees
+from cs330ray.trial.contract import Member, Metric, Moment, Scores, Weights, alone
 
 SPLITS = "tasks"  # among workers
+FUSIBLE = frozenset({"lr"})  # in which members that train together may differ
 OF_LEAKS = (
     "Trained and scored with protocol = leaky: a query may be one of the very drawings that were shown, so its figures "
     "are better than those to expect of new ones"
@@ -77,25 +79,31 @@ def chance(config: Config) -> Mapping[str, float]:
     return {"val_accuracy": 1 / config.ways}
 
 
-def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
-    """Train up to `steps` outer steps; a Progress every `eval_every_steps` and at the end.
+def train_many(members: Sequence[Member], left: Collection[int] = ()) -> Iterator[Moment]:
+    """Train each up to its outer steps; a Progress every `eval_every_steps` and at the end.
 
     The `train_` metrics of a row are those of its own step's tasks, before the update.
     """
-    where = device()
-    state = _State.fresh(config, 0, where).restored(resume) if resume else _State.fresh(config, seed, where)
-    classes = fewshot.classes(config, "train", where)
-    val = _evaluation_batch(config, "val", where)
-    while state.step < steps:
-        state.step += 1
-        batch = _draw(config, classes, config.tasks, state.generator)
-        mine = batch[parallel.share(len(batch))]
-        losses_T, logits_TNN = _learn(config, state, mine, of=len(batch))
-        if state.step % config.eval_every_steps == 0 or state.step == steps:
-            row = fewshot.means("train", _gathered(losses_T, logits_TNN, mine))
-            row |= fewshot.means("val", _score(config, state, val))
-            finite(row["val_loss"], state.step)
-            yield Progress(state.step, row, state.save)
+    where, config = device(), members[0].config
+    classes, val = fewshot.classes(config, "train", where), _evaluation_batch(config, "val", where)
+    for now in in_lock_step(trainees(members, lambda told, seed: _State.fresh(told, seed, where)), left):
+        mine = []
+        for each in now:
+            each.state.step += 1
+            batch = _draw(config, classes, config.tasks, each.state.generator)
+            mine.append(batch[parallel.share(len(batch))])
+        losses_MT, logits_MTNN = _learn(now, mine)
+        rows = {}
+        for each, losses_T, logits_TNN, batch in zip(now, losses_MT, logits_MTNN, mine, strict=True):
+            if each.due and each.failure is None:
+                row = fewshot.means("train", _gathered(losses_T, logits_TNN, batch))
+                rows[each.place] = row | fewshot.means("val", _score(config, each.state, val))
+                each.is_finite(rows[each.place]["val_loss"])
+        if found := moment(now, rows):
+            yield found
+
+
+train = alone(train_many)
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001 - the episodes come from data_seed
@@ -156,21 +164,27 @@ class _State(Trained):
         return cls(tensors=params, optimizer=optimizer, generator=stream, params=params)
 
 
-def _learn(config: Config, state: _State, batch: Batch, *, of: int) -> tuple[Tensor, Tensor]:
-    """Update the weights once, by `of` tasks of which `batch` is this worker's share; its losses and logits before.
+def _learn(now: Sequence[Trainee[_State]], batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Update the weights of each once, by this worker's share of its tasks; its losses and logits before, (M, T, ...).
 
-    Raises Diverged.
+    Who diverges is not updated.
     """
-    logits_TNN = mann.logits(config.net, state.params, batch)
-    losses_T = mann.losses(logits_TNN, batch.labels_TN)
-    loss = losses_T.sum() / of
-    finite(parallel.add(loss.item()), state.step)
-    state.optimizer.zero_grad()
-    if len(batch):
-        torch.autograd.backward(loss)
-    parallel.add_gradients(state.params.values())
-    state.optimizer.step()
-    return losses_T, logits_TNN
+    config, params = now[0].config, [each.state.params for each in now]
+    logits_MTNN = mann.logits_many(config.net, params, batches)
+    losses_MT = torch.stack(
+        [mann.losses(*each) for each in zip(logits_MTNN, (batch.labels_TN for batch in batches), strict=True)]
+    )
+    losses = [losses_T.sum() / config.tasks for losses_T in losses_MT]
+    well = [one.is_finite(parallel.add(loss.item())) for one, loss in zip(now, losses, strict=True)]
+    for each in now:
+        each.state.optimizer.zero_grad()
+    if len(batches[0]) and any(well):
+        torch.autograd.backward([loss for loss, is_well in zip(losses, well, strict=True) if is_well])
+    for each in now:
+        if each.failure is None:
+            parallel.add_gradients(each.state.params.values())
+            each.state.optimizer.step()
+    return losses_MT, logits_MTNN
 
 
 def _draw(config: Config, classes: Classes, tasks: int, stream: torch.Generator) -> Batch:

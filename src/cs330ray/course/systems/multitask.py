@@ -1,6 +1,6 @@
 """The multi-task recommender on ratings of films, planted ones, or one's own: CS330 homework 0. A step is an epoch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cs330ray.course.data import movielens
 from cs330ray.course.data.ratings import own
-from cs330ray.course.learners.recommender import multitask, ranking
+from cs330ray.course.learners.recommender import descent, multitask, ranking
 from cs330ray.course.learners.recommender.ratings import Ratings
 from cs330ray.course.models import card
 from cs330ray.course.models.catalogues import Catalogue, Numbered, Own
@@ -21,11 +21,20 @@ from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
-from cs330ray.trial.contract import Item, Metric, Progress, Scores, Weights, finite
+from cs330ray.training.together import Trainee, in_lock_step, moment, trainees
+from cs330ray.trial.contract import Item, Member, Metric, Moment, Scores, Weights, alone, finite
 
-__all__ = ["METRICS", "SPLITS", "Config", "chance", "export", "prepare", "ready", "test", "train"]
+__all__ = [
+    "FUSIBLE", "METRICS", "SPLITS", "Config", "chance", "export", "prepare", "ready", "test", "train", "train_many",
+]  # fmt: skip
 
 SPLITS = "ratings"  # of a batch, among workers
+FUSIBLE = frozenset(  # in which members that train together may differ
+    {
+        "dropout", "embedding_std", "factorization_weight", "keep_best_by", "lr", "pairwise", "patience",
+        "regression_weight", "weight_decay",
+    }
+)  # fmt: skip
 MOST_ITEMS = 100_000  # behind a metric; of more ratings or users the mean alone is recorded
 
 _MSE = Metric("min", 0.0, unit="stars^2")
@@ -60,29 +69,43 @@ def chance(config: Config) -> Mapping[str, float]:
     return {"val_mrr": sum(1 / rank for rank in range(1, items + 1)) / items}
 
 
-def train(config: Config, seed: int, steps: int, resume: Path | None = None) -> Iterator[Progress]:
-    """Train up to `steps` epochs, or until `patience` ends; a Progress every `eval_every_steps` and at the end.
+def train_many(members: Sequence[Member], left: Collection[int] = ()) -> Iterator[Moment]:
+    """Train each up to its epochs, or until `patience` ends it; a Progress every `eval_every_steps` and at the end.
 
     A row holds the validation of the best moment so far and, as `_last`, of its own; the `train_` losses are means
     over its epoch. Only multiples of `eval_every_steps` can be best, so that a longer budget finds the same; before
     the first of them the last moment is.
     """
-    where, scored = device(), _scored(config)
+    where, config = device(), members[0].config
+    scored = _scored(config)
     ratings, val = (_ratings(config, part, where) for part in ("train", "val"))
-    state = (
-        _State.fresh(config, 0, None, where).restored(resume) if resume else _State.fresh(config, seed, ratings, where)
-    )
-    while state.step < steps and not state.exhausted(config):
-        losses = _epoch(config, state, ratings)
-        due = state.step % config.eval_every_steps == 0
-        if due or state.step == steps:
-            reached = _means(_scores(scored, state.weights.params, val, ratings))
-            finite(sum(reached.values()), state.step)
-            state.keep_if_better(config, reached, due=due)
-            row = {f"val_{name}": value for name, value in state.best_metrics.items()}
-            row |= {f"val_{name}_last": value for name, value in reached.items()}
-            row |= {name: loss for name, loss in losses.items() if "mse" in scored or name != "train_regression_loss"}
-            yield Progress(state.step, row | {"best_step": state.best_step}, state.save)
+    room = multitask.Room(len(members)) if len(members) > 1 else None
+    begun = trainees(members, lambda told, seed: _State.fresh(told, seed, ratings, where, room=room))
+    for each in begun:
+        each.over = each.state.exhausted(each.config)
+    for now in in_lock_step(begun, left):
+        losses = _epoch([each.config for each in now], [each.state for each in now], ratings)
+        rows = {}
+        for each, of_epoch in zip(now, losses, strict=True):
+            if each.is_finite(of_epoch["train_loss"]) and each.due:
+                reached = _means(_scores(scored, each.state.weights.params, val, ratings))
+                if each.is_finite(sum(reached.values())):
+                    rows[each.place] = _row(each, reached, of_epoch)
+            each.over = each.state.exhausted(each.config)
+        if found := moment(now, rows):
+            yield found
+
+
+train = alone(train_many)
+
+
+def _row(each: Trainee["_State"], reached: dict[str, float], losses: Mapping[str, float]) -> dict[str, float]:
+    state = each.state
+    state.keep_if_better(each.config, reached, due=state.step % each.config.eval_every_steps == 0)
+    row = {f"val_{name}": value for name, value in state.best_metrics.items()}
+    row |= {f"val_{name}_last": value for name, value in reached.items()}
+    row |= {name: loss for name, loss in losses.items() if "mse" in reached or name != "train_regression_loss"}
+    return row | {"best_step": state.best_step}
 
 
 def test(config: Config, seed: int, checkpoint: Path) -> Scores:
@@ -97,7 +120,8 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:
     found = {"": state.best, "_last": state.weights.params}
     refit = _State.fresh(config, seed, known, state.device)
     while refit.step < state.step:
-        _epoch(config, refit, known)
+        (losses,) = _epoch([config], [refit], known)
+        finite(losses["train_loss"], refit.step)
         if refit.step == state.best_step:
             found["_refit"] = {name: param.clone() for name, param in refit.weights.params.items()}
     found["_refit_last"] = refit.weights.params
@@ -211,10 +235,12 @@ class _State(Trained):
         ratings: Ratings | None,
         where: torch.device,
         sizes: tuple[int, int] | None = None,
+        room: multitask.Room | None = None,
     ) -> Self:
         """Draw the moment before the first epoch on `ratings`; None where tensors are about to be read into it.
 
-        Users and items are as many as `sizes` says, else as the data have: a model has none.
+        Users and items are as many as `sizes` says, else as the data have: a model has none. The weights of members
+        that train together share a `room`.
         """
         stream = generator("train", seed)  # of shuffles, drawn items and dropout
         users, items = sizes or _sizes(config)
@@ -229,7 +255,7 @@ class _State(Trained):
             mean_stars=mean_stars if config.regression_bias else None,
             generator=stream,
         )
-        weights = multitask.Weights.of(drawn, where)
+        weights = multitask.Weights.of(drawn, where, room)
         best = {name: param.clone() for name, param in weights.params.items()}
         last = {f"param/{name}": param for name, param in weights.params.items()}
         of_own = config.source is not None and sizes is None
@@ -316,21 +342,26 @@ def _together(one: Ratings, other: Ratings) -> Ratings:
     )
 
 
-def _epoch(config: Config, state: _State, ratings: Ratings) -> dict[str, float]:
-    """Train an epoch, one step of the trial; the means of its losses. Raises Diverged."""
-    told, several = config.algorithm, parallel.workers() > 1
-    factorization, regression = multitask.train_epoch(
-        told, state.weights, state.optimizer, ratings, batch=config.batch, generator=state.generator,
+def _epoch(configs: Sequence[Config], states: Sequence[_State], ratings: Ratings) -> list[dict[str, float]]:
+    """Train an epoch, one step of each trial; the means of its losses, finite or not."""
+    told, several = [config.algorithm for config in configs], parallel.workers() > 1
+    found = descent.train_epoch_many(
+        told, [state.weights for state in states], [state.optimizer for state in states], ratings,
+        batch=configs[0].batch, generators=[state.generator for state in states],
         share=parallel.share if several else None, add_gradients=parallel.add_gradients if several else None,
     )  # fmt: skip
-    factorization, regression = parallel.add(factorization), parallel.add(regression)
-    state.step += 1
-    joint = told.factorization_weight * factorization + told.regression_weight * regression
-    return {
-        "train_loss": finite(joint, state.step),
-        "train_factorization_loss": factorization,
-        "train_regression_loss": regression,
-    }
+    losses = []
+    for each, state, (factorization, regression) in zip(told, states, found, strict=True):
+        factorization, regression = parallel.add(factorization), parallel.add(regression)
+        state.step += 1
+        losses.append(
+            {
+                "train_loss": each.factorization_weight * factorization + each.regression_weight * regression,
+                "train_factorization_loss": factorization,
+                "train_regression_loss": regression,
+            }
+        )
+    return losses
 
 
 def _scores(names: Sequence[str], params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
