@@ -37,6 +37,7 @@ from cs330ray.course.data.episodes import Classes
 from cs330ray.course.data.images import image_classes
 from cs330ray.course.learners.mann import Batch
 from cs330ray.course.systems import mann
+from cs330ray.course.systems.together import Trainee
 
 CASES = [(3, 1, 128), (2, 1, 128), (4, 1, 128), (3, 1, 256), (3, 1, 8)]  # ways, shots, hidden
 TURNS, WARM = 31, 3  # the first turns warm up
@@ -167,7 +168,7 @@ def our_step(config: mann.Config, state: mann._State, classes_MRHW: Tensor) -> N
 
 def learn(config: mann.Config, state: mann._State, batch: Batch) -> None:
     """Update the weights once; a lone worker has all tasks of the step."""
-    mann._learn(config, state, batch, of=len(batch))
+    mann._learn([Trainee(0, config, state.step + 1, state)], [batch])
 
 
 def measure(config: mann.Config, classes_MRHW: Tensor, folders: list[Path], turns: int) -> dict[str, float]:

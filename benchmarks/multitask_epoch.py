@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cs330ray.course.learners.recommender import multitask, ranking
+from cs330ray.course.learners.recommender import descent, multitask, ranking
 from cs330ray.course.learners.recommender.multitask import Multitask, Params, Weights
 from cs330ray.course.learners.recommender.ratings import Ratings
 from cs330ray.training.adam import Adam
@@ -143,9 +143,7 @@ class Pair:
         plain_epoch(self.net, self.plain_optimizer, plain_batches(self.train, self.random))
 
     def our_epoch(self) -> None:
-        multitask.train_epoch(
-            MULTITASK, self.weights, self.optimizer, self.train, batch=BATCH, generator=self.generator
-        )
+        descent.train_epoch(MULTITASK, self.weights, self.optimizer, self.train, batch=BATCH, generator=self.generator)
 
     def plain_evaluation(self) -> dict[str, float]:
         return plain_evaluate(self.net, self.val, self.train)
@@ -172,7 +170,7 @@ def check_agreement(size: Size, sharing: str) -> dict[torch.dtype, float]:
         pair = Pair(size, sharing, dtype)
         pair.our_epoch()
         generator = torch.Generator().manual_seed(0)
-        drawn = multitask.batches(pair.train, items=ITEMS, batch=BATCH, generator=generator)
+        drawn = descent.batches(pair.train, items=ITEMS, batch=BATCH, generator=generator)
         plain_epoch(pair.net, pair.plain_optimizer, ((part, items_B1.squeeze(1)) for part, items_B1 in drawn))
         plain = torch.cat([param.detach().flatten() for param in plain_net(pair.weights.params, sharing).parameters()])
         ours = torch.cat([param.detach().flatten() for param in pair.net.parameters()])

@@ -97,7 +97,7 @@ def measure(size: Size, candidates: int) -> dict[str, float]:
     multitask.own.pack = lambda _: drawn
     epochs: list[float] = []
     evaluations: list[float] = []
-    multitask.multitask.train_epoch = timed(multitask.multitask.train_epoch, epochs)
+    multitask.descent.train_epoch_many = timed(multitask.descent.train_epoch_many, epochs)
     multitask.ranking.evaluate = timed(multitask.ranking.evaluate, evaluations)
     config = multitask.Config(
         dataset="ratings", data="in memory", dim=DIM, lr=LR, batch=BATCH, candidates=candidates,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cs330ray.course.learners.recommender import multitask, ranking, ratings
+from cs330ray.course.learners.recommender import descent, multitask, ranking, ratings
 from cs330ray.course.learners.recommender.multitask import Multitask, Weights
 from cs330ray.course.learners.recommender.ratings import Rated, Ratings
 
@@ -50,7 +50,7 @@ def joint_loss(told: Multitask, *arguments) -> Tensor:
 
 def gradients(told: Multitask, params: dict[str, Tensor], *arguments) -> dict[str, Tensor]:
     grads = {name: torch.zeros_like(param) for name, param in params.items()}
-    multitask.backward(told, params, grads, *arguments)
+    descent.backward(told, params, grads, *arguments)
     return grads
 
 
@@ -121,7 +121,7 @@ def test_the_regression_loss_is_the_mean_squared_error():
 def test_the_gradient_is_that_of_autograd(sharing, pairwise, mean_stars, dropout):
     told, (batch, negatives_B) = Multitask(pairwise, 0.7, 0.4, dropout), drawn_batch()
     params = {name: param.requires_grad_() for name, param in drawn_params(sharing, mean_stars).items()}
-    masks = multitask.dropout_masks(told, params, BATCH, torch.Generator().manual_seed(1))
+    masks = descent.dropout_masks(told, params, BATCH, torch.Generator().manual_seed(1))
     joint_loss(told, params, batch, negatives_B, masks).backward()
     with torch.no_grad():
         found = gradients(told, params, batch, negatives_B, masks)
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_autograd(sharing, pairwise, mean_stars, dropout
 @each_form
 def test_the_gradient_is_that_of_finite_differences(sharing, pairwise, mean_stars, dropout):
     told, (batch, negatives_B), params = Multitask(pairwise, 0.7, 0.4, dropout), drawn_batch(), drawn_params(sharing)
-    masks = multitask.dropout_masks(told, params, BATCH, torch.Generator().manual_seed(1))
+    masks = descent.dropout_masks(told, params, BATCH, torch.Generator().manual_seed(1))
     found = gradients(told, params, batch, negatives_B, masks)
     generator, h = torch.Generator().manual_seed(5), 1e-6
     direction = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in params.items()}
@@ -150,7 +150,7 @@ def test_backward_reports_both_losses_and_adds_to_what_the_gradients_hold():
     told, (batch, negatives_B), params = Multitask("bpr", 0.7, 0.4), drawn_batch(), drawn_params()
     grads = gradients(told, params, batch, negatives_B)
     once = {name: grad.clone() for name, grad in grads.items()}
-    found = multitask.backward(told, params, grads, batch, negatives_B)
+    found = descent.backward(told, params, grads, batch, negatives_B)
     assert torch.stack(found).tolist() == pytest.approx(
         torch.stack(multitask.loss(told, params, batch, negatives_B)).tolist()
     )
@@ -185,7 +185,7 @@ def test_one_batch_overfits_to_zero_loss():
     optimizer = torch.optim.Adam([weights.flat], lr=0.03)
     for _ in range(300):
         weights.flat.grad.zero_()
-        found = multitask.backward(Multitask("sigmoid", 0.5, 0.5), weights.params, weights.grads, batch, negatives_B)
+        found = descent.backward(Multitask("sigmoid", 0.5, 0.5), weights.params, weights.grads, batch, negatives_B)
         optimizer.step()
     assert all(loss.item() < 1e-3 for loss in found)
 
@@ -197,7 +197,7 @@ def test_an_epoch_is_that_of_autograd_and_adam_over_the_same_batches(sharing, ca
     plain = {name: param.clone().requires_grad_() for name, param in drawn.items()}
     plain_optimizer = torch.optim.Adam(plain.values(), lr=0.01, weight_decay=0.1)
     losses = []
-    for batch, candidates_BJ in multitask.batches(
+    for batch, candidates_BJ in descent.batches(
         ratings, items=ITEMS, batch=8, candidates=candidates, generator=torch.Generator().manual_seed(2)
     ):
         negatives_B = torch.tensor(literal_hardest(plain, batch, candidates_BJ, ratings))
@@ -207,9 +207,7 @@ def test_an_epoch_is_that_of_autograd_and_adam_over_the_same_batches(sharing, ca
         plain_optimizer.step()
     weights = Weights.of(drawn)
     optimizer = torch.optim.Adam([weights.flat], lr=0.01, weight_decay=0.1, fused=True)
-    found = multitask.train_epoch(
-        told, weights, optimizer, ratings, batch=8, generator=torch.Generator().manual_seed(2)
-    )
+    found = descent.train_epoch(told, weights, optimizer, ratings, batch=8, generator=torch.Generator().manual_seed(2))
     assert found == pytest.approx(np.sum(losses, axis=0) / BATCH)
     for name, param in plain.items():
         torch.testing.assert_close(weights.params[name], param.detach(), rtol=1e-9, atol=1e-9)
@@ -235,10 +233,10 @@ def test_the_hardest_candidate_is_the_best_scored_that_the_user_has_not_rated(ta
     assert (rated.table_UI is None) == (table_bytes == 0)
     candidates_BJ = torch.randint(ITEMS, (len(given), 3), generator=torch.Generator().manual_seed(0))
     candidates_BJ[0] = given.items_B[0]  # nothing but what this user has rated
-    found = multitask.hardest(params, given, candidates_BJ, rated)
+    found = descent.hardest(params, given, candidates_BJ, rated)
     assert found.tolist() == literal_hardest(params, given, candidates_BJ, given)
     assert found[0] == given.items_B[0]
-    assert torch.equal(multitask.hardest(params, given, candidates_BJ[:, :1], None), candidates_BJ[:, 0])
+    assert torch.equal(descent.hardest(params, given, candidates_BJ[:, :1], None), candidates_BJ[:, 0])
 
 
 @pytest.mark.parametrize("table_bytes", [0, 1000])
@@ -259,7 +257,7 @@ def test_an_epoch_is_the_same_to_the_last_bit_however_it_is_known_who_rated_what
         monkeypatch.setattr(ratings, "TABLE_BYTES", table_bytes)
         weights = Weights.of(drawn_params())
         optimizer = torch.optim.Adam([weights.flat], lr=0.01, fused=True)
-        multitask.train_epoch(told, weights, optimizer, given, batch=8, generator=torch.Generator().manual_seed(2))
+        descent.train_epoch(told, weights, optimizer, given, batch=8, generator=torch.Generator().manual_seed(2))
         found.append(weights.flat)
     assert torch.equal(*found)
 
@@ -275,7 +273,7 @@ def test_the_batches_of_an_epoch_hold_every_rating_once_in_another_order_each_ti
     ratings = Ratings(torch.arange(100), torch.arange(100) + 1000, torch.arange(100) / 10)
     generator, orders = torch.Generator().manual_seed(0), []
     for _ in range(2):
-        parts = [batch for batch, _ in multitask.batches(ratings, items=9, batch=32, generator=generator)]
+        parts = [batch for batch, _ in descent.batches(ratings, items=9, batch=32, generator=generator)]
         assert [len(part) for part in parts] == [32, 32, 32, 4]
         users_B, items_B, stars_B = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("users_B", "items_B", "stars_B")
@@ -289,7 +287,7 @@ def test_the_batches_of_an_epoch_hold_every_rating_once_in_another_order_each_ti
 
 def test_items_are_drawn_uniformly_over_all():
     ratings = Ratings(*(torch.zeros(9000, dtype=torch.int64) for _ in range(3)))
-    ((_, drawn_B1),) = multitask.batches(ratings, items=9, batch=9000, generator=torch.Generator().manual_seed(0))
+    ((_, drawn_B1),) = descent.batches(ratings, items=9, batch=9000, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn_B1.squeeze(1), minlength=9)
     assert len(counts) == 9
     assert (counts - 1000).abs().max() < 4 * math.sqrt(1000)  # four standard deviations
@@ -297,11 +295,11 @@ def test_items_are_drawn_uniformly_over_all():
 
 def test_dropout_keeps_its_share_and_the_expected_value():
     params = drawn_params() | {"layer1.bias": torch.zeros(400), "layer2.bias": torch.zeros(30)}
-    masks = multitask.dropout_masks(Multitask("bpr", 0.5, 0.5, 0.2), params, 500, torch.Generator().manual_seed(0))
+    masks = descent.dropout_masks(Multitask("bpr", 0.5, 0.5, 0.2), params, 500, torch.Generator().manual_seed(0))
     assert [tuple(mask.shape) for mask in masks] == [(500, 400), (500, 30)]
     assert sorted(masks[0].unique().tolist()) == [0, 1.25]
     assert masks[0].mean().item() == pytest.approx(1, abs=0.01)
-    assert multitask.dropout_masks(Multitask("bpr", 0.5, 0.5), params, 500, torch.Generator()) == []
+    assert descent.dropout_masks(Multitask("bpr", 0.5, 0.5), params, 500, torch.Generator()) == []
 
 
 def test_the_first_parameters_are_drawn_as_said():

@@ -141,8 +141,8 @@ def test_an_absurd_rate_diverges():
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_before_its_step_is_reported(monkeypatch):
-    losses = iter([1.0, 1.0, math.inf])
-    monkeypatch.setattr(maml.maml, "outer_backward", lambda *_, **__: next(losses))
+    losses = iter([[1.0], [1.0], [math.inf]])
+    monkeypatch.setattr(maml.maml, "outer_backward_many", lambda *_, **__: next(losses))
     trial = maml.train(config(eval_every_steps=1), 0, 5)
     assert [next(trial).step, next(trial).step] == [1, 2]
     with pytest.raises(Diverged, match="inf at step 3"):
@@ -210,11 +210,11 @@ def test_test_episodes_come_from_the_data_seed_too(tmp_path, monkeypatch):
 
 
 def test_the_train_metrics_of_a_row_are_of_its_step_s_tasks_before_the_update(monkeypatch):
-    losses, outer_backward = [], maml.maml.outer_backward
+    losses, outer_backward = [], maml.maml.outer_backward_many
     monkeypatch.setattr(
         maml.maml,
-        "outer_backward",
-        lambda *given, **named: losses.append(outer_backward(*given, **named)) or losses[-1],
+        "outer_backward_many",
+        lambda *given, **named: losses.extend(outer_backward(*given, **named)) or losses[-1:],
     )
     found = [progress.metrics["train_loss"] for progress in maml.train(config(eval_every_steps=1), 0, 4)]
     assert found == pytest.approx(losses, rel=1e-5)

@@ -153,8 +153,8 @@ def test_patience_counts_validations_that_are_due_alone(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_before_its_step_is_reported(monkeypatch):
-    losses = iter([(0.5, 1.0), (0.5, 1.0), (0.5, math.inf)])
-    monkeypatch.setattr(multitask.multitask, "train_epoch", lambda *_, **__: next(losses))
+    losses = iter([[(0.5, 1.0)], [(0.5, 1.0)], [(0.5, math.inf)]])
+    monkeypatch.setattr(multitask.descent, "train_epoch_many", lambda *_, **__: next(losses))
     trial = multitask.train(config(eval_every_steps=1), 0, 5)
     assert [next(trial).step, next(trial).step] == [1, 2]
     with pytest.raises(Diverged, match="inf at step 3"):

@@ -235,17 +235,17 @@ def test_in_float32_two_workers_hold_the_same_bits_too(case, pair, tmp_path):
 def work(case: Case) -> dict[str, int]:
     """How many tasks, ratings, examples or questions each function of the learner is given here, in two steps."""
     from cs330ray.course.learners import baseline, decoding, lora, maml, mann, protonet
-    from cs330ray.course.learners.recommender import multitask, ranking
+    from cs330ray.course.learners.recommender import descent, ranking
 
     counted: dict[tuple[Any, str], Callable[..., int]] = {
-        (maml, "outer_backward"): lambda *given, **_: len(given[3]),
+        (maml, "outer_backward_many"): lambda *given, **_: len(given[3][0]),
         (maml, "evaluate"): lambda *given: len(given[3]),
         (protonet, "backward"): lambda *given, **_: len(given[2]),
         (protonet, "evaluate"): lambda *given: len(given[2]),
         (baseline, "backward"): lambda *given, **_: len(given[2]),
         (baseline, "scores"): lambda *given: len(given[1]),
-        (mann, "logits"): lambda *given: len(given[2]),
-        (multitask, "backward"): lambda *given, **_: len(given[3]),
+        (mann, "logits_many"): lambda *given: len(given[2][0]),
+        (descent, "_backward"): lambda *given: given[3].stars_B.shape[-1],
         (ranking, "evaluate"): lambda *given: len(given[1]),
         (lora, "backward"): lambda *given, **_: sum(len(part.labels_BK) for part in given[1]),
         (lora, "evaluate"): lambda *given, **_: len(given[1]),
@@ -283,7 +283,7 @@ def test_two_workers_do_once_what_one_process_does_once(case, pair):
 def spoilt(case: Case) -> tuple[str, int]:
     """Train with a loss that is not finite in the second worker alone, from the third on; why and after which row."""
     from cs330ray.course.learners import baseline, decoding, lora, maml, mann, protonet
-    from cs330ray.course.learners.recommender import multitask
+    from cs330ray.course.learners.recommender import descent
 
     learned = iter(range(1, 100))
 
@@ -299,7 +299,7 @@ def spoilt(case: Case) -> tuple[str, int]:
         return found
 
     owner, name, spoil = {
-        "maml": (maml, "outer_backward", lambda loss: math.inf if bad() else loss),
+        "maml": (maml, "outer_backward_many", lambda losses: [math.inf] if bad() else losses),
         "baseline": (
             baseline,
             "backward",
@@ -307,7 +307,7 @@ def spoilt(case: Case) -> tuple[str, int]:
         ),
         "protonet": (protonet, "backward", lambda row: row | ({"loss": row["loss"] * torch.inf} if bad() else {})),
         "mann": (mann, "losses", spoilt_losses),
-        "multitask": (multitask, "train_epoch", lambda means: (math.nan, 1.0) if bad() else means),
+        "multitask": (descent, "train_epoch_many", lambda means: [(math.nan, 1.0)] if bad() else means),
         "finetune": (lora, "backward", lambda loss: math.nan if bad() else loss),
         "icl": (decoding.Decoder, "greedy", spoilt_answers),
     }[case.name]

@@ -16,11 +16,11 @@ from cs330ray.course.learners.mann import Batch, Mann
 from cs330ray.course.models.classifier import Classifier
 from cs330ray.course.systems import fewshot
 from cs330ray.course.systems.fewshot import ACCURACY, LOSS, Drawings, Kind
+from cs330ray.course.systems.together import Trainee, in_lock_step, moment, trainees
 from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, ci95, load_tensors
-from cs330ray.training.together import Trainee, in_lock_step, moment, trainees
 from cs330ray.trial.contract import Member, Metric, Moment, Scores, Weights, alone
 
 SPLITS = "tasks"  # among workers

@@ -16,12 +16,12 @@ from cs330ray.course.models import card
 from cs330ray.course.models.catalogues import Catalogue, Numbered, Own
 from cs330ray.course.models.recommender import Recommender
 from cs330ray.course.systems.configs.multitask import Config
+from cs330ray.course.systems.together import Trainee, in_lock_step, moment, trainees
 from cs330ray.errors import DataError, SpecError
 from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
 from cs330ray.training.device import device, generator
 from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
-from cs330ray.training.together import Trainee, in_lock_step, moment, trainees
 from cs330ray.trial.contract import Item, Member, Metric, Moment, Scores, Weights, alone, finite
 
 __all__ = [
