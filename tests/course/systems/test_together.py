@@ -172,7 +172,7 @@ SYSTEMS = pytest.mark.parametrize("system", list(OWN), ids=lambda system: system
 
 @SYSTEMS
 @given(data=st.data())
-@settings(max_examples=5, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_a_member_s_numbers_do_not_depend_on_its_company(system, data):
     check(system, data.draw(companies(system)))
 
@@ -187,7 +187,12 @@ def test_nor_do_they_in_many_companies(system, data):
 
 @SYSTEMS
 def test_members_go_on_from_checkpoints_of_their_own_in_new_company(system, tmp_path):
-    config = system.Config(eval_every_steps=2, **({"tasks": 2} if system is not multitask else {"patience": 9}))
+    small = {
+        maml: {"tasks": 2, "filters": 16, "val_tasks": 2},
+        mann: {"tasks": 4, "hidden": 8},
+        multitask: {"batch": 32},
+    }
+    config = system.Config(eval_every_steps=2, **small[system])
     members = [Member(config, seed, 6) for seed in range(3)]
     whole = [alone(system, member)[0] for member in members]
     resumed = []
