@@ -33,6 +33,40 @@ print(json.dumps({path: [status(path, {}), status(path, {"Authorization": "Beare
                          status(path, {"Authorization": "Bearer " + token})] for path in paths}))
 """
 
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+
+import cs330ray
+from beside import slope
+
+lr, steps = float(sys.argv[1]), int(sys.argv[2])
+resume = os.environ.get("CS330RAY_RESUME")
+for step in range((json.loads(Path(resume, "step.json").read_text()) if resume else 0) + 1, steps + 1):
+    time.sleep(0.3)
+    place = Path(os.environ["CS330RAY_CHECKPOINTS_DIR"], f"step-{step}")
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps(step))
+    cs330ray.log(step=step, value=slope * lr * step, checkpoint=place)
+"""
+COMMAND = """
+name = "scripted"
+trainable = "command"
+objective = "value"
+[command]
+run = ["python", "train.py", "{lr}", "{steps}"]
+[command.metrics]
+value = "max"
+[search]
+lr = { low = 0.1, high = 1.0 }
+[budget]
+trials = 6
+steps = 30
+[resources]
+slots = 4
+checkpoint = "1s"
+"""
+
 
 def study(name: str, trials: int, sleep_s: float, **changes: Any) -> Study:
     return toy(name=name, fixed={"sleep_s": sleep_s, "eval_every_steps": 1}, budget={"trials": trials, "steps": 40},
@@ -90,6 +124,30 @@ def test_a_stopped_study_is_whole_and_the_same_submit_goes_on(cluster: UpCluster
     assert "interrupted after" in log.read_text()
     done = desk.run(*cluster.submit(str(file)), seconds=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_script_of_ones_own_travels_with_what_lies_beside_it_and_resumes(cluster: UpCluster, ledger: Writer) -> None:
+    desk, folder, log = cluster.hosts["desk"], cluster.hosts.folder / "scripted", cluster.hosts.folder / "scripted.log"
+    folder.mkdir()
+    for name, text in {"train.py": SCRIPT, "beside.py": "slope = 2.0", "study.toml": COMMAND}.items():
+        (folder / name).write_text(text)
+    first = desk.start(*cluster.submit(str(folder / "study.toml")), log=log)
+    until(lambda: hosts_at_work(ledger, "scripted") == {"head", "worker"}, log)
+    desk.run("cs330ray", "stop", "scripted", "--token-file", str(cluster.token))
+    assert first.wait(30) == 130, log.read_text()
+    done = desk.run(*cluster.submit(str(folder / "study.toml")), seconds=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = ledger.study("scripted")
+    (cell,) = found.cells
+    trials = ledger.trials(found, cell)
+    assert [trial.state for trial in trials] == ["COMPLETE"] * 6
+    attempts = [ledger.attempts(found, cell, trial.number) for trial in trials]
+    assert max((each[-1]["resumed_from_step"] or 0) for each in attempts) > 1
+    assert len({attempt["code"] for each in attempts for attempt in each}) == 1
+    for trial in trials:
+        rows = ledger.rows(found, cell, trial.number)
+        assert [row.step for row in rows] == list(range(1, 31))
+        assert rows[-1].metrics["value"] == pytest.approx(2.0 * trial.params["lr"] * 30)
 
 
 def test_a_head_that_dies_costs_one_more_ray_up_and_the_same_submit(
