@@ -176,7 +176,9 @@ def test_the_cap_leaves_undone_what_has_no_room_beside_confirmation(filled: Call
     at.trial(2 * HOUR_S, 20, cpus=1)
     found = at.forecast(**asked)
     assert (found.undone, found.runs_undone, found.total_s) == (6, 0, pytest.approx((2 + 3.6 + 4) * HOUR_S))
-    assert found.said == "2 of 10 cpu-hours spent; all would take about 20: about 6 of 8 trials stay undone"
+    assert (
+        found.said == "2 of 10 cpu-hours spent; all would take about 20, so the cap leaves about 6 of 8 trials undone"
+    )
 
 
 def test_without_a_complete_trial_there_is_nothing_to_set_aside_for(filled: Callable[..., Filled]) -> None:
@@ -192,7 +194,7 @@ def test_runs_that_the_cap_has_no_room_for_are_said(filled: Callable[..., Filled
     at.attempt(number, 0.5 * HOUR_S, 20, COMPLETE, cell=at.cell.under(0), cpus=1)
     found = at.forecast(**asked)
     assert (found.undone, found.runs_undone) == (0, 1)
-    assert found.said.endswith("all would take about 2.5: about 1 run of confirmation stay undone")
+    assert found.said.endswith("all would take about 2.5, so the cap leaves about 1 run of confirmation undone")
 
 
 def test_a_replicate_that_is_not_searched_whole_is_not_confirmed(filled: Callable[..., Filled]) -> None:

@@ -311,7 +311,7 @@ def test_a_dry_run_with_a_cap_says_how_many_trials_it_leaves_undone(
     study = toy(fixed={"sleep_s": 0.01}, budget={"trials": 8, "steps": 20, "cost": "0.0001 cpu-hours"})
     _, out, _ = ran(capsys, "run", str(toml(study, tmp_path / "toy.toml")), "--dry-run")
     assert re.search(
-        r"  0 of 0\.0001 cpu-hours spent; all would take about \S+: about [78] of 8 trials stay undone", out
+        r"  0 of 0\.0001 cpu-hours spent; all would take about \S+, so the cap leaves about [78] of 8 trials", out
     )
 
 
@@ -330,7 +330,7 @@ def test_a_study_that_has_run_is_foreseen_by_its_record_and_nothing_is_timed(
     code, out, err = ran(capsys, "run", file, "--dry-run")
     assert (code, err) == (0, "")
     assert "about 3m 00s a step by its trials so far, about 1h 00m a whole one" in out
-    said = "1 of 2 cpu-hours spent; all would take about 4: about 2 of 4 trials stay undone"
+    said = "1 of 2 cpu-hours spent; all would take about 4, so the cap leaves about 2 of 4 trials undone"
     assert f"  {said}\nabout 3h 00m more, by its trials so far; nothing was started" in out
     assert ran(capsys, "show", "toy")[1].endswith(f"{said}\n")
     assert "1 of 3 cpu-hours" in ran(capsys, "run", file, "--dry-run", "--set", "budget.cost=3 cpu-hours")[1]

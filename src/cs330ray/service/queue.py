@@ -84,9 +84,12 @@ class Queue:
         return self.meter.ends_all or (cell.fresh is None and self.is_late)
 
     def runs_out(self) -> str:
-        """Note that the budget is spent before all is done; the key of it."""
-        self.ran_out = "budget.cost" if self.meter.ends_search or self.meter.ends_all else "budget.time"
-        return self.ran_out
+        """Note that the budget is spent before all is done; which one, in words."""
+        if not self.meter.ends_search and not self.meter.ends_all:
+            self.ran_out = "budget.time"
+            return f"{self.ran_out} is spent"
+        self.ran_out = "budget.cost"
+        return f"{self.ran_out} is spent{'' if self.meter.ends_all else ' but for confirmation'}"
 
     def drop(self, cell_key: str, number: int) -> list[Cell]:
         """Forget a trial that waits, and the runs that confirm it: a person has given it up; the cells of those."""

@@ -123,9 +123,9 @@ class Recorder:
         self._end(self.cell(assignment), assignment.trial, GIVEN_UP)
         return True
 
-    def overtaken(self, assignment: Assignment, key: str) -> None:
-        """Say that a trial stops since the budget of a key, such as `budget.time`, is spent."""
-        self._listener.says(f"trial {assignment.trial} stops: {key} is spent; it is resumed when that is raised")
+    def overtaken(self, assignment: Assignment, why: str) -> None:
+        """Say that a trial stops, and why: which budget is spent."""
+        self._listener.says(f"trial {assignment.trial} stops: {why}; it is resumed when that is raised")
 
     def end_waiting(self, cell_key: str, number: int, waiting: Collection[Cell], working: Collection[str]) -> None:
         """End a trial that was given up, and the runs that confirm it, but for what has a worker or has ended.

@@ -51,7 +51,8 @@ class Forecast:
         if self.undone or self.runs_undone:
             left = [f"{self.undone} of {plural(self.trials, 'trial')}"] if self.undone else []
             left += [f"{plural(self.runs_undone, 'run')} of confirmation"] if self.runs_undone else []
-            return f"{spent}; all would take about {_hours(self.uncapped_s)}: about {' and '.join(left)} stay undone"
+            all_of_it = f"all would take about {_hours(self.uncapped_s)}"
+            return f"{spent}; {all_of_it}, so the cap leaves about {' and '.join(left)} undone"
         return f"{spent}, about {_hours(self.total_s)} in all" if self.total_s > self.spent_s else spent
 
 
