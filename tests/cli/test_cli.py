@@ -19,11 +19,13 @@ from PIL import Image
 
 from cs330ray.cli import app
 from cs330ray.ledger.lease import held
+from cs330ray.ledger.records import Ending
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.spec import reading
 from cs330ray.spec.study import Study
 from tests import toy as toy_trainable
+from tests.desk import Desk
 from tests.service.test_run import dump
 from tests.studies_of_tests import toml, toy
 
@@ -90,6 +92,8 @@ BAD = [
     ("search.body=['pooled','big']", "search.body: input should be 'course' or 'pooled', but got 'big'"),
     ("no-equals-sign", "--set no-equals-sign: `table.key=value` is needed"),
     ("resources.cpus=1000", "a trial must fit the machine"),
+    ("budget.cost=20h", 'budget.cost: expected hours above 0 of GPU or CPU, such as "20 gpu-hours" or'),
+    ("budget.cost=20 gpu-hours", "budget.cost: expected trials that take a GPU, but resources.gpus is 0"),
     ("resources.require_gpu=true", "a GPU is needed, but there is none"),
     ("fixed.queries=30", "fixed.queries: input should be less than or equal to 19, but got 30"),
     ("fixed.shots=8", "20 drawings"),
@@ -296,8 +300,41 @@ def test_a_dry_run_says_cells_trials_and_cost_and_starts_nothing(
     assert "2 cells of 4 trials, 20 steps each" in out
     assert "toy: no cells are told apart: confirm: expected [confirm]" in out
     assert "nothing was started" in out
-    assert re.search(r"about \d+ms a step and (under 1ms|about \d+ms) an evaluation, about \S+ a trial", out)
+    assert re.search(r"about \d+ms a step, evaluations included, about \d+ms a trial", out)
     assert not home.exists()
+
+
+def test_a_dry_run_with_a_cap_says_how_many_trials_it_leaves_undone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight trials of at least .2 s each, of which a cap of .36 s has room for one."""
+    study = toy(fixed={"sleep_s": 0.01}, budget={"trials": 8, "steps": 20, "cost": "0.0001 cpu-hours"})
+    _, out, _ = ran(capsys, "run", str(toml(study, tmp_path / "toy.toml")), "--dry-run")
+    assert re.search(
+        r"  0 of 0\.0001 cpu-hours spent; all would take about \S+, so the cap leaves about [78] of 8 trials", out
+    )
+
+
+def test_a_study_that_has_run_is_foreseen_by_its_record_and_nothing_is_timed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four trials of 20 steps one took an hour on one CPU; the cap has room for one more."""
+    study = toy(budget={"cost": "2 cpu-hours"}, resources={"slots": 1})
+    at = Desk(home, study)
+    told = at.ask()
+    at.ledger.write_attempt(study, at.cell, told.trial, {"began_s": 0.0, "config": {}, "cpus": 1, "under_way_s": 3600})
+    at.play(told, (20, 0.5))
+    at.play(told, end=Ending("COMPLETE"))
+    monkeypatch.setattr(toy_trainable, "train", lambda config, seed, steps, resume=None: pytest.fail("it was timed"))
+    file, before = str(toml(study, tmp_path / "toy.toml")), (home / "ledger.db").read_bytes()
+    code, out, err = ran(capsys, "run", file, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "about 3m 00s a step by its trials so far, about 1h 00m a whole one" in out
+    said = "1 of 2 cpu-hours spent; all would take about 4, so the cap leaves about 2 of 4 trials undone"
+    assert f"  {said}\nabout 3h 00m more, by its trials so far; nothing was started" in out
+    assert ran(capsys, "show", "toy")[1].endswith(f"{said}\n")
+    assert "1 of 3 cpu-hours" in ran(capsys, "run", file, "--dry-run", "--set", "budget.cost=3 cpu-hours")[1]
+    assert (home / "ledger.db").read_bytes() == before
 
 
 def test_a_recorded_study_that_breaks_a_later_rule_is_resumed_and_a_new_one_is_not(

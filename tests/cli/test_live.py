@@ -1,6 +1,7 @@
 """What a person sees while a study runs: at a terminal a live table, in a log file a line a trial."""
 
 import io
+import re
 
 from rich.console import Console
 
@@ -44,6 +45,14 @@ def test_a_terminal_shows_the_running_trials_how_far_they_are_and_the_time_left(
     assert "15/20" in picture
     assert "0.125" in picture
     assert "left" in picture
+
+
+def test_a_terminal_shows_below_the_table_what_the_study_has_cost_and_will() -> None:
+    seen, text = shown(terminal=True)
+    with seen:
+        seen.foresees("3.2 of 20 gpu-hours spent, about 14 in all")
+        seen.ticked()
+    assert "parameters\n3.2 of 20 gpu-hours spent, about 14 in all\n" in re.sub(r" +\n", "\n", text.getvalue())
 
 
 def test_a_trial_that_failed_before_its_first_row_shows_its_parameters_and_is_never_the_best() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from cs330ray.analysis.cost.forecast import forecast
 from cs330ray.analysis.standing import Standing, best_by
 from cs330ray.checkpoints import local
 from cs330ray.ledger import confirm
 from cs330ray.ledger.fronts import pareto_front
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import enter, finished, rankable, standing, waiting
 from cs330ray.ledger.records import Trial
 from cs330ray.ledger.writer import Writer
@@ -277,3 +279,21 @@ def test_no_trial_goes_on_after_the_time_is_spent(home: Path, ray_here: str) -> 
     assert not any(ledger.begun(study, cell, number) for number in (2, 3))
     run(long(budget={"trials": 2, "time": 9000.0}), home, mirror=False)
     assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 4
+
+
+def test_a_study_that_its_cap_cut_ends_without_it_as_an_undisturbed_one_and_each_session_is_counted(
+    home: Path, ray_here: str, tmp_path: Path
+) -> None:
+    """A cap of 1.1 s of one CPU, where a trial takes a second and more."""
+    asked: dict[str, Any] = {"fixed": {"sleep_s": 0.05}, "resources": {"slots": 1, "checkpoint": 0.1}}
+    ear = Ear()
+    run(toy(**asked, budget={"trials": 3, "steps": 20, "cost": "0.0003 cpu-hours"}), home, ear, mirror=False)
+    assert "toy: budget.cost is spent before all trials have ended; raise it to resume" in ear.lines
+    spent = forecast(Ledger.at(home), cut := Ledger.at(home).study("toy")).spent_s
+    states = [trial.state for trial in Ledger.at(home).trials(cut, cut.cells[0])]
+    assert 1.08 <= spent < 1.08 + 30
+    assert states.count("COMPLETE") < 3
+    run(toy(**asked, budget={"trials": 3}), home, mirror=False)
+    assert forecast(Ledger.at(home), cut).spent_s >= spent + (3 - states.count("COMPLETE") - 1)
+    run(toy(**asked, budget={"trials": 3}), tmp_path / "undisturbed", mirror=False)
+    assert whole(home) == whole(tmp_path / "undisturbed")

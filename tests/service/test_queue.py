@@ -182,7 +182,7 @@ def test_the_time_of_earlier_sessions_counts(
     later = desk(budget=budget).queue
     later.start_clock()
     assert (later.next() is not None) is starts
-    assert later.ran_out_of_time is not starts
+    assert (later.ran_out is None) is starts
 
 
 def test_time_runs_from_the_first_trial_that_begins(desk: Callable[..., Desk], clock: list[float]) -> None:
@@ -193,10 +193,10 @@ def test_time_runs_from_the_first_trial_that_begins(desk: Callable[..., Desk], c
     at.queue.began(first)
     clock[0] += 59
     at.queue.began(at.ask())  # a second one sets no other deadline
-    assert not at.queue.ran_out_of_time
+    assert at.queue.ran_out is None
     clock[0] += 1
     assert at.queue.next() is None
-    assert at.queue.ran_out_of_time
+    assert at.queue.ran_out == "budget.time"
 
 
 def test_after_its_time_no_trial_of_the_search_runs_and_with_more_time_each_comes_again(
@@ -210,11 +210,11 @@ def test_after_its_time_no_trial_of_the_search_runs_and_with_more_time_each_come
     later = desk(budget=budget, interrupted=[had_not.trial, had_begun.trial])
     later.queue.start_clock()
     assert later.queue.next() is None
-    assert later.queue.ran_out_of_time
+    assert later.queue.ran_out == "budget.time"
     more = desk(budget={**budget, "time": 120}, interrupted=[had_not.trial, had_begun.trial])
     more.queue.start_clock()
     assert [more.ask().trial, more.ask().trial] == [had_not.trial, had_begun.trial]
-    assert not more.queue.ran_out_of_time
+    assert more.queue.ran_out is None
 
 
 def test_a_study_that_runs_out_of_time_is_confirmed_all_the_same(desk: Callable[..., Desk], clock: list[float]) -> None:
@@ -225,6 +225,87 @@ def test_a_study_that_runs_out_of_time_is_confirmed_all_the_same(desk: Callable[
     clock[0] += 61
     run = at.ask()
     assert (run.trial, run.test) == (only.trial, True)
+
+
+# Cost
+
+
+def took(at: Desk, trial: Assignment, hours: float, loss: float = 0.5) -> None:
+    """Train a trial to its last step, for so many hours on one CPU."""
+    completed(at, trial, loss)
+    cell = at.recorder.cell(trial)
+    before = len(at.ledger.attempts(at.study, cell, trial.trial)) - 1
+    at.ledger.write_under_way(at.study, cell, trial.trial, 3600 * hours, since=before)
+    at.queue.meter.read()
+
+
+@pytest.mark.parametrize(("cap", "begins"), [("2 cpu-hours", False), ("2.001 cpu-hours", True)])
+def test_no_trial_begins_once_the_cap_is_spent_exactly_also_by_earlier_sessions(
+    desk: Callable[..., Desk], cap: str, begins: bool
+) -> None:
+    budget = {"trials": 4, "steps": 20, "cost": cap}
+    at = desk(budget=budget)
+    at.queue.start_clock()
+    took(at, at.ask(), 1.5)
+    took(at, at.ask(), 0.5)
+    assert (at.queue.next() is not None) is begins
+    later = desk(budget=budget)
+    later.queue.start_clock()
+    assert (later.queue.next() is not None) is begins
+    assert (later.queue.is_over, later.queue.ran_out) == ((False, None) if begins else (True, "budget.cost"))
+
+
+def test_a_greater_cap_goes_on_with_what_the_smaller_one_cut(desk: Callable[..., Desk]) -> None:
+    at = desk(budget={"trials": 2, "steps": 20, "cost": "1 cpu-hour"})
+    first, cut = at.ask(), at.ask()
+    at.play(cut, (5, 0.5), start=begun())
+    took(at, first, 1.0)
+    later = desk(budget={"trials": 2, "steps": 20, "cost": "1 cpu-hour"}, interrupted=[cut.trial])
+    later.queue.start_clock()
+    assert later.queue.next() is None
+    assert later.queue.ran_out == "budget.cost"
+    more = desk(budget={"trials": 2, "steps": 20, "cost": "3 cpu-hours"}, interrupted=[cut.trial])
+    more.queue.start_clock()
+    assert more.ask().trial == cut.trial
+
+
+def test_the_search_ends_where_confirmation_needs_the_rest_and_that_is_confirmed(desk: Callable[..., Desk]) -> None:
+    """For two runs of an hour 2.2 hours are set aside, so that of 4.1 hours 1.9 are the search's: two trials begin."""
+    at = desk(budget={"trials": 8, "steps": 20, "cost": "4.1 cpu-hours"}, confirm={"top": 1, "seeds": 2})
+    at.queue.start_clock()
+    took(at, best := at.ask(), 1.0, loss=0.1)
+    took(at, at.ask(), 1.0)
+    runs = [at.ask(), at.ask()]
+    assert [(run.trial, at.recorder.cell(run).fresh) for run in runs] == [(best.trial, 0), (best.trial, 1)]
+    assert at.queue.ran_out == "budget.cost"
+    for run in runs:
+        took(at, run, 1.0)
+    assert at.queue.next() is None  # a tenth of an hour is left, and no search begins again
+    assert at.queue.is_over
+
+
+def test_no_run_of_confirmation_begins_beyond_the_cap_and_a_greater_one_makes_it_whole(
+    desk: Callable[..., Desk],
+) -> None:
+    asked = {"budget": {"trials": 1, "steps": 20, "cost": "3 cpu-hours"}, "confirm": {"top": 1, "seeds": 2}}
+    at = desk(**asked)
+    at.queue.start_clock()
+    took(at, at.ask(), 1.0)
+    took(at, at.ask(), 2.0)  # twice as long as its search
+    assert at.queue.next() is None
+    assert (at.queue.is_over, at.queue.ran_out) == (True, "budget.cost")
+    more = desk(**{**asked, "budget": {"trials": 1, "steps": 20, "cost": "3.1 cpu-hours"}})
+    more.queue.start_clock()
+    assert more.recorder.cell(more.ask()).fresh == 1
+
+
+def test_a_cost_and_a_time_stand_side_by_side(desk: Callable[..., Desk], clock: list[float]) -> None:
+    at = desk(budget={"trials": 4, "steps": 20, "cost": "9 cpu-hours", "time": 60})
+    at.queue.start_clock()
+    took(at, at.ask(), 1.0)
+    clock[0] += 61
+    assert at.queue.next() is None
+    assert at.queue.ran_out == "budget.time"
 
 
 def test_a_trial_that_a_person_gave_up_is_not_taken_up_again(desk: Callable[..., Desk]) -> None:

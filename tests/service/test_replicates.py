@@ -140,7 +140,7 @@ def test_time_counts_confirmation_and_only_whole_replicates_are_confirmed(
     assert place(at, begun_late) == (1, None, 0)
     clock[0] += 101
     assert at.queue.next() is None
-    assert (at.queue.is_over, at.queue.ran_out_of_time) == (True, True)
+    assert (at.queue.is_over, at.queue.ran_out) == (True, "budget.time")
     assert confirm.pending(at.ledger, at.study, 1) == []
     candidates = confirm.confirmed(at.ledger, at.study)
     assert [len(candidates[cell.key]) for cell in at.study.cells] == [1, 1, 0, 0]

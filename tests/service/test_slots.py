@@ -64,6 +64,24 @@ def test_a_cluster_that_may_not_scale_refuses_what_does_not_fit_and_says_how_it_
         Machine(((8, 0), (8, 0)), joined=True).slots(toy(resources={"cpus": 9}))
 
 
+@pytest.mark.parametrize(
+    ("machine", "refused"),
+    [
+        (Machine(((8, 0),)), True),
+        (Machine(((8, 2),)), False),
+        (Machine(((8, 0),), joined=True), True),
+        (Machine(((8, 0),), joined=True, had_gpus=True), False),
+    ],
+)
+def test_a_cap_of_gpu_hours_needs_gpus_to_count(machine, refused):
+    study = toy(resources={"gpus": 1}, budget={"cost": "20 gpu-hours"})
+    if refused:
+        with pytest.raises(SpecError, match=r"budget\.cost: expected GPUs to count, .*, got '20 gpu-hours'; write cpu"):
+            machine.slots(study)
+    elif not machine.had_gpus:  # those are waited for
+        assert machine.slots(study) == 2
+
+
 def test_where_no_gpu_comes_none_counts_as_wanted():
     assert Machine(((8, 0),), joined=True).gpus_per_worker(toy(resources={"gpus": 1})) == 0
     assert Machine(((8, 0),)).gpus_per_worker(toy(resources={"gpus": 1, "slots": 4})) == 0

@@ -1,6 +1,7 @@
 """Ending trials from outside: silent ones, those that are given up, those that the study's time has overtaken."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -198,7 +199,7 @@ def test_a_trial_that_ends_with_news_of_a_checkpoint_is_not_said_to_be_resumed(
     said = scheduler_of(at).on_trial_result(None, trial, {**as_result(saved), "training_iteration": 1})
     assert (said, at.ends()) == (TrialScheduler.STOP, [GIVEN_UP])
     assert not any("budget.time" in line for line in at.desk.ear.said)
-    assert not at.desk.queue.ran_out_of_time
+    assert at.desk.queue.ran_out is None
 
 
 def test_a_trial_that_is_given_up_and_hangs_ends_where_it_stands(place: Callable[..., Place]) -> None:
@@ -218,9 +219,9 @@ def test_a_trial_that_is_given_up_says_nothing_of_its_parameters(place: Callable
     assert at.desk.ledger.lost(at.desk.study, at.desk.cell) == {0}
 
 
-def in_confirmation(place: Callable[..., Place]) -> tuple[Place, Assignment]:
+def in_confirmation(place: Callable[..., Place], cost: str | None = None, **more: Any) -> tuple[Place, Assignment]:
     """A study whose trial 0 is confirmed on three seeds, with the first run of it."""
-    at = place(budget={"trials": 1, "steps": 20}, confirm={"top": 1, "seeds": 3})
+    at = place(budget={"trials": 1, "steps": 20, "cost": cost}, confirm={"top": 1, "seeds": 3}, **more)
     searched = at.desk.ask()
     at.desk.play(searched, (20, 0.5), start=begun())
     at.desk.play(searched, end=Ending("COMPLETE"))
@@ -320,7 +321,7 @@ def test_when_the_time_is_spent_a_trial_leaves_its_worker_at_its_next_checkpoint
     assert not at.watch.heard(trial, News(), ends=False)
     assert at.watch.heard(trial, News(checkpoint=Kept("step-5", 5, "digest")), ends=False)
     assert (at.ends(), at.killed) == ([RUNNING], [])
-    assert at.desk.queue.ran_out_of_time
+    assert at.desk.queue.ran_out == "budget.time"
 
 
 def test_when_no_checkpoint_comes_in_the_grace_its_worker_is_ended_and_the_trial_waits_for_more_time(
@@ -332,7 +333,7 @@ def test_when_no_checkpoint_comes_in_the_grace_its_worker_is_ended_and_the_trial
     at.passes(1)
     assert (at.ends(), at.killed) == ([RUNNING], ["worker 0"])
     assert at.watch.left(trial) == (True, False)
-    assert at.desk.queue.ran_out_of_time
+    assert at.desk.queue.ran_out == "budget.time"
 
 
 def test_a_trial_that_ends_by_itself_after_the_time_has_ended(place: Callable[..., Place]) -> None:
@@ -342,7 +343,83 @@ def test_a_trial_that_ends_by_itself_after_the_time_has_ended(place: Callable[..
     at.desk.play(told, end=Ending("COMPLETE"))
     assert not at.watch.heard(trial, ended, ends=True)
     assert at.ends() == [("COMPLETE", None, "")]
-    assert not at.desk.queue.ran_out_of_time
+    assert at.desk.queue.ran_out is None
+
+
+# Cost
+
+
+def noted(at: Place, number: int, cell: Any = None) -> list[float | None]:
+    """For how long each attempt of a trial is noted to have been under way, in seconds."""
+    attempts = at.desk.ledger.attempts(at.desk.study, cell or at.desk.cell, number)
+    return [attempt.get("under_way_s") for attempt in attempts]
+
+
+def test_the_record_knows_every_five_seconds_how_long_a_trial_is_under_way(place: Callable[..., Place]) -> None:
+    """So much a driver that is killed may lose; the attempt before keeps what it had."""
+    at = place(resources={})
+    told = at.desk.ask()
+    trial = at.trial(told)
+    at.passes(3)
+    at.desk.play(told, start=begun())  # its data took so long
+    for _ in range(8):
+        at.passes(1)
+        at.desk.queue.meter.look()
+    assert noted(at, 0) == [9.0]
+    at.watch.left(trial)
+    assert noted(at, 0) == [11.0]
+    at.trial(told)
+    at.passes(20)
+    at.desk.queue.meter.record()
+    assert noted(at, 0) == [11.0]  # the second has not begun
+    at.desk.play(told, start=begun())
+    at.desk.queue.meter.record()
+    assert noted(at, 0) == [11.0, 20.0]
+
+
+def test_an_attempt_is_recorded_with_what_it_takes(place: Callable[..., Place]) -> None:
+    at = place()
+    told = at.desk.ask()
+    many = replace(told, terms=replace(told.terms, cpus=2.0, gpus=1.0, workers=3))
+    at.desk.play(many, start=begun())
+    [attempt] = at.desk.ledger.attempts(at.desk.study, at.desk.cell, 0)
+    assert (attempt["cpus"], attempt["gpus"]) == (6.0, 3.0)
+
+
+def test_when_the_cap_is_spent_a_trial_leaves_its_worker_at_its_next_checkpoint_and_says_why(
+    place: Callable[..., Place],
+) -> None:
+    at = place(budget={"trials": 4, "steps": 20, "cost": "0.05 cpu-hours"}, resources={"checkpoint": 30.0})
+    at.desk.queue.start_clock()
+    told = at.desk.ask()
+    trial = at.trial(told)
+    at.desk.play(told, start=begun())
+    for _ in range(180):
+        at.desk.queue.meter.look()
+        at.passes(1)
+    saved = News(checkpoint=Kept("step-5", 5, "digest"))
+    assert not at.watch.heard(trial, saved, ends=False)
+    at.desk.queue.meter.look()  # the last note was some seconds ago
+    at.passes(1)
+    assert at.watch.heard(trial, saved, ends=False)
+    assert at.desk.ear.said[-1] == "trial 0 stops: budget.cost is spent; it is resumed when that is raised"
+    assert (at.ends(), at.desk.queue.ran_out) == ([RUNNING], "budget.cost")
+
+
+def test_when_the_cap_is_spent_a_run_of_confirmation_stops_too_with_the_same_grace(
+    place: Callable[..., Place],
+) -> None:
+    at, run = in_confirmation(place, cost="0.1 cpu-hours", resources={"checkpoint": 30.0})
+    at.desk.ledger.write_under_way(at.desk.study, at.desk.cell, 0, 1.0, since=0)
+    at.trial(run)
+    at.desk.play(run, (5, 0.5), start=begun())
+    at.passes(359)
+    at.desk.queue.meter.look()
+    at.passes(31 + watch.GRACE_S)
+    assert at.killed == []
+    at.passes(1)
+    assert at.killed == ["worker 0"]
+    assert ends_of_runs(at)[0] == ["RUNNING"]
 
 
 # All of them

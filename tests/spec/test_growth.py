@@ -21,6 +21,7 @@ body = [1, 2]
 trials = 16
 steps = 2000
 time = "2h"
+cost = "8 cpu-hours"
 [resources]
 cpus = 1
 [confirm]
@@ -36,6 +37,9 @@ def parsed(text):
 def changed(old, new):
     assert STUDY.count(old) == 1
     return parsed(STUDY.replace(old, new))
+
+
+DIGEST_BEFORE = "0a2d095c10f308ecb3615c93dcdb84b957e5dff8d4fadecda6bec4203f47bc69"  # as versions without a cost had it
 
 
 SAMPLER = "[budget]\ntrials = 16"
@@ -103,6 +107,10 @@ def test_a_difference_is_said_place_by_place(old, new, words):
         ('time = "2h"', 'time = "3h"', ["budget.time: 7200.0 -> 10800.0"]),
         ('time = "2h"', 'time = "1h"', ["budget.time: 7200.0 -> 3600.0"]),
         ('time = "2h"', "", ["budget.time: 7200.0 -> absent"]),
+        ('cost = "8 cpu-hours"', 'cost = "9 cpu-hours"', ['budget.cost: "8 cpu-hours" -> "9 cpu-hours"']),
+        ('cost = "8 cpu-hours"', 'cost = "7 cpu-hours"', ['budget.cost: "8 cpu-hours" -> "7 cpu-hours"']),
+        ('cost = "8 cpu-hours"', 'cost = "8.0 cpu-hours"', []),
+        ('cost = "8 cpu-hours"', "", ['budget.cost: "8 cpu-hours" -> absent']),
         ("top = 3", "top = 4", ["confirm.top: 3 -> 4"]),
         ("seeds = 5", "seeds = 6", ["confirm.seeds: 5 -> 6"]),
         ("shots = [1, 5]", "shots = [1, 5, 10]", ["compare.shots: [1, 5] -> [1, 5, 10]"]),
@@ -168,6 +176,12 @@ def test_a_comparison_added_to_a_study_without_one_is_said_once():
 
 def test_a_time_limit_may_be_added_later():
     assert growth(changed('time = "2h"', ""), parsed(STUDY)) == ["budget.time: absent -> 7200.0"]
+
+
+def test_a_cost_may_be_added_later_and_leaves_the_digest_as_it_was():
+    before = changed('cost = "8 cpu-hours"', "")
+    assert growth(before, parsed(STUDY)) == ['budget.cost: absent -> "8 cpu-hours"']
+    assert before.digest == parsed(STUDY).digest == DIGEST_BEFORE
 
 
 def test_trials_may_become_fewer_down_to_those_that_have_begun():

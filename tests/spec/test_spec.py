@@ -10,7 +10,7 @@ from cs330ray.errors import SpecError
 from cs330ray.spec import reading
 from cs330ray.spec import study as spec
 from cs330ray.spec.reading import parse
-from cs330ray.spec.tables import Choice, Range, applies
+from cs330ray.spec.tables import Cap, Choice, Range, applies
 
 DESIGN = """
 name = "maml-adaptation"
@@ -117,6 +117,21 @@ def test_a_question_and_a_budget_are_enough():
 )
 def test_a_time_is_words_or_a_number_of_seconds(text, seconds):
     assert parsed(SMALL + f"time = {text}").budget.time == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling", "cap"),
+    [
+        ("20 gpu-hours", "20 gpu-hours", Cap("gpu", 72000.0)),
+        ("1 gpu-hour", "1 gpu-hour", Cap("gpu", 3600.0)),
+        ("1.0  gpu-hours", "1 gpu-hour", Cap("gpu", 3600.0)),
+        ("0.5cpu-hours", "0.5 cpu-hours", Cap("cpu", 1800.0)),
+    ],
+)
+def test_a_cost_is_hours_of_gpu_or_cpu_in_one_spelling(text, spelling, cap):
+    budget = parsed(SMALL + f"cost = '{text}'\n[resources]\ngpus = 0.5").budget
+    assert (budget.cost, budget.cap) == (spelling, cap)
+    assert parsed(SMALL).budget.cap is None
 
 
 @pytest.mark.parametrize(
@@ -251,6 +266,7 @@ def test_a_condition_may_speak_of_what_is_fixed_compared_or_searched_before(tabl
         ("trials = 16", "trials = 32"),
         ("steps = 2000", "steps = 4000"),
         ('time = "2h"', 'time = "3h"'),
+        ('time = "2h"', 'time = "2h"\ncost = "9 gpu-hours"'),
         ("gpus = 0.25", "gpus = 1"),
         ("[confirm]\ntop = 3\nseeds = 5", ""),
         ("inner_steps = [1, 5]", "inner_steps = [1, 5, 10]"),
@@ -495,6 +511,10 @@ TEXTS = [
     ("[compare]\nlr = [%s]\nmu = [%s]" % ((", ".join(map(str, range(32))),) * 2), "compare: at most 1000 combinations"),
     (f"[compare]\nlr = ['{'v' * 400}']", 'compare: a cell\'s values have at most 400 characters, but got \'{"lr":"vvv'),
     ("time = '9999999999h'", 'budget.time: a time such as "2h", "90m", "1h30m" or "45s" is needed'),
+    (
+        "cost = '1 gpu-hour'",
+        "budget.cost: expected trials that take a GPU, but resources.gpus is 0, got '1 gpu-hour'; write cpu-hours, or",
+    ),
     ('"a\\nb" = 1', "budget.a\\nb: unknown key"),
     ("[compare]\nlr = []", "compare.lr: at least one value, each once, is needed, but got []"),
     ("[compare]\nlr = [1, 1]", "compare.lr: at least one value, each once, is needed, but got [1, 1]"),
@@ -598,6 +618,17 @@ OVERRIDES = [
     ("budget.time=0s", "budget.time: input should be greater than 0, but got '0s'"),
     ("budget.time=inf", "budget.time: input should be a finite number, but got inf"),
     ("budget.time=true", "budget.time: input should be a valid number, but got True"),
+    *(
+        (f"budget.cost={given}", f'budget.cost: expected hours above 0 of GPU or CPU, such as "20 gpu-hours" or {rest}')
+        for given, rest in [
+            ("20", '"0.5 cpu-hours", got 20'),
+            ("true", '"0.5 cpu-hours", got True'),
+            *(
+                (given, f"\"0.5 cpu-hours\", got '{given}'")
+                for given in ("20h", "0 cpu-hours", "30 cpu-minutes", "-1 cpu-hours", "1e3 cpu-hours", "8 tpu-hours")
+            ),
+        ]
+    ),
     ("budget=5", "budget: a table is needed, but got 5"),
     ("budget={}", "budget.trials: this key is needed"),
     ("sampler=tpe", "sampler: a table is needed, but got 'tpe'"),

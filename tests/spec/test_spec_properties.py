@@ -292,6 +292,7 @@ PLACES = {  # what a study may hold at each place, stated anew
     "budget.trials": counted(1, 10**6),
     "budget.steps": counted(1, 2**31 - 1),
     "budget.time": of_seconds,
+    "budget.cost": lambda value: value in ("8 cpu-hours", "0.5 cpu-hour"),
     "resources.cpus": real(0.01),
     "resources.gpus": lambda value: real(0)(value) and (value <= 1 or value == int(value)),
     "resources.workers": whole(1, 2**63 - 1),
@@ -307,7 +308,22 @@ anything = st.deferred(
         | st.integers(-3, 3)
         | st.floats(0, 2)
         | st.sampled_from(
-            [math.nan, math.inf, 2**63, 10**400, date(1979, 5, 27), "tpe", "asha", "none", "1h", "2m30s", "nsga2"]
+            [
+                math.nan,
+                math.inf,
+                2**63,
+                10**400,
+                date(1979, 5, 27),
+                "tpe",
+                "asha",
+                "none",
+                "1h",
+                "2m30s",
+                "nsga2",
+                "8 cpu-hours",
+                "0.5 cpu-hour",
+                "0 cpu-hours",
+            ]
         )
         | st.lists(anything, max_size=3)
         | st.dictionaries(st.text(max_size=5), anything, max_size=2)

@@ -31,6 +31,7 @@ class StudyConsole:
         self._drawn = 0.0
         self._to_confirm = self._confirmed = 0  # runs of confirmation, in this session
         self._began_to_confirm = 0.0
+        self._cost = ""  # so far and in all, in words
         self.out = Console(highlight=False)
         self._live: Live | None = None
 
@@ -100,6 +101,10 @@ class StudyConsole:
         which = "the search" if self._study.repeat.searches == 1 else f"the search of replicate {replicate}"
         self.says(f"{self._study.name}: {which} is over; {plural(runs, 'run')} of confirmation to come")
 
+    def foresees(self, cost: str) -> None:
+        """Show what the study has cost, and will cost, below the table."""
+        self._cost = cost
+
     def ticked(self) -> None:
         """Draw the table again, now and then."""
         if self._live is not None and time.monotonic() - self._drawn > REFRESH_S:
@@ -167,7 +172,7 @@ class StudyConsole:
             fresh = "" if entry["cell"].fresh is None else f", fresh seed {entry['cell'].fresh}"
             shown = printable(cell + params(entry["params"]))
             table.add_row(f"{trial}{fresh}", f"{entry['step']}/{study.budget.steps}", value, Text(shown))
-        return Group(headline, table)
+        return Group(headline, table, *([Text(self._cost, style="dim")] if self._cost else []))
 
 
 def _of(cell: Cell) -> str:

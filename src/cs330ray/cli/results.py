@@ -44,6 +44,7 @@ def show(
     """Show a study's trials, or one trial."""
     from cs330ray.analysis import answer
     from cs330ray.analysis import confirmed as confirmation
+    from cs330ray.analysis.cost.forecast import forecast
     from cs330ray.ledger.lines import left_alone
     from cs330ray.report import tables
     from cs330ray.spec import growth, reading
@@ -61,10 +62,8 @@ def show(
         print_sheet(tables.trials(ledger, found, front=front))
         if (confirmed := confirmation.table(ledger, found)) is not None:
             print_sheet(confirmed)
-        if lines := [
-            *tables.outside(ledger, found), *answer.lines(ledger, found), *left_alone(ledger, found)
-        ]:  # fmt: skip
-            typer.echo(printable("\n".join(lines)))
+        lines = [*tables.outside(ledger, found), *answer.lines(ledger, found), *left_alone(ledger, found)]
+        typer.echo(printable("\n".join([*lines, forecast(ledger, found).said])))
     else:
         _show_one(ledger, found, trial_of(ledger, found, trial, cell, replicate), log=log)
 

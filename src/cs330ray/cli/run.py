@@ -108,7 +108,7 @@ def _dry_run(study: "Study", source: str) -> None:
     slots = machine.slots(study)
     console = Console(highlight=False)
     completed, grown, ledger = _grown(study)
-    estimated = plan(completed, slots, machine.gpus_per_worker(study))
+    estimated = plan(completed, slots, machine.gpus_per_worker(study), ledger)
     for line in [*old_ways, *grown, *_told(completed, source, ledger), *estimated]:
         console.print(printable(line), soft_wrap=True, markup=False)
 

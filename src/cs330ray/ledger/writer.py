@@ -1,4 +1,7 @@
-"""Writing the ledger: what a driver records of a study. A row is written once; the first writer wins."""
+"""Writing the ledger: what a driver records of a study. A row is written once; the first writer wins.
+
+But for how long sessions and attempts have been under way, which is written again as time passes.
+"""
 
 import datetime
 import json
@@ -284,6 +287,18 @@ class Writer(Ledger):
         self.database.insert(
             ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}]
         )
+
+    def write_under_way(self, study: Study, cell: Cell, number: int, seconds: float, *, since: int) -> None:
+        """Note how many seconds a trial has been under way in its newest attempt, if that is `since` or a later one.
+
+        Of one that has not reported its start, nothing is noted.
+        """
+        where = of_trial(ATTEMPTS, study, cell, number) & (ATTEMPTS.c.attempt >= since)
+        newest = sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt.desc()).limit(1)
+        for row in self.database.select(newest):
+            text = json.dumps({**from_json(row.circumstances), "under_way_s": seconds})
+            same = of_trial(ATTEMPTS, study, cell, number) & (ATTEMPTS.c.attempt == row.attempt)
+            self.database.execute(ATTEMPTS.update().where(same).values(circumstances=text))
 
     def write_loss(self, study: Study, cell: Cell, number: int, loss: Loss) -> list[Loss]:
         """Record that a trial's worker was lost; all its losses by now."""

@@ -32,7 +32,9 @@ NO_CLAIM = (
     "Whether the cells differ is not known: these studies may share draws and seeds, whose luck is then the same on "
     "every split. One study with `[repeat]` and its `split` tells."
 )
-MAY_DIFFER = ("name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.fail_share")
+MAY_DIFFER = (
+    "name", "question", "seed", "fixed.data_seed", "resources", "budget.time", "budget.cost", "budget.fail_share",
+)  # fmt: skip
 
 
 def page(studies: Sequence[Opened]) -> Page:

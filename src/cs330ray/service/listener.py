@@ -38,6 +38,9 @@ class Listener(Protocol):
     def confirms(self, runs: int, replicate: int) -> None:
         """Hear that the search is over, and how many runs of confirmation are still to come."""
 
+    def foresees(self, cost: str) -> None:
+        """Hear what the study has cost, and what it will cost by what its trials took."""
+
     def ticked(self) -> None:
         """Hear that time has passed."""
 
@@ -71,6 +74,9 @@ class Silent:
         """Do nothing."""
 
     def confirms(self, runs: int, replicate: int) -> None:
+        """Do nothing."""
+
+    def foresees(self, cost: str) -> None:
         """Do nothing."""
 
     def ticked(self) -> None:

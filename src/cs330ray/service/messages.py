@@ -53,6 +53,10 @@ class Terms:
     data: str  # digest of the data
     node: NodeTerms | None  # what its node must have; None where there is no cluster
 
+    def taken(self) -> dict[str, float]:
+        """What the trial takes as long as it is under way, as the ledger keeps it: CPUs and GPUs of all workers."""
+        return {"cpus": self.cpus * self.workers, "gpus": self.gpus * self.workers}
+
 
 @dataclass(frozen=True)
 class Continuation:

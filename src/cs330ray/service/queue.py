@@ -17,6 +17,7 @@ from cs330ray.ledger.records import continues, standing
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Continuation, Terms
+from cs330ray.service.meter import Meter
 from cs330ray.service.search.ask import ask
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 
@@ -50,11 +51,13 @@ class Queue:
         self._left_s: float | None = None  # of the study's time, when this session began
         self._deadline = math.inf
         self._unconfirmed = 0  # the first replicate whose confirmation has not been put into the queue
-        self.ran_out_of_time = False
+        self.meter = Meter(ledger, study, listener)
+        self.ran_out: str | None = None  # the key of the budget that was spent before all was done
         self.is_over = False
 
     def start_clock(self) -> None:
-        """Count the study's time from the first trial on; what earlier sessions worked is spent."""
+        """Count the study's time from the first trial on; what earlier sessions worked, and took, is spent."""
+        self.meter.read()
         if self._study.budget.time is not None:
             self._left_s = self._study.budget.time - self._ledger.worked_s(self._study)
             self._deadline = math.inf if self._left_s > 0 else time.monotonic()
@@ -73,8 +76,20 @@ class Queue:
 
     @property
     def is_late(self) -> bool:
-        """Whether the study's time is spent: no trial of the search runs after it."""
-        return time.monotonic() >= self._deadline
+        """Whether the study's time or its cost is spent: no trial of the search runs after it."""
+        return time.monotonic() >= self._deadline or self.meter.ends_search
+
+    def overtakes(self, cell: Cell) -> bool:
+        """Whether no trial of a cell may run any more: of the search, or after all that the study may cost, of any."""
+        return self.meter.ends_all or (cell.fresh is None and self.is_late)
+
+    def runs_out(self) -> str:
+        """Note that the budget is spent before all is done; which one, in words."""
+        if not self.meter.ends_search and not self.meter.ends_all:
+            self.ran_out = "budget.time"
+            return f"{self.ran_out} is spent"
+        self.ran_out = "budget.cost"
+        return f"{self.ran_out} is spent{'' if self.meter.ends_all else ' but for confirmation'}"
 
     def drop(self, cell_key: str, number: int) -> list[Cell]:
         """Forget a trial that waits, and the runs that confirm it: a person has given it up; the cells of those."""
@@ -105,8 +120,8 @@ class Queue:
         """Take up the first of the trials that wait; an assignment, or None where none waits."""
         while self._waiting:
             cell, number = self._waiting.pop(0)
-            if cell.fresh is None and self.is_late:
-                self.ran_out_of_time = True
+            if self.overtakes(cell):
+                self.runs_out()
                 continue
             self._again.add((cell.key, number))
             return self._assignment(cell, self._ledger.entered(self._study, cell.searched, number))
@@ -125,7 +140,7 @@ class Queue:
         else:
             return None
         if self.is_late:
-            self.ran_out_of_time = True
+            self.runs_out()
             return None
         cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
         history = histories[cell.key]
@@ -148,7 +163,7 @@ class Queue:
         return None
 
     def _has_searched(self, replicate: int) -> bool:
-        """Whether a replicate's search is over: every trial has begun, or the time is spent, and none is under way.
+        """Whether a replicate's search is over: every trial has begun, or the budget is spent, and none is under way.
 
         Who is confirmed depends on every end: a worker may yet be lost, and its trial come again.
         """
@@ -157,7 +172,8 @@ class Queue:
             return False
         begun = [len(standing(self._ledger.history(self._study, cell))) for cell in cells]
         short = min(begun) < self._study.budget.trials
-        self.ran_out_of_time |= short and self.is_late
+        if short and self.is_late:
+            self.runs_out()
         return not short or self.is_late
 
     def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:

@@ -123,9 +123,9 @@ class Recorder:
         self._end(self.cell(assignment), assignment.trial, GIVEN_UP)
         return True
 
-    def overtaken(self, assignment: Assignment) -> None:
-        """Say that a trial stops since the study's time is spent."""
-        self._listener.says(f"trial {assignment.trial} stops: budget.time is spent; it is resumed when that is raised")
+    def overtaken(self, assignment: Assignment, why: str) -> None:
+        """Say that a trial stops, and why: which budget is spent."""
+        self._listener.says(f"trial {assignment.trial} stops: {why}; it is resumed when that is raised")
 
     def end_waiting(self, cell_key: str, number: int, waiting: Collection[Cell], working: Collection[str]) -> None:
         """End a trial that was given up, and the runs that confirm it, but for what has a worker or has ended.
@@ -202,7 +202,7 @@ class Recorder:
         self._compare(cell, number, start)
         if cell.command is not None:
             self._supersede(cell, number, start.resumed_from_step or 0)
-        self._ledger.write_attempt(self._study, cell, number, start.recorded())
+        self._ledger.write_attempt(self._study, cell, number, start.recorded() | assignment.terms.taken())
         self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
             before = self._ledger.lineage(self._study, cell, number)[-2]

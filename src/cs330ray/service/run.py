@@ -153,8 +153,11 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
             whole = hand_over(session, ground, own, recorder, queue)
     finally:
         leftovers.remove([*own.left, *leftovers.of_trials(folder)])
-    if whole and queue.ran_out_of_time:
-        session.says(f"{study.name}: budget.time is spent before all trials have ended; raise it to resume")
+    if whole and queue.ran_out is not None:
+        queue.meter.read()
+        session.says(f"{study.name}: {queue.ran_out} is spent before all trials have ended; raise it to resume")
+        if queue.ran_out == "budget.cost":
+            session.says(f"{study.name}: {queue.meter.said}")
     return whole
 
 
@@ -213,6 +216,8 @@ def _announce(study: Study, ground: "Ground", listener: Listener) -> None:
     budget = f"{study.budget.trials} trials, {study.budget.steps} steps each"
     budget = f"{searches} replicates of {budget}" if searches > 1 else budget
     listener.says(f"{study.name}: {plural(cells, 'cell')} of {budget}; {ground.slots} at once, {on} per trial{without}")
+    if study.budget.cost is not None:
+        listener.says(f"{study.name}: at most {study.budget.cost} in all sessions, confirmation and tests included")
     for line in samplers.said(study):
         listener.says(f"{study.name}: {line}")
     if study.confirm is not None:

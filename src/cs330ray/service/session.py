@@ -130,6 +130,10 @@ class Session:
         for line in confirm.limits(self.ledger, self.study, replicate):
             self.says(line)
 
+    def foresees(self, cost: str) -> None:
+        """Pass on what the study has cost and will cost."""
+        self.listener.foresees(cost)
+
     def ticked(self) -> None:
         """Pass on that time has passed."""
         self.listener.ticked()

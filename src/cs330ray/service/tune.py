@@ -94,6 +94,7 @@ def _tick(
         raise RayDied
     for cell, number in session.given_up():
         watch.give_up(cell, number)
+    queue.meter.look()
     watch.look()
     if queue.is_over:
         raise _Over

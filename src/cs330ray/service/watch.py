@@ -1,20 +1,22 @@
 """The watch: ends trials from outside. One that is silent fails, one that a person gave up too, and one that the
-study's time has overtaken leaves its worker at a checkpoint, to be resumed when there is more time.
+study's time or cost has overtaken leaves its worker at a checkpoint, to be resumed when there is more.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from cs330ray.errors import LedgerError
 from cs330ray.service.messages import Assignment, News, assigned
 from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder
 from cs330ray.spec.study import Study
 from cs330ray.words import duration
 
-GRACE_S = 60.0  # beyond the time between two checkpoints: so long may a trial take to stop when the time is spent
+GRACE_S = 60.0  # beyond the time between two checkpoints: so long may a trial take to stop when the budget is spent
 STOP_S = 5.0  # so long may a trial take that a person gave up
 STANDSTILL_S = 2.0  # between two looks at most, while nothing stops this process
 LEAVE_S = 3.0  # and so long all of them when the study stops; after it their workers are killed
@@ -56,6 +58,7 @@ class Watch:
         """Hear that a trial has a worker to itself."""
         live = self._live[trial.trial_id]
         live.started, live.heard_s = True, time.monotonic()
+        self._queue.meter.started(live.told)
 
     def heard(self, trial: Any, news: News, *, ends: bool) -> bool:
         """Hear recorded news of a trial, with which it `ends` or not; whether it leaves its worker, to be resumed."""
@@ -80,6 +83,8 @@ class Watch:
     def left(self, trial: Any) -> tuple[bool, bool]:
         """Hear that a trial has left its worker: whether that was ended from here, and the trial is taken up again."""
         live = self._live.pop(trial.trial_id, None)
+        if live is not None:
+            self._queue.meter.left(live.told)
         return (False, False) if live is None else (live.ended, live.again)
 
     def look(self) -> None:
@@ -91,7 +96,7 @@ class Watch:
             live.heard_s = now if live.worker is None else live.heard_s + stood_still_s
             if live.worker is None or live.ended:
                 continue
-            if self._queue.is_late and live.leaves_by_s is None and self._recorder.cell(live.told).fresh is None:
+            if live.leaves_by_s is None and self._queue.overtakes(self._recorder.cell(live.told)):
                 live.leaves_by_s = now + self._study.resources.checkpoint + GRACE_S
             if live.leaves_by_s is not None and now > live.leaves_by_s:
                 if not self._recorder.end_given_up(live.told):
@@ -122,11 +127,12 @@ class Watch:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S)
         for worker in workers:
             ray.kill(worker)
+        with contextlib.suppress(LedgerError):  # which may be why it stops, and is said by whoever stops it
+            self._queue.meter.record()
 
     def _overtaken(self, live: _Live) -> None:
-        """Leave a trial as it stands, to be resumed when there is more time."""
-        self._queue.ran_out_of_time = True
-        self._recorder.overtaken(live.told)
+        """Leave a trial as it stands, to be resumed when there is more to spend."""
+        self._recorder.overtaken(live.told, self._queue.runs_out())
 
     @staticmethod
     def _kill(live: _Live) -> None:

@@ -7,6 +7,8 @@ from cs330ray.errors import SpecError
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 
+FREE = ("question", "budget.fail_share", "budget.time", "budget.cost", "command.folder")  # may change in any way
+
 
 def difference(old: Study, new: Study) -> list[str]:
     """What differs between two studies, a line a place, in words: `search.inner_lr.high: 1.0 -> 2.0`."""
@@ -67,7 +69,7 @@ def growth(old: Study, new: Study, begun: int | None = None) -> list[str]:
 
 def _may_change(old: Study, new: Study, place: str) -> bool:
     table, _, key = place.partition(".")
-    if table == "resources" or place in ("question", "budget.fail_share", "budget.time", "command.folder"):
+    if table == "resources" or place in FREE:
         return True
     if table == "budget":
         return bool(getattr(new.budget, key) >= getattr(old.budget, key))

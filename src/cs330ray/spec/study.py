@@ -236,6 +236,11 @@ def _incoherent(study: Study) -> Iterator[str]:
         yield "sampler.kind: nsga2 needs two objectives or more; use tpe"
     if study.resources.gpus > 1 and study.resources.gpus != int(study.resources.gpus):
         yield f"resources.gpus: more than one GPU must be a whole number, but got {study.resources.gpus}"
+    if (cap := study.budget.cap) is not None and cap.of == "gpu" and not study.resources.gpus:
+        yield (
+            f"budget.cost: expected trials that take a GPU, but resources.gpus is 0, got {study.budget.cost!r}; write "
+            "cpu-hours, or give trials a GPU"
+        )
     for name in study.confirm.bounds if study.confirm else ():
         if len(study.objective) < 2 or name not in study.objective:
             yield f"confirm.bounds.{name}: a bound is for one of several objectives, but they are {study.objective}"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Literal, TypeGuard
 
@@ -46,6 +47,34 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=float | str), Field(gt=0)]
+
+
+Processor = Literal["gpu", "cpu"]
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The most that a study may take of one kind of processor."""
+
+    of: Processor
+    seconds: float  # of one GPU, or of one CPU
+
+
+COST = r"^(\d{1,9}(?:\.\d{1,6})?) *(gpu|cpu)-hours?$"
+
+
+def _cost(value: object) -> object:
+    """Read "20 gpu-hours" or "0.5 cpu-hours" in its one spelling."""
+    match = re.fullmatch(COST, value) if isinstance(value, str) else None
+    if match is None or not float(match[1]):
+        raise ValueError(
+            f'expected hours above 0 of GPU or CPU, such as "20 gpu-hours" or "0.5 cpu-hours", got {short(value)}'
+        )
+    hours = f"{float(match[1]):.15g}"
+    return f"{hours} {match[2]}-{'hour' if hours == '1' else 'hours'}"
+
+
+Cost = Annotated[str, BeforeValidator(_cost, json_schema_input_type=str), Field(pattern=COST)]
 
 
 class Range(Strict):
@@ -201,12 +230,23 @@ class Budget(Strict):
     trials: Count = Field(ge=1, le=1_000_000, description="per cell; failed ones count")
     steps: Count = Field(ge=1, le=MOST_STEPS, description="outer steps per trial")
     time: Seconds | None = Field(None, description="of the search, all sessions together; may change")
+    cost: Cost | None = Field(
+        None,
+        description='such as "20 gpu-hours" or "0.5 cpu-hours": of search, confirmation and tests, all sessions '
+        "together; may change",
+    )
     fail_share: float = Field(
         0.5,
         gt=0,
         le=1,
         description="the study stops when this share of its trials has ended and all failed; may change",
     )
+
+    @property
+    def cap(self) -> Cap | None:
+        """The cost as seconds of one GPU or CPU, None where there is no bound."""
+        match = re.fullmatch(COST, self.cost or "")
+        return None if match is None else Cap("gpu" if match[2] == "gpu" else "cpu", 3600 * float(match[1]))
 
 
 class Resources(Strict):

@@ -58,6 +58,11 @@ class Machine:
             return wanted.slots
         if wanted.require_gpu and not self.gpus:
             raise SpecError(f"{study.name}: resources.require_gpu: a GPU is needed, but there is none; set it to false")
+        if study.budget.cap is not None and study.budget.cap.of == "gpu" and not gpus:
+            raise SpecError(
+                f"{study.name}: budget.cost: expected GPUs to count, but there are none here, got "
+                f"{study.budget.cost!r}; write cpu-hours"
+            )
         fitting = self.fitting(study)
         if not fitting:
             scales = "; or set resources.slots, and it waits for nodes to come" if self.joined else ""
