@@ -1,6 +1,6 @@
 """The meter: how long each trial has been under way, which the record keeps, and when that reaches the study's cap.
 
-It goes by a clock that never jumps. A driver that is killed loses what came after the last note, RECORD_S at most.
+It goes by a clock that never jumps. A driver that is killed loses what came after the last note.
 """
 
 import math
@@ -14,8 +14,8 @@ from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment
 from cs330ray.spec.study import Study
 
-RECORD_S = 5.0  # between two notes
-REST = 100  # times as long as reading the record took it rests at least: a hundredth of a core
+RECORD_S = 5.0  # between two notes, and two readings, at least
+REST = 100  # times as long as one took it rests at least: a hundredth of a core
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Meter:
         self._spent_s += max(now - self._looked_s, 0.0) * sum(attempt.taken for attempt in self._live.values())
         self._looked_s = now
         self._end()
-        if time.monotonic() >= self._note_s:
-            self._note_s = time.monotonic() + RECORD_S
+        if (began_s := time.monotonic()) >= self._note_s:
             self.record()
+            self._note_s = began_s + max(RECORD_S, REST * (time.monotonic() - began_s))
         if time.monotonic() >= self._read_s:
             self.read()
 
