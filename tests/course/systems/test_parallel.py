@@ -239,9 +239,9 @@ def work(case: Case) -> dict[str, int]:
 
     counted: dict[tuple[Any, str], Callable[..., int]] = {
         (maml, "outer_backward_many"): lambda *given, **_: len(given[3][0]),
-        (maml, "evaluate"): lambda *given: len(given[3]),
+        (maml, "evaluate"): lambda *given, **_: len(given[3]),
         (protonet, "backward"): lambda *given, **_: len(given[2]),
-        (protonet, "evaluate"): lambda *given: len(given[2]),
+        (protonet, "evaluate"): lambda *given, **_: len(given[2]),
         (baseline, "backward"): lambda *given, **_: len(given[2]),
         (baseline, "scores"): lambda *given: len(given[1]),
         (mann, "logits_many"): lambda *given: len(given[2][0]),

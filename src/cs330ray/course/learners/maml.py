@@ -5,7 +5,7 @@ mean over tasks of L(phi_T, query).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -106,23 +106,33 @@ def outer_backward_many(
     return losses
 
 
-def evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
-    """Adapt to each task and score it: the metrics by name, one value a task (T,); of no tasks, no metrics."""
-    rows = [_evaluate(maml, params, inner_lrs, part) for part in _parts(batch, of=batch.query_TNQCHW)]
+def evaluate(
+    maml: Maml, params: Params, inner_lrs: Params, batch: Batch, *, also: Sequence[QueryNorm] = ()
+) -> dict[str, Tensor]:
+    """Adapt to each task and score it: the metrics by name, one value a task (T,); of no tasks, no metrics.
+
+    `also` names other statistics by which the queries of the same adapted nets are normalised: the accuracy under each
+    has that name behind a slash.
+    """
+    rows = [_evaluate(maml, params, inner_lrs, part, also) for part in _parts(batch, of=batch.query_TNQCHW)]
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
-def _evaluate(maml: Maml, params: Params, inner_lrs: Params, batch: Batch) -> dict[str, Tensor]:
+def _evaluate(
+    maml: Maml, params: Params, inner_lrs: Params, batch: Batch, also: Sequence[QueryNorm]
+) -> dict[str, Tensor]:
     phi_T = _adapted(maml, [params], [inner_lrs], [batch], first_order=True)
     with torch.no_grad():
         before_TBN = conv4.logits(maml.body, _for_each(len(batch), [params]), _flat(batch.support_TNKCHW))
         after_TBN = conv4.logits(maml.body, phi_T, _flat(batch.support_TNKCHW))
         query_TBN = query_logits(maml, phi_T, batch)
+        others_TBN = {norm: query_logits(replace(maml, query_norm=norm), phi_T, batch) for norm in also}
     return {
         "loss": cross_entropy(query_TBN),
         "pre_adapt_support_accuracy": accuracy(before_TBN),
         "post_adapt_support_accuracy": accuracy(after_TBN),
         "post_adapt_query_accuracy": accuracy(query_TBN),
+        **{f"post_adapt_query_accuracy/{norm}": accuracy(logits_TBN) for norm, logits_TBN in others_TBN.items()},
     }
 
 

@@ -5,7 +5,7 @@ the support of a task is one batch-norm group and its queries are another, as in
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -61,10 +61,21 @@ def backward(protonet: ProtoNet, params: Params, batch: Batch, *, of: int | None
 
 
 @torch.no_grad()
-def evaluate(protonet: ProtoNet, params: Params, batch: Batch) -> dict[str, Tensor]:
-    """Score each task: the metrics by name, one value a task (T,); of no tasks, no metrics."""
-    parts = _parts(batch, of=batch.query_TNQCHW)
-    return _join([_scores(protonet, params, part, support_features(params, part)) for part in parts])
+def evaluate(protonet: ProtoNet, params: Params, batch: Batch, *, also: Sequence[QueryNorm] = ()) -> dict[str, Tensor]:
+    """Score each task: the metrics by name, one value a task (T,); of no tasks, no metrics.
+
+    `also` names other statistics by which the queries are normalised: the accuracy under each, with the same
+    prototypes, has that name behind a slash.
+    """
+    rows = []
+    for part in _parts(batch, of=batch.query_TNQCHW):
+        z_support_TNKD = support_features(params, part)
+        row = _scores(protonet, params, part, z_support_TNKD)
+        for norm in also:
+            other = _scores(replace(protonet, query_norm=norm), params, part, z_support_TNKD)
+            row[f"query_accuracy/{norm}"] = other["query_accuracy"]
+        rows.append(row)
+    return _join(rows)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     episodes = fewshot.evaluation(config, "test", state.device)
     mine = fewshot.batches(episodes[parallel.share(len(episodes))])
     return fewshot.test_scores(
-        lambda z, _: parallel.gather_scores(baseline.scores(config.head, z)),
+        lambda z, *_: parallel.gather_scores(baseline.scores(config.head, z)),
         tasks.joined([baseline.embedded(state.params, state.statistics, batch) for batch in mine]),
         shots=config.eval_shots,
         sweep=config.test_shots,

@@ -181,7 +181,7 @@ def items(accuracy_T: Tensor) -> list[Item]:
 
 
 def test_scores(
-    score: Callable[[Asked, QueryNorm], Mapping[str, Tensor]],
+    score: Callable[[Asked, QueryNorm, Sequence[QueryNorm]], Mapping[str, Tensor]],
     tasks: Asked,
     *,
     shots: int,
@@ -192,20 +192,19 @@ def test_scores(
     """Score the test: with `shots`, also under the support's statistics, and with each number of shots in the sweep.
 
     All are of the same tasks and queries, of which `score` gives one value a task (T,), by name. `accuracy` names the
-    one that is the accuracy of the queries.
+    one that is the accuracy of the queries; under other statistics that `score` is asked for too, it has their name
+    behind a slash. No pass is made twice.
     """
-    scores_T = score(tasks.with_shots(shots), query_norm)
-    known_T = {(shots, query_norm): scores_T[accuracy]}
-
-    def reached(some: int, norm: QueryNorm) -> Tensor:
-        if (some, norm) not in known_T:
-            known_T[some, norm] = score(tasks.with_shots(some), norm)[accuracy]
-        return known_T[some, norm]
-
+    also: Sequence[QueryNorm] = () if query_norm == "support" else ("support",)
+    scores_T = dict(score(tasks.with_shots(shots), query_norm, also))
+    support_norm_T = scores_T.pop(f"{accuracy}/support") if also else scores_T[accuracy]
+    of_sweep_T = {
+        some: scores_T if some == shots else score(tasks.with_shots(some), query_norm, ()) for some in set(sweep)
+    }
     accuracies_T = {
-        "test_accuracy": reached(shots, query_norm),
-        "test_accuracy_support_norm": reached(shots, "support"),
-        **{f"test_accuracy/shots/{some}": reached(some, query_norm) for some in sweep},
+        "test_accuracy": scores_T[accuracy],
+        "test_accuracy_support_norm": support_norm_T,
+        **{f"test_accuracy/shots/{some}": of_sweep_T[some][accuracy] for some in sweep},
     }
     found = means("test", scores_T) | {name: mean(values_T) for name, values_T in accuracies_T.items()}
     found["test_accuracy_ci95"] = ci95(accuracies_T["test_accuracy"])

@@ -144,7 +144,7 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
     state = _State.fresh(config, 0, device()).restored(checkpoint)
     return fewshot.test_scores(
-        lambda episodes, query_norm: _scores(replace(config.evaluation, query_norm=query_norm), state, episodes),
+        lambda episodes, norm, also: _scores(replace(config.evaluation, query_norm=norm), state, episodes, also),
         fewshot.evaluation(config, "test", state.device),
         shots=config.shots,
         sweep=config.test_shots,
@@ -225,5 +225,9 @@ def _learn(now: Sequence[Trainee[_State]], batches: Sequence[Batch]) -> None:
             each.state.optimizer.step()
 
 
-def _scores(algorithm: Maml, state: _State, tasks: Episodes | Batch) -> dict[str, Tensor]:
-    return fewshot.gathered(lambda mine: maml.evaluate(algorithm, state.params, state.inner_lrs, mine), tasks)
+def _scores(
+    algorithm: Maml, state: _State, tasks: Episodes | Batch, also: Sequence[QueryNorm] = ()
+) -> dict[str, Tensor]:
+    return fewshot.gathered(
+        lambda mine: maml.evaluate(algorithm, state.params, state.inner_lrs, mine, also=also), tasks
+    )

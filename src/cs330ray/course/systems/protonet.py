@@ -1,6 +1,6 @@
 """Prototypical networks on few-shot images: episodes of characters or of images of one's own, CS330 homework 2."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -116,7 +116,7 @@ def test(config: Config, seed: int, checkpoint: Path) -> Scores:  # noqa: ARG001
     """Score the checkpoint on the test characters; the same tasks and queries for every number of shots."""
     state = _State.fresh(config, 0, device()).restored(checkpoint)
     return fewshot.test_scores(
-        lambda episodes, query_norm: _scores(replace(config.algorithm, query_norm=query_norm), state, episodes),
+        lambda episodes, norm, also: _scores(replace(config.algorithm, query_norm=norm), state, episodes, also),
         fewshot.evaluation(config, "test", state.device),
         shots=config.eval_shots,
         sweep=config.test_shots,
@@ -190,5 +190,7 @@ def _learn(config: Config, state: _State, batch: Batch) -> dict[str, Tensor]:
     return scores_T
 
 
-def _scores(algorithm: ProtoNet, state: _State, episodes: Episodes) -> dict[str, Tensor]:
-    return fewshot.gathered(lambda mine: protonet.evaluate(algorithm, state.params, mine), episodes)
+def _scores(
+    algorithm: ProtoNet, state: _State, episodes: Episodes, also: Sequence[QueryNorm] = ()
+) -> dict[str, Tensor]:
+    return fewshot.gathered(lambda mine: protonet.evaluate(algorithm, state.params, mine, also=also), episodes)
