@@ -127,6 +127,14 @@ TABLE = {
                      "is expected, got `export(config)`"),
     "splits": (METRICS, METRICS + "\nSPLITS = 2", BAD + "SPLITS: a word for what workers share out is expected, such as "
                "'tasks', got 2"),
+    "fusible_alone": (METRICS, METRICS + "\nFUSIBLE = frozenset({'lr'})", BAD + "train_many: expected beside FUSIBLE, got "
+                      "none; write both, or remove FUSIBLE"),
+    "many_alone": (METRICS, METRICS + "\ndef train_many(members, left=()): ...", BAD + "FUSIBLE: expected beside "
+                   "train_many, got none; write both, or remove train_many"),
+    "fusible_what": (METRICS, METRICS + "\nFUSIBLE = {'rate'}\ndef train_many(members, left=()): ...", BAD + "FUSIBLE: a "
+                     "frozenset of names of Config's fields is expected, got {'rate'}"),
+    "many_short": (METRICS, METRICS + "\nFUSIBLE = frozenset()\ndef train_many(members): ...", BAD + "train_many: "
+                   "`train_many(members, left)` is expected, got `train_many(members)`"),
     # prepare
     "path": (PREPARE, "    from pathlib import PurePosixPath\n    return PurePosixPath('data')\n", DIGEST +
              "PurePosixPath('data')"),

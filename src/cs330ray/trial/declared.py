@@ -7,7 +7,7 @@ import inspect
 import math
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -35,6 +35,7 @@ NEEDED = ("Config", "METRICS", "prepare", "train", "test")
 SIGNATURES = {  # as they are called, each by place; those after the star may be left out of a module
     "prepare": "config", "train": "config, seed, steps, resume", "test": "config, seed, checkpoint",
     "chance": "config", "export": "config, seed, checkpoint", "ready": "config, exported",
+    "train_many": "members, left",
 }  # fmt: skip
 GOALS = {"maximize": "max", "maximise": "max", "minimize": "min", "minimise": "min"}
 
@@ -49,9 +50,22 @@ def problems(module: ModuleType) -> Iterator[str]:
     for name in SIGNATURES:
         if hasattr(module, name):
             yield from _of_function(name, getattr(module, name))
+    yield from _of_company(module)
     splits = getattr(module, "SPLITS", "parts")
     if not isinstance(splits, str) or not splits:
         yield f"SPLITS: a word for what workers share out is expected, such as 'tasks', got {short(splits)}"
+
+
+def _of_company(module: ModuleType) -> Iterator[str]:
+    """What is wrong with how trials may train together."""
+    fusible = getattr(module, "FUSIBLE", None)
+    if hasattr(module, "train_many") != (fusible is not None):
+        has, lacks = ("FUSIBLE", "train_many") if fusible is not None else ("train_many", "FUSIBLE")
+        yield f"{lacks}: expected beside {has}, got none; write both, or remove {has}"
+    elif fusible is not None and not (
+        isinstance(fusible, Set) and fusible <= set(getattr(module.Config, "model_fields", ()))
+    ):
+        yield f"FUSIBLE: a frozenset of names of Config's fields is expected, got {short(fusible)}"
 
 
 def _of_config(config: object) -> Iterator[str]:
