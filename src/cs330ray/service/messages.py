@@ -83,6 +83,16 @@ class Assignment:
     terms: Terms  # places, resources and digests
     command: Command | None = None  # how the trainable is started, where it is a process of one's own
     is_start: bool = False  # whether the study file gave its configuration: no pruner stops it
+    beside: tuple["Assignment", ...] = ()  # the trials that train as one computation with it
+
+    @property
+    def members(self) -> tuple["Assignment", ...]:
+        """Itself, and those that train beside it."""
+        return (self, *self.beside)
+
+    def taken(self, among: int = 1) -> dict[str, float]:
+        """What it takes as long as it is under way `among` so many, as the ledger keeps it: CPUs and GPUs."""
+        return {name: amount / among for name, amount in self.terms.taken().items()}
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Circumstances:
     data: str  # digest of the data
     config: Mapping[str, Any]  # every hyperparameter, defaults too, as JSON has them
     workers: Sequence[str] | None = None  # hosts by rank, where several processes train
+    together: Mapping[str, Any] | None = None  # the `seeds` of those beside it, and the `proof` of equal numbers
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,8 @@ class Start:
 
     def recorded(self) -> dict[str, Any]:
         """Lay the start out as the ledger keeps it; a dictionary that JSON has."""
-        on = {name: value for name, value in asdict(self.circumstances).items() if (name, value) != ("workers", None)}
+        seldom = [("workers", None), ("together", None)]
+        on = {name: value for name, value in asdict(self.circumstances).items() if (name, value) not in seldom}
         return {"resumed_from_step": self.resumed_from_step, "began_s": self.began_s, **on}
 
 
@@ -138,6 +150,14 @@ class News:
     scores: Scores | None = None  # what it reached on the test split
     untested: Untested | None = None  # why that is not known
     end: Ending | None = None  # how it ended; it is the last news
+    beside: tuple["News", ...] = ()  # what has happened to those that train beside it, in their order
+    parts: str | None = None  # why they part: each goes on alone; "" where they have trained to their end
+    unequal: bool = False  # they part since together their numbers would be others
+
+    @property
+    def members(self) -> tuple["News", ...]:
+        """The news of all that train together."""
+        return (self, *self.beside)
 
 
 def as_config(assignment: Assignment) -> dict[str, Any]:
@@ -154,7 +174,7 @@ def assigned(config: Mapping[str, Any]) -> Assignment:
 
 def as_result(news: News) -> dict[str, Any]:
     """Wrap news as a result of Tune's, which says whether the trial is over."""
-    return {NEWS: news, "done": news.end is not None}
+    return {NEWS: news, "done": news.end is not None or news.parts is not None}
 
 
 def news_of(result: Mapping[str, Any]) -> News:

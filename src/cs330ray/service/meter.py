@@ -42,10 +42,10 @@ class Meter:
         self.ends_all = False  # whether the cap is spent
         self.said = ""  # what has been spent, and what is foreseen
 
-    def started(self, trial: Assignment) -> None:
-        """Hear that a trial has a worker to itself."""
+    def started(self, trial: Assignment, among: int = 1) -> None:
+        """Hear that a trial has a worker to itself, or is one `among` several that share it."""
         before = len(self._ledger.attempts(self._study, self._cells[trial.cell], trial.trial))
-        taken = 0.0 if self._cap is None else trial.terms.taken()[f"{self._cap.of}s"]
+        taken = 0.0 if self._cap is None else trial.taken(among)[f"{self._cap.of}s"]
         self._live[trial.cell, trial.trial] = _Attempt(time.monotonic(), before, taken)
 
     def left(self, trial: Assignment) -> None:

@@ -7,6 +7,7 @@ ledger and nothing of Tune: it is told when a trial has begun, must come again, 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -20,6 +21,7 @@ from cs330ray.service.messages import Assignment, Continuation, Terms
 from cs330ray.service.meter import Meter
 from cs330ray.service.search.ask import ask
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
+from cs330ray.trial import named
 
 
 class Queue:
@@ -35,6 +37,7 @@ class Queue:
         listener: Listener,
         interrupted: Sequence[tuple[Cell, int]] = (),
         starts: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        slots: int = 1,
     ) -> None:
         self._ledger = ledger
         self._study = study
@@ -51,6 +54,9 @@ class Queue:
         self._left_s: float | None = None  # of the study's time, when this session began
         self._deadline = math.inf
         self._unconfirmed = 0  # the first replicate whose confirmation has not been put into the queue
+        self._slots = slots
+        self._parted: set[tuple[str, int]] = set()  # the trials that train beside no other any more
+        self.fuse = study.resources.fuse  # how many may train together
         self.meter = Meter(ledger, study, listener)
         self.ran_out: str | None = None  # the key of the budget that was spent before all was done
         self.is_over = False
@@ -71,8 +77,32 @@ class Queue:
         if trial is None and not self._live:
             self.is_over = True
         if trial is not None:
-            self._live.add((trial.cell, trial.trial))
+            trial = replace(trial, beside=self._beside(trial))
+            self._live |= {(each.cell, each.trial) for each in trial.members}
         return trial
+
+    def _beside(self, trial: Assignment) -> tuple[Assignment, ...]:
+        """Take from what waits the runs of confirmation that train together with a first one.
+
+        Those that are alike are shared out evenly, over as many workers as there are.
+        """
+        if self.fuse == 1 or not self._may_fuse(trial):
+            return ()
+        waiting = [(cell, number) for cell, number in self._waiting if cell.fresh is not None]
+        others = [self._assignment(cell, self._ledger.entered(self._study, cell.searched, n)) for cell, n in waiting]
+        wanted = _signature(trial)
+        alike = [each for each in others if self._may_fuse(each) and _signature(each) == wanted]
+        among = max(math.ceil((1 + len(alike)) / self.fuse), min(self._slots, 1 + len(alike)))
+        taken = alike[: math.ceil((1 + len(alike)) / among) - 1]
+        keys = {(each.cell, each.trial) for each in taken}
+        self._waiting = [(cell, number) for cell, number in self._waiting if (cell.key, number) not in keys]
+        self._again |= keys
+        return tuple(taken)
+
+    def _may_fuse(self, trial: Assignment) -> bool:
+        """Whether a trial is of confirmation, has steps to train, and has not parted from others."""
+        fresh = self._cells[trial.cell].fresh is not None
+        return fresh and trial.recorded_step < trial.steps and (trial.cell, trial.trial) not in self._parted
 
     @property
     def is_late(self) -> bool:
@@ -108,13 +138,20 @@ class Queue:
         self._again.discard((trial.cell, trial.trial))
 
     def left(self, trial: Assignment) -> None:
-        """Hear that a trial has left its worker: it has ended, or the worker is lost."""
-        self._live.discard((trial.cell, trial.trial))
-        self._again.discard((trial.cell, trial.trial))
+        """Hear that a trial, and those beside it, have left their worker: they have ended, or the worker is lost."""
+        for each in trial.members:
+            self._live.discard((each.cell, each.trial))
+            self._again.discard((each.cell, each.trial))
 
     def again(self, trial: Assignment) -> None:
         """Put a trial whose worker was lost first in the queue."""
         self._waiting.insert(0, (self._cells[trial.cell], trial.trial))
+
+    def part(self, trials: Sequence[Assignment]) -> None:
+        """Put trials that trained together first in the queue; each goes on alone."""
+        for trial in reversed(trials):
+            self._parted.add((trial.cell, trial.trial))
+            self.again(trial)
 
     def _waiting_trial(self) -> Assignment | None:
         """Take up the first of the trials that wait; an assignment, or None where none waits."""
@@ -207,3 +244,9 @@ class Queue:
         ledger, study = self._ledger, self._study
         after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
         return Continuation(after, ledger.checkpoint(study, cell, before))
+
+
+def _signature(trial: Assignment) -> Any:
+    """What trials must have alike to train together."""
+    trainable = named.load(trial.trainable)
+    return trial.trainable, named.signature(trainable, trainable.Config(**trial.config))

@@ -60,12 +60,24 @@ class Recorder:
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
 
     def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
-        """Record the news of Tune's trial `trial_id` in an iteration, once; whether the trial stops here."""
+        """Record the news of Tune's trial `trial_id` in an iteration, once; whether the trial stops here.
+
+        So with those that train beside it: where one of them stops, all leave their worker.
+        """
+        if news.parts and self._taken.get(f"{trial_id}.0", (None, False))[0] != iteration:
+            self.parted(assignment, news.parts)
+        stops = [
+            self._take(f"{trial_id}.{place}", iteration, member, of_member, len(news.members))
+            for place, (member, of_member) in enumerate(zip(assignment.members, news.members, strict=True))
+        ]
+        return any(stops)
+
+    def _take(self, trial_id: str, iteration: int, assignment: Assignment, news: News, among: int) -> bool:
         if trial_id in self._taken and self._taken[trial_id][0] == iteration:
             return self._taken[trial_id][1]
         cell, number = self.cell(assignment), assignment.trial
         begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
-        self._record(cell, number, assignment, news)
+        self._record(cell, number, assignment, news, among)
         ending = self._prune_before(cell, number, assignment) if begins else None
         ending = ending or self._prune(cell, number, assignment, news) or news.end
         if ending is None and (cell.key, number) in self._given_up:
@@ -107,6 +119,20 @@ class Recorder:
             return True
         self._end(cell, number, Ending("FAIL", reason, cause="silent"))
         return False
+
+    def still_open(self, assignment: Assignment) -> list[Assignment]:
+        """Those of the trials that train together that have no end."""
+
+        def has_ended(one: Assignment) -> bool:  # one that never began is not in the record
+            found = self._ledger.trials(self._study, self.cell(one), [one.trial])
+            return any(trial.state != "RUNNING" for trial in found)
+
+        return [each for each in assignment.members if not has_ended(each)]
+
+    def parted(self, assignment: Assignment, why: str) -> None:
+        """Say that trials trained together and go on alone, and why."""
+        runs = ", ".join(f"{each.trial} on fresh seed {self.cell(each).fresh}" for each in assignment.members)
+        self._listener.says(f"trials {runs} go on alone: {why}")
 
     def give_up(self, assignment: Assignment) -> None:
         """Have a trial end with its next news."""
@@ -168,11 +194,11 @@ class Recorder:
         """The cell of an assignment."""
         return self._cells[assignment.cell]
 
-    def _record(self, cell: Cell, number: int, assignment: Assignment, news: News) -> None:
+    def _record(self, cell: Cell, number: int, assignment: Assignment, news: News, among: int) -> None:
         study, ledger = self._study, self._ledger
         if news.start is not None:
             self._testing.discard((cell.key, number))
-            self._begin(cell, number, assignment, news.start)
+            self._begin(cell, number, assignment, news.start, among)
         if news.tests:
             self._testing.add((cell.key, number))
         self._saved(cell, number, news)
@@ -197,12 +223,12 @@ class Recorder:
                 self._outside.add((cell.trainable, name))
                 self._listener.says(bounds.said(metrics, name, value, where))
 
-    def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start) -> None:
+    def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start, among: int) -> None:
         """Record a start of a trial, and say so where a continuation has to train from scratch."""
         self._compare(cell, number, start)
         if cell.command is not None:
             self._supersede(cell, number, start.resumed_from_step or 0)
-        self._ledger.write_attempt(self._study, cell, number, start.recorded() | assignment.terms.taken())
+        self._ledger.write_attempt(self._study, cell, number, start.recorded() | assignment.taken(among))
         self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
             before = self._ledger.lineage(self._study, cell, number)[-2]

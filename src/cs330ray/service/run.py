@@ -141,7 +141,16 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     leftovers.remove(leftovers.of_trials(folder))  # of a driver that was killed
     terms = _terms(study, home, ground, ledger.folder(study) if ground.store else None)
     firsts = {cell.key: starts(study, cell) for cell in study.cells}
-    queue = Queue(ledger, study, terms, lease=session.lease, listener=session, interrupted=interrupted, starts=firsts)
+    queue = Queue(
+        ledger,
+        study,
+        terms,
+        lease=session.lease,
+        listener=session,
+        interrupted=interrupted,
+        starts=firsts,
+        slots=ground.slots,
+    )
     recorder = Recorder(ledger, study, session, place, there, session.to_end)
     session.tick()  # a Ctrl-C that came before need not wait for Ray
     own = OwnRay(ground.machine)

@@ -197,6 +197,13 @@ class ForwardingCallback(tune.Callback):
         ended, again = self._watch.left(trial)
         if not isinstance(error, WorkerLost):  # its process is gone, and not what that has started
             leftovers.remove(leftovers.of_trials(assignment.terms.home))
+        if assignment.beside:
+            if self._nodes is not None and isinstance(error, NodeUnfit):
+                self._nodes.exclude(error.node, error.why)
+            elif not ended:
+                self._recorder.parted(assignment, f"their worker is gone ({_why(trial)})")
+            self._queue.part(self._recorder.still_open(assignment))
+            return
         if ended or isinstance(error, WorkerSpent):
             if again or not ended:
                 self._queue.again(assignment)
@@ -210,8 +217,11 @@ class ForwardingCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
         _, again = self._watch.left(trial)
-        if again:
-            self._queue.again(assigned(trial.config))
+        assignment = assigned(trial.config)
+        if assignment.beside:
+            self._queue.part(self._recorder.still_open(assignment))
+        elif again:
+            self._queue.again(assignment)
         for kept in (trial.metric_analysis, trial.metric_n_steps, trial.last_result):
             kept.clear()
 
@@ -231,8 +241,11 @@ def _pass_on(queue: Queue, recorder: Recorder, watch: Watch, trial: Any, result:
     if watch.has_ended(trial):  # what was on its way when its worker was ended comes too late
         return True
     assignment, news = assigned(trial.config), news_of(result)
-    if news.start is not None:
-        queue.began(assignment)
+    for member, of_member in zip(assignment.members, news.members, strict=True):
+        if of_member.start is not None:
+            queue.began(member)
+    if news.unequal:
+        queue.fuse = 1
     return recorder.take(trial.trial_id, int(result["training_iteration"]), assignment, news)
 
 

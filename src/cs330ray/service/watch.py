@@ -51,20 +51,22 @@ class Watch:
     def added(self, trial: Any) -> None:
         """Hear of a trial that Tune has taken; one that was given up before Ray died has little time."""
         live = self._live[trial.trial_id] = _Live(trial, assigned(trial.config), time.monotonic())
-        if self._recorder.is_given_up(live.told):
+        if any(map(self._recorder.is_given_up, live.told.members)):
             live.leaves_by_s = time.monotonic() + STOP_S
 
     def started(self, trial: Any) -> None:
         """Hear that a trial has a worker to itself."""
         live = self._live[trial.trial_id]
         live.started, live.heard_s = True, time.monotonic()
-        self._queue.meter.started(live.told)
+        for each in live.told.members:
+            self._queue.meter.started(each, len(live.told.members))
 
     def heard(self, trial: Any, news: News, *, ends: bool) -> bool:
         """Hear recorded news of a trial, with which it `ends` or not; whether it leaves its worker, to be resumed."""
         live = self._live[trial.trial_id]
         live.heard_s = time.monotonic()
-        leaves = live.leaves_by_s is not None and news.checkpoint is not None and not ends
+        saved = any(each.checkpoint is not None for each in news.members)
+        leaves = live.leaves_by_s is not None and saved and not ends
         if leaves:
             self._overtaken(live)
         return leaves
@@ -83,8 +85,8 @@ class Watch:
     def left(self, trial: Any) -> tuple[bool, bool]:
         """Hear that a trial has left its worker: whether that was ended from here, and the trial is taken up again."""
         live = self._live.pop(trial.trial_id, None)
-        if live is not None:
-            self._queue.meter.left(live.told)
+        for each in live.told.members if live is not None else ():
+            self._queue.meter.left(each)
         return (False, False) if live is None else (live.ended, live.again)
 
     def look(self) -> None:
@@ -99,25 +101,27 @@ class Watch:
             if live.leaves_by_s is None and self._queue.overtakes(self._recorder.cell(live.told)):
                 live.leaves_by_s = now + self._study.resources.checkpoint + GRACE_S
             if live.leaves_by_s is not None and now > live.leaves_by_s:
-                if not self._recorder.end_given_up(live.told):
+                given_up = [each for each in live.told.members if self._recorder.end_given_up(each)]
+                if not given_up:
                     self._overtaken(live)
                 self._kill(live)
             elif silence is not None and now - live.heard_s > silence:
-                live.again = not live.started or self._recorder.silent(live.told, f"no row for {duration(silence)}")
+                live.again = self._silent(live, f"no row for {duration(silence)}")
                 self._kill(live)
 
     def give_up(self, cell_key: str, number: int) -> None:
         """End a trial, or the runs that confirm it, for good: with the next news, or where it stands."""
         running = [
-            live
+            (live, each)
             for live in self._live.values()
-            if live.told.trial == number and self._recorder.cell(live.told).searched.key == cell_key
+            for each in live.told.members
+            if each.trial == number and self._recorder.cell(each).searched.key == cell_key
         ]
-        for live in running:
-            self._recorder.give_up(live.told)
+        for live, each in running:
+            self._recorder.give_up(each)
             live.leaves_by_s = time.monotonic() + STOP_S
         dropped = self._queue.drop(cell_key, number)
-        self._recorder.end_waiting(cell_key, number, dropped, [live.told.cell for live in running])
+        self._recorder.end_waiting(cell_key, number, dropped, [each.cell for _, each in running])
 
     def let_go(self) -> None:
         """Have every trial leave its worker, which is killed where that takes too long: the study stops."""
@@ -130,9 +134,17 @@ class Watch:
         with contextlib.suppress(LedgerError):  # which may be why it stops, and is said by whoever stops it
             self._queue.meter.record()
 
+    def _silent(self, live: _Live, how: str) -> bool:
+        """Say of a trial that it is silent; whether it is taken up again. Of several together nobody knows which is."""
+        if live.told.beside:
+            self._recorder.parted(live.told, how)
+            return True
+        return not live.started or self._recorder.silent(live.told, how)
+
     def _overtaken(self, live: _Live) -> None:
         """Leave a trial as it stands, to be resumed when there is more to spend."""
-        self._recorder.overtaken(live.told, self._queue.runs_out())
+        for each in live.told.members:
+            self._recorder.overtaken(each, self._queue.runs_out())
 
     @staticmethod
     def _kill(live: _Live) -> None:

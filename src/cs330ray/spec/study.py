@@ -211,6 +211,11 @@ def _incoherent(study: Study) -> Iterator[str]:
             f"resources.gpus: each of workers={study.resources.workers} needs whole GPUs, "
             f"but got {study.resources.gpus:g}; write 1"
         )
+    if study.resources.workers > 1 and study.resources.fuse > 1:
+        yield (
+            f"resources.fuse: one process trains several trials together, but got fuse={study.resources.fuse} with "
+            f"workers={study.resources.workers}; write 1 for one of them"
+        )
     compared = study.compare.get("trainable")
     if (study.trainable is None) == (compared is None):
         yield "trainable: exactly one of `trainable` and `compare.trainable` is needed; remove or add one"

@@ -77,6 +77,11 @@ def _problems(study: Study, cell: Cell, trainable: Trainable) -> Iterator[str]:
             f"resources.workers: {cell.trainable} splits nothing between workers, so that 1 is needed, "
             f"but got {study.resources.workers}"
         )
+    if study.resources.fuse > 1 and not hasattr(trainable, "train_many"):
+        yield (
+            f"resources.fuse: {cell.trainable} has no train_many, which trains several trials together, so that 1 is "
+            f"needed, but got {study.resources.fuse}"
+        )
     for name in [*cell.fixed, *cell.space]:
         if name not in fields:
             where = "compare" if name in cell.values else "fixed" if name in cell.fixed else "search"

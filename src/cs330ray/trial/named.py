@@ -120,6 +120,14 @@ def whole(config: Any) -> dict[str, Any]:
     return {name: _as_json(value) for name, value in config.model_dump().items()}
 
 
+def signature(trainable: Trainable, config: Any) -> dict[str, Any] | None:
+    """What trials must have alike to train together; None where the trainable cannot do that."""
+    fusible = getattr(trainable, "FUSIBLE", None)
+    if fusible is None:
+        return None
+    return {name: value for name, value in whole(config).items() if name not in fusible}
+
+
 def _as_json(value: Any) -> Any:
     """A value of a Config as JSON has it: what that cannot hold as a text, and a function by its name alone."""
     if isinstance(value, enum.Enum):

@@ -63,6 +63,11 @@ class Machine:
                 f"{study.name}: budget.cost: expected GPUs to count, but there are none here, got "
                 f"{study.budget.cost!r}; write cpu-hours"
             )
+        if wanted.fuse > 1 and gpus:
+            raise SpecError(
+                f"{study.name}: resources.fuse: trials that train together have equal numbers on a CPU alone, but they "
+                f"take gpus={gpus:g}, got fuse={wanted.fuse}; write 1"
+            )
         fitting = self.fitting(study)
         if not fitting:
             scales = "; or set resources.slots, and it waits for nodes to come" if self.joined else ""

@@ -9,6 +9,7 @@ from cs330ray.quiet import quiet
 from cs330ray.service.messages import Assignment, as_result, assigned
 from cs330ray.service.workers import leftovers, log
 from cs330ray.service.workers.alone import Alone, Runs
+from cs330ray.service.workers.cohort import CohortRun
 from cs330ray.service.workers.team import Team, share_what_is_free
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.trial.environment import Told, see_no_more_gpus_than_asked
@@ -37,7 +38,10 @@ class TrialActor(tune.Trainable):
         if assignment.command is not None and assignment.begun:  # a worker on this node may have been killed
             leftovers.remove(leftovers.of_trials(assignment.terms.home))
         log.log_into(assignment.terms.home)
-        self._run = TrialRun(assignment, self._runs, self._store_url, self._told)
+        if assignment.beside:
+            self._run: TrialRun | CohortRun = CohortRun(assignment, self._store_url, self._told)
+        else:
+            self._run = TrialRun(assignment, self._runs, self._store_url, self._told)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Leave the old trial and take up another. Raises WorkerSpent where the old one left something running."""

@@ -254,7 +254,7 @@ class TrialRun:
 
     def _train(self) -> None:
         assert self._rows is not None
-        assignment, prune_every = self._assignment, self._terms.prune_every
+        assignment = self._assignment
         after_step = assignment.continues.after_step if assignment.continues and assignment.command is None else 0
         until = time.monotonic() + self._terms.batch_s
         while True:
@@ -262,28 +262,28 @@ class TrialRun:
             if progress is None:
                 self._last = True
                 return
-            before = self._step
-            if progress.save is not None:
-                self._latest = progress
-            self._step = max(self._step, progress.step)
-            if progress.step <= before and progress.save is not None:  # a checkpoint alone, which is kept at once
-                self._saved_s = -math.inf
+            if self._took(progress, until, after_step):
                 return
-            if progress.step <= before:  # a process is silent
-                if self._unsent and time.monotonic() >= until:
-                    return
-                continue
-            if progress.step <= after_step:  # the trial that it continues has this row
-                if time.monotonic() >= until:
-                    return
-                continue
-            self._unsent.append(Row(progress.step, progress.metrics, wall_s()))
-            if progress.step >= assignment.steps and progress.save is not None:
-                self._last = True
-                return
-            past_rung = prune_every and progress.step // prune_every > before // prune_every
-            if past_rung or time.monotonic() >= until:
-                return
+
+    def _took(self, progress: Progress, until: float, after_step: int = 0) -> bool:
+        """Take a moment; whether the batch is worth a message now. Rows up to `after_step` are another trial's."""
+        before, prune_every = self._step, self._terms.prune_every
+        if progress.save is not None:
+            self._latest = progress
+        self._step = max(self._step, progress.step)
+        if progress.step <= before and progress.save is not None:  # a checkpoint alone, which is kept at once
+            self._saved_s = -math.inf
+            return True
+        if progress.step <= before:  # a process is silent
+            return bool(self._unsent) and time.monotonic() >= until
+        if progress.step <= after_step:  # the trial that it continues has this row
+            return time.monotonic() >= until
+        self._unsent.append(Row(progress.step, progress.metrics, wall_s()))
+        if progress.step >= self._assignment.steps and progress.save is not None:
+            self._last = True
+            return True
+        past_rung = prune_every and progress.step // prune_every > before // prune_every
+        return bool(past_rung) or time.monotonic() >= until
 
 
 def _remove(*files: Path) -> None:
