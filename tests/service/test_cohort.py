@@ -12,7 +12,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Silent
 from cs330ray.service.run import run
 from cs330ray.spec.reading import parse
-from cs330ray.spec.study import Study
+from cs330ray.spec.study import Study, fresh_seed
 from cs330ray.trial.check import check
 from tests.studies_of_tests import whole
 
@@ -29,7 +29,8 @@ class Ear(Silent):
 
 def company(fuse: int, **changes: Any) -> Study:
     raw: dict[str, Any] = {
-        "name": "company", "trainable": "tests.company", "objective": ["val_loss"], "search": {"lr": {"low": 0.01, "high": 0.5}},
+        "name": "company", "trainable": "tests.company", "objective": ["val_loss"],
+        "search": {"lr": {"low": 0.01, "high": 0.5}},
         "sampler": {"kind": "random"}, "budget": {"trials": 3, "steps": STEPS}, "confirm": {"top": 2, "seeds": 3},
         "resources": {"slots": 1, "fuse": fuse, "checkpoint": "1s"},
     }  # fmt: skip
@@ -66,7 +67,7 @@ def attempts(home: Path) -> list[list[dict[str, Any]]]:
         ({"diverges_on": "one"}, None),
         ({"together": "unequal"}, "together they would not be equal to the bit on this machine"),
         ({"together": "raises"}, "out of memory: MemoryError: together they do not fit"),
-        ({"together": "dies"}, "their worker is gone"),
+        ({"together": "dies", "sleep_s": 0.03}, "their worker is gone"),
     ],
     ids=["well", "ends itself", "one diverges", "unequal", "raises", "dies"],
 )
@@ -74,8 +75,6 @@ def test_confirmation_finds_together_what_it_finds_alone(
     fixed: dict[str, Any], said: str | None, tmp_path: Path
 ) -> None:
     if fixed.get("diverges_on") == "one":
-        from cs330ray.spec.study import fresh_seed
-
         fixed = {"diverges_on": fresh_seed(company(1).seed, 1, 0)}
     ear = Ear()
     run(company(1, fixed=fixed), tmp_path / "alone", mirror=False)
@@ -91,6 +90,7 @@ def test_confirmation_finds_together_what_it_finds_alone(
         assert said in line
     beside = [each[0].get("together") for each in attempts(tmp_path / "together")]
     if fixed.get("together") != "unequal":
+        assert all(each[-1].get("together") is None for each in attempts(tmp_path / "together"))  # the end is alone's
         assert [len(one["seeds"]) for one in beside] == [5] * 6
         assert {one["proof"] for one in beside} == {"bits"}
     else:
@@ -100,10 +100,8 @@ def test_confirmation_finds_together_what_it_finds_alone(
 def test_what_cannot_train_together_is_refused_in_one_line() -> None:
     with pytest.raises(SpecError, match=r"resources.fuse: one process trains several .* got fuse=2 with workers=2"):
         company(2, resources={"fuse": 2, "workers": 2})
-    with pytest.raises(
-        SpecError, match=r"resources.fuse: tests.toy has no train_many, .* so that 1 is needed, but got 3"
-    ):
-        check(company(3, trainable="tests.toy"))
+    with pytest.raises(SpecError, match=r"resources.fuse: tests.toy has no train_many, .* 1 is needed, but got 3"):
+        check(company(3, trainable="tests.toy"), "company")
     with pytest.raises(SpecError, match=r"resources.fuse"):
         company(0)
     assert company(1).digest == company(8).digest
