@@ -1,6 +1,6 @@
 """The fault campaign: a study of small real trials runs while a seeded adversary strikes, and an auditor counts.
 
-    python benchmarks/faults.py [--rounds 8] [--seed 0] [--kinds driver,worker] [--keep-homes] [--smallest]
+    python benchmarks/faults.py [--rounds 8] [--seed 0] [--kinds driver,worker] [--fused] [--keep-homes] [--smallest]
 
 Some trials leave a thread and processes running, so that a home is only clean where each is ended.
 First the study runs undisturbed: the reference. Then it runs in one home after another, each as a command in a process
@@ -81,6 +81,14 @@ SMALLEST = (
     .replace("searches = 2", "searches = 1")
     .replace("shots = [1, 2]", "shots = [1]")
     .replace("seeds = 2", "seeds = 1")
+)
+FUSED = (  # MAML, since nobody else's trials train together; most of the time is confirmation's
+    STUDY.replace("benchmarks.restless", "maml")
+    .replace("tasks = 2\nqueries", "tasks = 4\nqueries")
+    .replace("eval_queries = 5\n", "")
+    .replace("\nlr = ", "\nouter_lr = ")
+    .replace("slots = 1", "slots = 1\nfuse = 4")
+    .replace("seeds = 2", "seeds = 4")
 )
 STUCK_S = 120.0  # a command that neither ends nor records anything for so long is stuck
 SYNC_S = 60.0  # so long may MLflow take to come back
@@ -552,10 +560,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=8, help="strikes that count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(STRIKES), help="of strikes, with commas between")
+    parser.add_argument("--fused", action="store_true", help="runs of confirmation train together, four at a time")
     parser.add_argument("--keep-homes", action="store_true", help="those where nothing was wrong, too")
     parser.add_argument("--smallest", action="store_true", help="one kill of a small study: shows only that it runs")
     given = parser.parse_args(arguments)
-    study, rounds, kinds = STUDY, given.rounds, given.kinds.split(",")
+    study, rounds, kinds = FUSED if given.fused else STUDY, given.rounds, given.kinds.split(",")
     if given.smallest:
         study, rounds, kinds = SMALLEST, 1, ["driver"]
     if unknown := [kind for kind in kinds if kind not in STRIKES]:

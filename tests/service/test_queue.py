@@ -11,10 +11,15 @@ import pytest
 
 from cs330ray.errors import LedgerError
 from cs330ray.ledger import confirm
-from cs330ray.ledger.records import Ending
+from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.service import queue
 from cs330ray.service.messages import Assignment
-from tests.desk import Desk, begun
+from cs330ray.service.queue import Queue
+from cs330ray.spec.reading import parse
+from tests import company
+from tests.assignments import terms
+from tests.desk import Desk, Ear, OwnLease, begun
 from tests.studies_of_tests import toy
 
 COMPLETE = Ending("COMPLETE")
@@ -364,3 +369,50 @@ def test_what_limits_who_is_confirmed_is_said_truly(desk: Callable[..., Desk]) -
     assert second[0].endswith("trials 1, 2 have not ended; it is confirmed without")
     assert second[1].endswith(limited)
     assert len(second) == 2
+
+
+# Runs that train together --------------------------------------------------------------------------------------------
+
+
+def shared_out(home: Path, *, fuse: int, slots: int, seeds: int) -> list[list[int]]:
+    """How the runs of one trial's confirmation are shared out; each by its fresh seed."""
+    study = parse(
+        {
+            "name": "company", "trainable": "tests.company", "objective": ["val_loss"], "sampler": {"kind": "random"},
+            "search": {"lr": {"low": 0.01, "high": 0.5}, "width": [1, 2]}, "budget": {"trials": 1, "steps": 4},
+            "confirm": {"top": 1, "seeds": seeds}, "resources": {"fuse": fuse},
+        },
+        "company",
+    )  # fmt: skip
+    ledger = Writer.at(home)
+    ledger.open(study, {"tests.company": company.METRICS})
+    told = Queue(ledger, study, lambda *_: terms(home), lease=OwnLease(), listener=Ear(), slots=slots)
+    searched = told.next()
+    assert searched is not None
+    assert searched.beside == ()
+    ledger.write_rows(study, study.cells[0], 0, [Row(4, {"val_loss": 0.5}, 0.0)])
+    ledger.end(study, study.cells[0], 0, Ending("COMPLETE"))
+    told.left(searched)
+    fresh = {cell.key: cell.fresh for cell in confirm.fresh_cells(study)}
+    found = []
+    while (trial := told.next()) is not None:
+        found.append([fresh[each.cell] for each in trial.members])
+        if len(found) == 1:
+            told.part(trial.members)
+            told.left(trial)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fuse", "slots", "seeds", "found"),
+    [
+        (1, 1, 2, [[0], [0], [1]]),
+        (4, 1, 6, [[0, 1, 2], [0], [1], [2], [3, 4, 5]]),
+        (4, 2, 4, [[0, 1], [0], [1], [2], [3]]),
+        (8, 1, 3, [[0, 1, 2], [0], [1], [2]]),
+    ],
+)
+def test_runs_of_confirmation_are_shared_out_evenly_and_who_has_parted_goes_first_and_alone(
+    tmp_path: Path, fuse: int, slots: int, seeds: int, found: list[list[int]]
+) -> None:
+    assert shared_out(tmp_path, fuse=fuse, slots=slots, seeds=seeds) == found

@@ -269,7 +269,7 @@ def test_a_trial_that_was_given_up_when_ray_died_ends_with_its_first_news_under_
     at = place()
     session = Session(at.desk.ledger, at.desk.study, cast("Any", at.desk.lease), at.desk.ear, lambda: False)
     machine = SimpleNamespace(gpus_per_worker=lambda _: 0.0)
-    ground = SimpleNamespace(store=None, nodes=None, machine=machine, data={at.desk.cell.key: "d"})
+    ground = SimpleNamespace(store=None, nodes=None, slots=1, machine=machine, data={at.desk.cell.key: "d"})
     taken = list[tuple[Assignment, bool]]()
 
     def hand_over(_: Session, __: Any, own: OwnRay, recorder: Recorder, queue: Queue) -> bool:
@@ -436,3 +436,47 @@ def test_when_the_study_stops_a_worker_that_does_not_answer_is_killed(
     monkeypatch.setattr(watch.ray, "wait", lambda asked, num_returns, timeout: waited.append((asked, timeout)))
     at.watch.let_go()
     assert (waited, at.killed) == ([(["promise"], watch.LEAVE_S)], [worker])
+
+
+# Several in one worker -----------------------------------------------------------------------------------------------
+
+
+def together(at: Place) -> tuple[Any, Assignment]:
+    """Two trials that train together, as Tune has them, and both as they were told."""
+    first, second = at.desk.ask(), at.desk.ask()
+    told = replace(first, beside=(second,))
+    return at.trial(told), told
+
+
+def test_of_trials_that_train_together_nobody_is_silent_alone(place: Callable[..., Place]) -> None:
+    at = place()
+    trial, told = together(at)
+    at.passes(SILENCE_S + 1)
+    assert (at.ends(), at.killed) == ([RUNNING, RUNNING], ["worker 0"])
+    assert [line for line in at.desk.ear.said if "go on alone" in line] == [
+        "trials 0 on fresh seed None, 1 on fresh seed None go on alone: no row for 1m 00s"
+    ]
+    assert at.watch.left(trial) == (True, True)
+    assert at.desk.recorder.still_open(told) == list(told.members)
+
+
+def test_one_of_those_that_train_together_is_given_up_and_the_others_leave_with_it(place: Callable[..., Place]) -> None:
+    at = place()
+    trial, told = together(at)
+    news = News(start=begun(), beside=(News(start=begun()),))
+    assert not at.desk.recorder.take(trial.trial_id, 1, told, news)
+    at.watch.give_up(at.desk.cell.key, 1)
+    assert at.desk.recorder.take(trial.trial_id, 2, told, News(beside=(News(),)))
+    assert at.ends() == [RUNNING, GIVEN_UP]
+    assert [each.trial for each in at.desk.recorder.still_open(told)] == [0]
+
+
+def test_trials_that_train_together_share_what_their_worker_takes(place: Callable[..., Place]) -> None:
+    at = place(resources={})
+    trial, told = together(at)
+    at.desk.recorder.take(trial.trial_id, 1, told, News(start=begun(), beside=(News(start=begun()),)))
+    at.passes(4)
+    at.watch.left(trial)
+    for number in (0, 1):
+        [attempt] = at.desk.ledger.attempts(at.desk.study, at.desk.cell, number)
+        assert (attempt["cpus"], attempt["under_way_s"]) == (told.terms.cpus / 2, 4.0)

@@ -152,7 +152,7 @@ class News:
     end: Ending | None = None  # how it ended; it is the last news
     beside: tuple["News", ...] = ()  # what has happened to those that train beside it, in their order
     parts: str | None = None  # why they part: each goes on alone; "" where they have trained to their end
-    unequal: bool = False  # they part since together their numbers would be others
+    unequal: Literal[True] | None = None  # they part since together their numbers would be others
 
     @property
     def members(self) -> tuple["News", ...]:

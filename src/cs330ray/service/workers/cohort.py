@@ -65,7 +65,7 @@ class CohortRun:
             traceback.print_exc()  # for its log: alone, whoever raises it again ends by it
             parts = reason_of(error)
         first, *others = (member.news for member in self._members)
-        return replace(first, beside=tuple(others), parts=parts, unequal=unequal)
+        return replace(first, beside=tuple(others), parts=parts, unequal=unequal or None)
 
     def close(self) -> None:
         """End the generator, and give its memory back."""
