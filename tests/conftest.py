@@ -17,6 +17,8 @@ from tests.postgres import backend, database, postgres  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside one another
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as images of containers have it: the tests start many processes
+sys.dont_write_bytecode = False
 os.environ.pop("COLUMNS", None)  # tables are printed as into a pipe, in whatever terminal the tests run
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # under `nohup`, or behind `&` in a script: tests send these signals
