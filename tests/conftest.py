@@ -14,6 +14,7 @@ from hypothesis import settings
 from cs330ray.quiet import quiet
 from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
 from tests.postgres import backend, database, postgres  # noqa: F401
+from tests.templates import quick_databases  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside one another
