@@ -1,5 +1,6 @@
 """Fixtures of all tests: one Ray per run, and a home of its own for every test that wants one."""
 
+import gc
 import os
 import re
 import signal
@@ -30,6 +31,12 @@ settings.load_profile("beside others")
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported and collected out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
