@@ -33,6 +33,11 @@ if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
     os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on Ray, which take longest: no process is left with one when the others are done."""
+    items.sort(key=lambda item: "ray_here" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_finish() -> None:
     """Leave all that was imported and collected out of every later search for garbage."""
     gc.collect()
