@@ -1,5 +1,6 @@
 """Fixtures of all tests: one Ray per run, and a home of its own for every test that wants one."""
 
+import gc
 import os
 import re
 import signal
@@ -14,9 +15,12 @@ from hypothesis import settings
 from cs330ray.quiet import quiet
 from tests.made_study import made_home  # noqa: F401 - fixtures of several rooms
 from tests.postgres import backend, database, postgres  # noqa: F401
+from tests.templates import quick_databases  # noqa: F401
 
 quiet()  # before any test imports Ray or MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside one another
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as images of containers have it: the tests start many processes
+sys.dont_write_bytecode = False
 os.environ.pop("COLUMNS", None)  # tables are printed as into a pipe, in whatever terminal the tests run
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:  # under `nohup`, or behind `&` in a script: tests send these signals
@@ -27,6 +31,17 @@ settings.load_profile("beside others")
 ROOT = Path(__file__).parents[1]
 if "CS330RAY_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["CS330RAY_DATA"] = str(ROOT.parent / "shared" / "data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on Ray, which take longest: no process is left with one when the others are done."""
+    items.sort(key=lambda item: "ray_here" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported and collected out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -32,9 +32,9 @@ from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Row
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Silent
-from cs330ray.service.run import run
 from cs330ray.spec import reading
 from cs330ray.spec.study import Cell, Study
+from tests import in_process
 from tests.before import slope
 from tests.cli.test_cli import ran
 
@@ -280,11 +280,11 @@ def study_file(name: str) -> Path:
 
 
 def run_again(name: str, home: Path, *overrides: str) -> tuple[Ledger, Study]:
-    run(reading.read(study_file(name), overrides), home, mirror=False)
+    in_process.run(reading.read(study_file(name), overrides), home, mirror=False)
     return opened(home, name)
 
 
-def test_an_interrupted_study_resumes_and_ends_as_an_undisturbed_one(moved: Path, ray_here: str) -> None:
+def test_an_interrupted_study_resumes_and_ends_as_an_undisturbed_one(moved: Path) -> None:
     place = moved
     ledger, study = opened(place, "interrupted")
     (cell,) = study.cells
@@ -304,12 +304,12 @@ def test_an_interrupted_study_resumes_and_ends_as_an_undisturbed_one(moved: Path
         assert trial.values == (recorded[-1][1]["val_loss"],)
 
 
-def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(moved: Path, ray_here: str, tmp_path: Path) -> None:
+def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(moved: Path, tmp_path: Path) -> None:
     """One that began before cells drew in common, and so asks each cell for itself to its end."""
     said: list[str] = []
     listener = Silent()
     listener.says = said.append  # type: ignore[method-assign]
-    run(reading.read(study_file("interrupted")), moved, listener, mirror=False)
+    in_process.run(reading.read(study_file("interrupted")), moved, listener, mirror=False)
     ledger, study = opened(moved, "interrupted")
     assert said.count("interrupted: it asks as it began, each cell with draws of its own") == 1
     undisturbed = tmp_path / "undisturbed"
@@ -323,7 +323,7 @@ def test_a_resumed_study_asks_for_the_trials_of_an_undisturbed_one(moved: Path, 
     assert asked == wanted
 
 
-def test_a_finished_study_is_given_more_trials_and_more_steps(moved: Path, ray_here: str) -> None:
+def test_a_finished_study_is_given_more_trials_and_more_steps(moved: Path) -> None:
     place = moved
     before, old = opened(place, "slope")
     complete = {cell.key: [trial for trial in before.trials(old, cell) if trial.state == "COMPLETE"]
@@ -345,7 +345,7 @@ def test_a_finished_study_is_given_more_trials_and_more_steps(moved: Path, ray_h
             assert len(recorded) == len(computed) or trial.state == "PRUNED"
 
 
-def test_what_is_confirmed_after_more_steps_is_scored_as_the_trainable_scores(moved: Path, ray_here: str) -> None:
+def test_what_is_confirmed_after_more_steps_is_scored_as_the_trainable_scores(moved: Path) -> None:
     ledger, study = run_again("slope", moved, "budget.steps=15", "confirm.seeds=3")
     cells = [cell.under(fresh) for cell in study.cells for fresh in range(3)]
     longest = [run for cell in cells for run in ledger.trials(study, cell) if run.steps == 15]

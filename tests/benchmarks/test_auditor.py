@@ -14,14 +14,14 @@ from benchmarks.auditor import Findings
 from benchmarks import auditor
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
-from cs330ray.service.run import run
+from tests import in_process
 from tests.studies_of_tests import toy
 
 WELL, FRESH = '{"ends":"well"}', '{"ends":"well"} fresh 0'
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with COMPLETE, PRUNED, failed and confirmed trials, on one slot, mirrored."""
     home = tmp_path_factory.mktemp("good") / "runs"
     study = toy(
@@ -32,7 +32,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
         confirm={"top": 1, "seeds": 2},
         fixed={"ends_at": 18},
     )
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     Mirror(Writer.at(home), "toy", home).sync()
     return home
 

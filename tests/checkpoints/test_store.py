@@ -46,6 +46,7 @@ from cs330ray.service.workers import trial_run
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec.places import checkpoints_of, copies_of
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.service.test_run import Ear
@@ -842,10 +843,10 @@ def test_of_the_finished_trials_the_best_keep_their_copy_and_a_deleted_study_lea
 
 
 def test_a_study_is_deleted_without_its_store_only_where_that_is_meant(
-    home: Path, store: Path, ray_here: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home.parent}/mlflow.db")
-    run(toy(budget={"trials": 1}, resources={"slots": 1}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 1}, resources={"slots": 1}), home, mirror=False)
     ledger = Writer.at(home)
     store.rename(store.with_name("away"))
     store.write_text("no folder")
@@ -866,25 +867,23 @@ def test_a_study_is_deleted_without_its_store_only_where_that_is_meant(
 
 
 def test_a_study_does_not_begin_anew_where_the_store_that_it_had_is_not_mounted(
-    home: Path, store: Path, ray_here: str, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(toy(budget={"trials": 1}, resources={"slots": 1}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 1}, resources={"slots": 1}), home, mirror=False)
     store.rename(store.with_name("away"))
     more = toy(budget={"trials": 2}, resources={"slots": 1})
     with pytest.raises(
         StudyError, match=r"toy: checkpoints must be kept, but file:.* is not seen here: .*; mend the st"
     ):
-        run(more, home, mirror=False)
+        in_process.run(more, home, mirror=False)
     monkeypatch.setenv(stores.VARIABLE, f"file://{store}-2")
-    run(more, home, mirror=False)
+    in_process.run(more, home, mirror=False)
     assert len(whole(home)) == 2
 
 
-def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(
-    home: Path, store: Path, ray_here: str
-) -> None:
+def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(home: Path, store: Path) -> None:
     study = toy(budget={"trials": 2}, resources={"slots": 1})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger, less = Writer.at(home), toy(budget={"trials": 2}, resources={"slots": 1, "keep": 0})
     (cell,) = study.cells
     held = ledger.checkpoints(study, cell)
@@ -905,21 +904,20 @@ def test_what_a_store_does_not_let_go_stays_recorded_until_the_next_call(
     assert list(store.rglob("step-*")) == []
 
 
-@pytest.mark.slow
 def test_grown_steps_go_on_from_the_store_on_another_disk(
-    home: Path, store: Path, tmp_path: Path, ray_here: str, monkeypatch: pytest.MonkeyPatch
+    home: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(toy(budget={"trials": 2}, resources={"slots": 1}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 2}, resources={"slots": 1}), home, mirror=False)
     shutil.rmtree(home)
     grown = toy(budget={"trials": 2, "steps": 40}, resources={"slots": 1})
-    run(grown, home, mirror=False)
+    in_process.run(grown, home, mirror=False)
     ledger = Writer.at(home)
     (cell,) = grown.cells
     values = [trial.values for trial in standing(ledger.trials(grown, cell))]
     assert [ledger.attempts(grown, cell, number)[0]["resumed_from_step"] for number in (2, 3)] == [20, 20]
     monkeypatch.delenv(stores.VARIABLE)
     monkeypatch.setenv("CS330RAY_LEDGER", f"sqlite:///{tmp_path}/undisturbed.db")
-    run(grown, tmp_path / "undisturbed", mirror=False)
+    in_process.run(grown, tmp_path / "undisturbed", mirror=False)
     assert values == [trial.values for trial in Writer.at(home).trials(grown, cell)]
 
 

@@ -24,6 +24,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.spec import reading
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.desk import Desk
 from tests.service.test_run import dump
@@ -222,10 +223,11 @@ def with_a_wrong_pixel(png: bytes) -> bytes:
 
 
 def test_a_changed_study_under_an_old_name_is_refused_with_the_difference_and_nothing_is_overwritten(
-    home: Path, tmp_path: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(toml(toy(budget={"trials": 1, "steps": 5}), tmp_path / "toy.toml"))
-    assert ran(capsys, "run", file)[0] == 0
+    study = toy(budget={"trials": 1, "steps": 5})
+    file = str(toml(study, tmp_path / "toy.toml"))
+    in_process.run(study, home, mirror=False)
     before = dump(home / "ledger.db")
     for override, difference in [
         ("search.lr.high=2.0", "search.lr.high: 1.0 -> 2.0"),
@@ -436,6 +438,16 @@ def lone(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
+def lone_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The same in this process: exit code, stderr."""
+    code = 0
+    try:
+        app.study_main("maml", [*arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return code, capsys.readouterr().err
+
+
 TINY = [
     "--dataset",
     "glyphs",
@@ -478,11 +490,13 @@ def test_one_trial_runs_without_ray_resumes_and_is_tested_on_record(home: Path) 
         (["--study", "nowhere.toml"], "nowhere.toml: a study file must be readable"),
     ],
 )
-def test_bad_options_of_one_trial_are_one_clear_line(home: Path, arguments: list[str], fragment: str) -> None:
-    done = lone(*arguments)
-    assert done.returncode == 2
-    assert fragment in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_bad_options_of_one_trial_are_one_clear_line(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], fragment: str
+) -> None:
+    code, err = lone_here(capsys, *arguments)
+    assert code == 2
+    assert fragment in err
+    assert err.count("\n") == 1
     assert not home.exists()
 
 
@@ -539,14 +553,11 @@ def test_a_user_without_a_home_is_one_clear_line(home: Path, tmp_path: Path, stu
 def test_a_bad_address_of_mlflow_is_one_clear_line_without_the_password(
     home: Path,
     tmp_path: Path,
-    ray_here: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     uri: str,
 ) -> None:
-    from cs330ray.service.run import run
-
-    run(toy(budget={"trials": 1, "steps": 5}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 1, "steps": 5}), home, mirror=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     code, _, err = ran(capsys, "sync", "toy")
     assert (code, err.count("\n")) == (2, 1)
@@ -554,19 +565,16 @@ def test_a_bad_address_of_mlflow_is_one_clear_line_without_the_password(
     assert "secret" not in err
 
 
-def test_the_best_of_several_cells_is_valid_toml(home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from cs330ray.service.run import run
-
-    run(toy(compare={"data_seed": [0, 1]}, budget={"trials": 1, "steps": 5}), home, mirror=False)
-    printed = ran(capsys, "best", "toy")[1].splitlines()  # where Ray may speak of another test's dead worker meanwhile
-    found = tomllib.loads("\n".join(line for line in printed if "(raylet)" not in line))
+def test_the_best_of_several_cells_is_valid_toml(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    in_process.run(toy(compare={"data_seed": [0, 1]}, budget={"trials": 1, "steps": 5}), home, mirror=False)
+    found = tomllib.loads(ran(capsys, "best", "toy")[1])
     assert [one["fixed"]["data_seed"] for one in found["best"]] == [0, 1]
 
 
-def test_fewer_steps_than_a_lone_trial_has_are_refused(home: Path) -> None:
+def test_fewer_steps_than_a_lone_trial_has_are_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--trial", *TINY, "--eval-every-steps", "2"]
-    assert lone(*arguments, "--steps", "4").returncode == 0
-    done = lone(*arguments, "--steps", "2", "--test")
-    assert done.returncode == 2
-    assert "at least the 4" in done.stderr
-    assert lone(*arguments, "--steps", "-3").returncode == 2
+    assert lone_here(capsys, *arguments, "--steps", "4")[0] == 0
+    code, err = lone_here(capsys, *arguments, "--steps", "2", "--test")
+    assert code == 2
+    assert "at least the 4" in err
+    assert lone_here(capsys, *arguments, "--steps", "-3")[0] == 2

@@ -24,9 +24,9 @@ from cs330ray.ledger.database import Database
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
-from cs330ray.service.run import run
 from cs330ray.spec import places
 from cs330ray.spec.reading import parse
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.cli.test_cli import ran
 from tests.studies_of_tests import toml, toy, whole
@@ -244,10 +244,10 @@ def test_a_home_and_its_parts_may_be_links_to_another_disk(
     assert whole(home) == before
 
 
-def test_a_study_runs_in_a_home_that_is_a_link_to_another_disk(at: Path, other_disk: Path, ray_here: str) -> None:
+def test_a_study_runs_in_a_home_that_is_a_link_to_another_disk(at: Path, other_disk: Path) -> None:
     home = link_to(at / "home", other_disk)
     study = toy(budget={"trials": 1, "steps": 5})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Ledger.at(home)
     kept = ledger.kept(study, study.cells[0], 0)
     assert kept is not None

@@ -1,5 +1,6 @@
 """A command opens the ledger once, whatever it says of it."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from cs330ray.cli import app, run
 from cs330ray.cli.live import StudyConsole
 from cs330ray.ledger.database import Database
 from cs330ray.ledger.writer import Writer
+from cs330ray.mirror.process import NoMirror
+from cs330ray.service import run as service
 from cs330ray.spec import growth
+from tests import in_process
 from tests.filled import fill
 from tests.studies_of_tests import toy
 
@@ -59,7 +63,6 @@ def test_a_command_opens_the_ledger_once(filled: Path, monkeypatch: pytest.Monke
     assert openings.times == 1
 
 
-@pytest.mark.usefixtures("ray_here")
 def test_a_run_opens_the_ledger_once_compares_the_study_once_and_hears_what_had_ended(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,9 +75,11 @@ def test_a_run_opens_the_ledger_once_compares_the_study_once_and_hears_what_had_
         hear(console, trials)
 
     monkeypatch.setattr(StudyConsole, "had_ended", had_ended)
+    monkeypatch.setattr(service, "mirrored", lambda *_, **__: contextlib.nullcontext(NoMirror()))  # it opens its own
     for trials in (1, 2):
         study = toy(budget={"trials": trials, "steps": 5})
-        run.run_study(study, "toy.toml", "cs330ray run toy.toml")
+        with in_process.without_ray():
+            run.run_study(study, "toy.toml", "cs330ray run toy.toml")
     assert openings.times == 2
     assert comparisons.times == 1  # the first time there was nothing to compare with
     assert heard == [[], [(0, "COMPLETE")]]

@@ -14,9 +14,9 @@ from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import backup
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
-from cs330ray.service.run import run
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests.service.test_run import runs_of
 from tests.studies_of_tests import toy, whole
 
@@ -26,9 +26,9 @@ def study(**changes: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("finished") / "runs"
-    run(study(), home, mirror=False)
+    in_process.run(study(), home, mirror=False)
     return home
 
 
@@ -152,37 +152,35 @@ def test_damage_that_no_read_has_met_yet_stops_a_study_before_it_starts(copied: 
     connection.close()
     assert backup.damage(copied / "ledger.db") is not None
     with pytest.raises(LedgerError, match="restore"):
-        run(study(budget={"trials": 5}), copied, mirror=False)
+        in_process.run(study(budget={"trials": 5}), copied, mirror=False)
 
 
 def test_restored_the_study_goes_on_and_makes_again_what_was_recorded_after_the_backup(
-    home: Path, ray_here: str, finished: Path
+    home: Path, finished: Path
 ) -> None:
-    run(study(budget={"trials": 2}), home, mirror=False)
+    in_process.run(study(budget={"trials": 2}), home, mirror=False)
     chosen = backup.backups(home)[-1]
     kept = shutil.copy(chosen, home / "two.db")
-    run(study(), home, mirror=False)
+    in_process.run(study(), home, mirror=False)
     spoil(home)
     restored, aside = backup.restore(home, Path(kept))
     assert restored == Path(kept)
     assert aside is not None
     assert (aside / "ledger.db").exists()
     assert len(whole(home)) == 2
-    run(study(), home, mirror=False)
+    in_process.run(study(), home, mirror=False)
     assert whole(home) == whole(finished)
 
 
-def test_checkpoints_of_trials_that_the_restored_record_does_not_know_are_not_gone_on_from(
-    home: Path, ray_here: str
-) -> None:
-    run(study(budget={"trials": 1}), home, mirror=False)
+def test_checkpoints_of_trials_that_the_restored_record_does_not_know_are_not_gone_on_from(home: Path) -> None:
+    in_process.run(study(budget={"trials": 1}), home, mirror=False)
     kept = Path(shutil.copy(backup.backups(home)[-1], home / "one.db"))
-    run(study(budget={"trials": 2}), home, mirror=False)
+    in_process.run(study(budget={"trials": 2}), home, mirror=False)
     backup.restore(home, kept)
     (cell,) = study().cells
     (left,) = checkpoints_of(home, "toy", cell, 1).glob("step-*")
     (left / "state.json").write_text("not what trial 1 will be")
-    run(study(budget={"trials": 2}), home, mirror=False)
+    in_process.run(study(budget={"trials": 2}), home, mirror=False)
     ledger = Writer.at(home)
     assert ledger.attempts(study(), cell, 1)[0]["resumed_from_step"] is None
     assert ledger.trials(study(), cell)[1].state == "COMPLETE"

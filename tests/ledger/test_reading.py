@@ -3,6 +3,7 @@
 import errno
 import gc
 import hashlib
+import json
 import os
 import pwd
 import shutil
@@ -58,6 +59,18 @@ def command(words: list[str], out: Path) -> list[str]:
     return [sys.executable, "-m", "cs330ray", *(str(out) if word == "OUT" else word for word in words)]
 
 
+ONE_AFTER_ANOTHER = """
+import json, sys
+from cs330ray.cli import app
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["cs330ray", *words]
+    try:
+        app.main()
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+"""
+
+
 def environment(home: Path, scratch: Path) -> dict[str, str]:
     root = Path(__file__).parents[2]
     return {
@@ -95,13 +108,13 @@ def test_a_study_is_read_on_a_read_only_mount(of_before: Path, tmp_path: Path) -
     mount = f"mount --bind '{of_before}' '{of_before}' && mount -o remount,bind,ro '{of_before}'"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespaces here")
-    for number, words in enumerate(COMMANDS):
-        typed = " ".join(f"'{word}'" for word in command(words, Path(f"{out}-{number}")))
-        done = subprocess.run(
-            ["unshare", "-m", "sh", "-c", f"{mount} && ! touch '{of_before}/x' 2>/dev/null && exec {typed}"],
-            env=environment(of_before, scratch), capture_output=True, text=True, cwd=scratch, check=False,
-        )  # fmt: skip
-        assert (words, done.returncode, done.stderr) == (words, 0, "")
+    commands = [command(words, Path(f"{out}-{number}"))[3:] for number, words in enumerate(COMMANDS)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount} && ! touch '{of_before}/x' 2>/dev/null && exec \"$@\"", "sh",
+         sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)],
+        env=environment(of_before, scratch), capture_output=True, text=True, cwd=scratch, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_ledger_whose_driver_was_killed_is_read_with_what_its_log_holds(home: Path) -> None:

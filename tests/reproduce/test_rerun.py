@@ -23,12 +23,11 @@ from cs330ray.service.run import run
 from cs330ray.service.search.ask import ask
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.cli.test_cli import ran
 from tests.studies_of_tests import toy
 from tests.trial.test_contract import TINY_MAML
-
-pytestmark = pytest.mark.usefixtures("ray_here")
 
 WELL, RAISES, DIVERGES, NAN = ("ends=well", "ends=raises", "ends=diverges", "ends=nan")
 Reproduce = Callable[..., tuple[int, str, str]]
@@ -46,10 +45,10 @@ def all_ends() -> Study:
 
 
 @pytest.fixture(scope="module")
-def every_end(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def every_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with COMPLETE, PRUNED and failed trials of each kind, one configuration of it confirmed on four seeds."""
     home = tmp_path_factory.mktemp("every-end")
-    run(all_ends(), home, mirror=False)
+    in_process.run(all_ends(), home, mirror=False)
     return home
 
 
@@ -351,11 +350,11 @@ def test_a_test_that_raises_now_is_not_reproduced(
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trial of 12 steps with a row every 5, which goes on to 23 as trial 1."""
     home = tmp_path_factory.mktemp("grown")
     for steps in (12, 23):
-        run(toy(budget={"trials": 1, "steps": steps}), home, mirror=False)
+        in_process.run(toy(budget={"trials": 1, "steps": steps}), home, mirror=False)
     return home
 
 
@@ -379,7 +378,7 @@ def test_the_first_of_a_grown_line_is_compared_with_its_own_rows(
 
 @pytest.mark.slow
 def test_a_system_of_the_course_that_was_run_by_ray_is_equal_without(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = {
         "name": "tiny", "trainable": "maml", "objective": ["val_accuracy"], "fixed": TINY_MAML,

@@ -31,11 +31,10 @@ from cs330ray.service.run import run
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study, fresh_seed, trial_seed
 from cs330ray.spec.tables import Budget
+from tests import in_process
 from tests import noisy as noisy_trainable
 from tests.noisy import luck
 from tests.studies_of_tests import toml, whole
-
-pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def noisy(**changes: Any) -> Study:
@@ -318,14 +317,13 @@ def test_a_trial_is_shown_with_its_fresh_runs_and_their_checkpoints(cursed: Path
     assert all(Path(row[-1]).is_dir() for row in sheet.rows)
 
 
-@pytest.mark.slow
 def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chosen(home: Path) -> None:
     """Trials of one seed each: more of them find a luckier one."""
     quality: dict[str, Any] = {"search": {"quality": {"low": 0.59, "high": 0.6}}}
     few = noisy(**quality, seed=2, budget={"trials": 2, "steps": 1}, confirm={"top": 1, "seeds": 2})
     many = noisy(**quality, seed=2, budget={"trials": 8, "steps": 1}, confirm={"top": 1, "seeds": 2})
-    run(few, home, mirror=False)
-    run(many, home, mirror=False)
+    in_process.run(few, home, mirror=False)
+    in_process.run(many, home, mirror=False)
     ledger = Writer.at(home)
     found = confirm.confirmed(ledger, many)["{}"]
     assert [one.current for one in found] == [True, False]
@@ -335,10 +333,9 @@ def test_who_is_no_longer_among_the_best_of_a_grown_study_is_shown_and_not_chose
     assert [row[-1] for row in table.rows] == ["chosen", "not among the candidates now"]
 
 
-@pytest.mark.slow
 def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
     few = noisy(search={"quality": [0.55, 0.6]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
-    run(few, home, mirror=False)
+    in_process.run(few, home, mirror=False)
     ledger = Writer.at(home)
     Mirror(ledger, "noisy", home).sync()
     grown = few.model_copy(update={"budget": Budget(trials=8, steps=1)})
@@ -347,7 +344,7 @@ def test_mlflow_follows_the_choice_of_a_study_that_grows(home: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     (cell,) = client.search_runs(["1"], "tags.`cs330ray.kind` = 'cell'")
     assert (cell.info.status, cell.data.tags["cs330ray.confirmed_trial"]) == ("RUNNING", "0")
-    run(grown, home, mirror=False)
+    in_process.run(grown, home, mirror=False)
     Mirror(ledger, "noisy", home).sync()
     (cell,) = client.search_runs(["1"], "tags.`cs330ray.kind` = 'cell'")
     chosen = choices(standings(ledger, grown))["{}"]
@@ -380,7 +377,7 @@ def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_sear
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And through confirmation too, on validation; what failed is the test, and it is said so."""
-    run(noisy(fixed={"on_test": "raises"}), home, mirror=False)
+    in_process.run(noisy(fixed={"on_test": "raises"}), home, mirror=False)
     assert {state for _, _, state, *_ in whole(home, "noisy")} == {"COMPLETE"}
     assert [(state, test) for _, _, state, _, _, _, _, test, _ in confirmations(home)] == [("COMPLETE", {})] * 3
     (row,) = of_table(home)
@@ -403,14 +400,15 @@ def test_a_trainable_whose_test_split_raises_when_read_goes_through_a_whole_sear
         ("uneven", "0.5 ±0 (n 3)", "the seeds scored other items"),
     ],
 )
-@pytest.mark.slow
 def test_whatever_a_test_returns_the_study_ends_and_is_shown(home: Path, on_test: str, tested: str, tasks: str) -> None:
-    run(noisy(budget={"trials": 1, "steps": 1}, fixed={"on_test": on_test}), home, mirror=False)
+    in_process.run(noisy(budget={"trials": 1, "steps": 1}, fixed={"on_test": on_test}), home, mirror=False)
     (row,) = of_table(home)
     assert (row["test, ci95_seeds"], row["ci95_tasks"], row["state"]) == (tested, tasks, "chosen")
 
 
-def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_same_weights(home: Path) -> None:
+def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_same_weights(
+    home: Path, ray_here: str
+) -> None:
     study = noisy(budget={"trials": 1, "steps": 9}, fixed={"on_test": "kills", "stops_at": 4}, confirm={"seeds": 1})
     run(study, home, mirror=False)
     ((_, _, state, _, _, _, rows, test, _),) = confirmations(home)
@@ -422,25 +420,26 @@ def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_sa
 
 def test_one_fresh_seed_has_no_interval_anywhere(home: Path) -> None:
     study = noisy(compare={"bonus": [0.0, 0.1]}, budget={"trials": 1, "steps": 1}, confirm={"top": 1, "seeds": 1})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     assert all("±" not in line for line in words(home))
     assert all("(n 1, no interval)" in line for line in words(home) if "between" not in line)
     ledger = Writer.at(home)
     assert "confirmed on 1 fresh seed:" in tables.best_toml(ledger, study)
 
 
-@pytest.mark.slow
 def test_confirmation_is_neither_pruned_nor_seen_by_the_sampler_of_a_study_that_grows(tmp_path: Path) -> None:
     raw: dict[str, Any] = {
         "sampler": {"kind": "tpe", "startup": 2}, "search": {"quality": {"low": 0.1, "high": 0.9}},
         "prune": {"kind": "asha", "min_steps": 1, "reduction": 2}, "resources": {"slots": 1},
     }  # fmt: skip
     grown = {"budget": {"trials": 8, "steps": 4}}
-    run(noisy(**raw, confirm={"top": 2, "seeds": 2}, budget={"trials": 4, "steps": 4}), tmp_path / "a", mirror=False)
+    in_process.run(
+        noisy(**raw, confirm={"top": 2, "seeds": 2}, budget={"trials": 4, "steps": 4}), tmp_path / "a", mirror=False
+    )
     assert {state for _, _, state, *_ in confirmations(tmp_path / "a")} == {"COMPLETE"}
     assert len(confirmations(tmp_path / "a")) == 4
-    run(noisy(**raw, confirm={"top": 2, "seeds": 2}, **grown), tmp_path / "a", mirror=False)
-    run(noisy(**raw, confirm=None, **grown), tmp_path / "b", mirror=False)
+    in_process.run(noisy(**raw, confirm={"top": 2, "seeds": 2}, **grown), tmp_path / "a", mirror=False)
+    in_process.run(noisy(**raw, confirm=None, **grown), tmp_path / "b", mirror=False)
     assert whole(tmp_path / "a", "noisy") == whole(tmp_path / "b", "noisy")
 
 
@@ -449,7 +448,7 @@ def test_a_test_that_raises_for_the_best_on_validation_alone_does_not_change_the
         fixed={"noise": 0.0, "raises_below": 0.58}, search={"quality": [0.55, 0.6]}, objective=["val_accuracy"],
         confirm={"top": 2, "seeds": 1},
     )  # fmt: skip
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     by_quality = {row["state"]: row["test, ci95_seeds"] for row in of_table(home)}
     assert by_quality["chosen"].startswith("0.6")
     assert by_quality[""].startswith("failed: raised")
@@ -460,7 +459,7 @@ def test_it_is_said_why_nobody_is_chosen(home: Path) -> None:
         objective=["val_accuracy", "val_cost"], fixed={"cost": 2.0}, budget={"trials": 1, "steps": 1},
         confirm={"seeds": 1, "bounds": {"val_cost": 1.0}},
     )  # fmt: skip
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     why = "no candidate keeps confirm.bounds (trial 0 breaks val_cost <= 1); see `cs330ray show`"
     assert words(home) == [f"not confirmed: {why}"]
     assert {row["state"] for row in of_table(home)} == {"breaks val_cost <= 1"}
@@ -473,7 +472,7 @@ def test_test_chooses_nothing(home: Path) -> None:
         fixed={"noise": 0.0, "on_test": "opposite"}, search={"quality": {"low": 0.1, "high": 0.9}},
         confirm={"top": 8, "seeds": 2},
     )  # fmt: skip
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Writer.at(home)
     chosen = choices(standings(ledger, study))["{}"]
     assert chosen.searched.values == max(one.values for one in ledger.trials(study, study.cells[0]) if one.values)
@@ -481,7 +480,7 @@ def test_test_chooses_nothing(home: Path) -> None:
 
 
 def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Path) -> None:
-    run(noisy(fixed={"diverges_on": fresh_seed(0, 1)}), home, mirror=False)
+    in_process.run(noisy(fixed={"diverges_on": fresh_seed(0, 1)}), home, mirror=False)
     assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "FAIL", "COMPLETE"]
     ledger = Writer.at(home)
     assert choices(standings(ledger, ledger.study("noisy"))) == {}
@@ -489,32 +488,31 @@ def test_a_diverged_fresh_seed_is_recorded_and_takes_its_candidate_out(home: Pat
 
 def test_confirmation_may_be_added_and_grown_later_and_runs_what_is_missing_alone(home: Path) -> None:
     two: dict[str, Any] = {"search": {"quality": [0.55, 0.6]}}
-    run(noisy(**two, confirm=None), home, mirror=False)
+    in_process.run(noisy(**two, confirm=None), home, mirror=False)
     assert confirmations(home) == []
-    run(noisy(**two, confirm={"top": 1, "seeds": 2}), home, mirror=False)
+    in_process.run(noisy(**two, confirm={"top": 1, "seeds": 2}), home, mirror=False)
     first = confirmations(home)
     assert len(first) == 2
-    run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    in_process.run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
     after = confirmations(home)
     assert len(after) == 6
     assert [one for one in after if one in first] == first
-    run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
+    in_process.run(noisy(**two, confirm={"top": 2, "seeds": 3}), home, mirror=False)
     assert confirmations(home) == after
 
 
-@pytest.mark.slow
 def test_how_confirmation_chooses_may_not_change_once_it_is_there(home: Path) -> None:
     two = {"objective": ["val_accuracy", "val_cost"], "search": {"cost": {"low": 0.0, "high": 1.0}}}
-    run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.5}}), home, mirror=False)
+    in_process.run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.5}}), home, mirror=False)
     before = whole(home, "noisy"), confirmations(home)
     with pytest.raises(SpecError, match=r"confirm\.bounds"):
-        run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.9}}), home, mirror=False)
+        in_process.run(noisy(**two, confirm={"seeds": 2, "bounds": {"val_cost": 0.9}}), home, mirror=False)
     assert (whole(home, "noisy"), confirmations(home)) == before
 
 
 def test_time_ends_the_search_and_confirmation_comes_after_it(home: Path) -> None:
-    study = noisy(budget={"trials": 1000, "steps": 2, "time": 2.0}, confirm={"top": 1, "seeds": 2})
-    run(study, home, mirror=False)
+    study = noisy(budget={"trials": 1000, "steps": 2, "time": 0.5}, confirm={"top": 1, "seeds": 2})
+    in_process.run(study, home, mirror=False)
     assert 0 < len(whole(home, "noisy")) < 1000
     assert [state for _, _, state, *_ in confirmations(home)] == ["COMPLETE", "COMPLETE"]
 
@@ -584,7 +582,7 @@ def test_two_objectives_end_to_end(home: Path) -> None:
         search={"quality": {"low": 0.1, "high": 0.9}, "cost": {"low": 0.0, "high": 2.0}},
         budget={"trials": 12, "steps": 1}, confirm={"seeds": 2, "bounds": {"val_cost": 1.5}},
     )  # fmt: skip
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Writer.at(home)
     Mirror(ledger, "noisy", home).sync()
     trials = ledger.trials(study, study.cells[0])

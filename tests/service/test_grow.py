@@ -20,6 +20,7 @@ from cs330ray.report import tables
 from cs330ray.service.run import run
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import Cell, Study
+from tests import in_process
 from tests.service.test_run import Ear, runs_of
 from tests.studies_of_tests import toy, whole
 
@@ -55,16 +56,16 @@ def curve(home: Path, *numbers: int) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.fixture(scope="module")
-def four_short_trials(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def four_short_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("short")
-    run(short(), home, mirror=False)
+    in_process.run(short(), home, mirror=False)
     return home
 
 
 @pytest.fixture(scope="module")
-def six_long_trials(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> Path:
+def six_long_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("long")
-    run(long(budget={"trials": 6}), home, mirror=False)
+    in_process.run(long(budget={"trials": 6}), home, mirror=False)
     return home
 
 
@@ -74,8 +75,10 @@ def home_of_four(four_short_trials: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(four_short_trials, tmp_path / "runs"))
 
 
-def test_grown_steps_and_trials_give_what_an_undisturbed_study_gives(home_of_four: Path, six_long_trials: Path) -> None:
-    run(long(budget={"trials": 6}), home_of_four, mirror=False)
+def test_grown_steps_and_trials_give_what_an_undisturbed_study_gives(
+    home_of_four: Path, six_long_trials: Path, ray_here: str
+) -> None:
+    run(long(budget={"trials": 6}), home_of_four, mirror=False)  # on Ray; the others in this process
     grown, undisturbed = lines(home_of_four), lines(six_long_trials)
     assert len(grown) == 6
     for ours, theirs in zip(grown, undisturbed, strict=True):
@@ -86,7 +89,7 @@ def test_a_continuation_is_a_trial_of_its_own_with_the_rows_after_those_of_the_f
     home_of_four: Path, six_long_trials: Path
 ) -> None:
     before = whole(home_of_four)
-    run(long(), home_of_four, mirror=False)
+    in_process.run(long(), home_of_four, mirror=False)
     after = whole(home_of_four)
     assert after[:4] == before
     assert [trial.continues for trial in lines(home_of_four)] == [0, 1, 2, 3]
@@ -97,14 +100,14 @@ def test_a_continuation_is_a_trial_of_its_own_with_the_rows_after_those_of_the_f
 
 def test_what_goes_on_is_said_before_it_starts_and_the_same_again_does_nothing(home_of_four: Path) -> None:
     ear = Ear()
-    run(long(), home_of_four, ear, mirror=False)
+    in_process.run(long(), home_of_four, ear, mirror=False)
     said = [line for line in ear.lines if line.startswith("grown")]
     assert said == [
         "grown: budget.steps: 20 -> 40",
         "grown: all: 4 COMPLETE trials of 20 steps go on to 40, as trials of their own",
     ]
     before = whole(home_of_four)
-    run(long(), home_of_four, mirror=False)
+    in_process.run(long(), home_of_four, mirror=False)
     assert whole(home_of_four) == before
 
 
@@ -116,7 +119,7 @@ def test_a_continuation_whose_checkpoint_is_gone_trains_again_and_says_so(
     (cell,) = study.cells
     ledger.forget_checkpoints(study, cell, 2)
     ear = Ear()
-    run(long(), home_of_four, ear, mirror=False)
+    in_process.run(long(), home_of_four, ear, mirror=False)
     assert any("1 of them have no checkpoint any more and train again from the start" in line for line in ear.lines)
     assert any("trial 6 continues trial 2, of which no checkpoint is left" in line for line in ear.lines)
     assert ledger.attempts(study, cell, 6)[0]["resumed_from_step"] is None
@@ -137,12 +140,12 @@ def test_a_study_cut_between_growing_and_continuing_goes_on(home_of_four: Path, 
     enter(ledger, study)
     assert waiting(ledger, study) == []
     assert len(ledger.trials(study, cell)) == 8
-    run(long(), home_of_four, mirror=False)
+    in_process.run(long(), home_of_four, mirror=False)
     assert [trial.values for trial in lines(home_of_four)] == [trial.values for trial in lines(six_long_trials)][:4]
 
 
 def test_an_interrupted_trial_of_fewer_steps_goes_on_to_the_new_ones_under_its_own_number(
-    home: Path, ray_here: str, six_long_trials: Path
+    home: Path, six_long_trials: Path
 ) -> None:
     ledger = Writer.at(home)
     ledger.open(short(), {"tests.toy": Writer.at(six_long_trials).metrics(short(), "tests.toy")})
@@ -150,7 +153,7 @@ def test_an_interrupted_trial_of_fewer_steps_goes_on_to_the_new_ones_under_its_o
     (cell,) = study.cells
     first = Writer.at(six_long_trials).history(study, cell)[0]
     ledger.enter(study, cell, first, int(first.user_attrs["seed"]))
-    run(long(), home, mirror=False)
+    in_process.run(long(), home, mirror=False)
     assert [trial.number for trial in lines(home)] == [0, 1, 2, 3]
     assert lines(home)[0].steps == 40
     assert curve(home, 0) == curve(six_long_trials, 0)
@@ -191,7 +194,7 @@ def test_a_trial_that_goes_on_just_now_is_shown_by_what_it_had_reached() -> None
 
 
 def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: Path) -> None:
-    run(long(confirm={"top": 1, "seeds": 2}), home_of_four, mirror=False)
+    in_process.run(long(confirm={"top": 1, "seeds": 2}), home_of_four, mirror=False)
     ledger = Writer.at(home_of_four)
     study = ledger.study("toy")
     (found,) = confirm.confirmed(ledger, study).values()
@@ -200,8 +203,8 @@ def test_confirmation_is_of_the_continuations_and_runs_all_steps(home_of_four: P
     assert all(ledger.last_step(study, run.trial.cell, best.number) == 40 for run in found[0].runs)
 
 
-def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray_here: str) -> None:
-    run(long(), home_of_four, mirror=False)
+def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path) -> None:
+    in_process.run(long(), home_of_four, mirror=False)
     ledger = Writer.at(home_of_four)
     reasons = {row[1]: row[-1] for row in tables.trials(ledger, ledger.study("toy")).rows}
     assert (reasons["0"], reasons["4"]) == ("continued as 4", "continues 0")
@@ -214,7 +217,7 @@ def test_show_and_mlflow_say_which_trial_continues_which(home_of_four: Path, ray
 
 
 def test_the_checkpoints_of_those_that_were_continued_go_when_their_successors_have_ended(home_of_four: Path) -> None:
-    run(long(), home_of_four, mirror=False)
+    in_process.run(long(), home_of_four, mirror=False)
     ledger = Writer.at(home_of_four)
     study = ledger.study("toy")
     (cell,) = study.cells
@@ -226,8 +229,8 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     home: Path, ray_here: str
 ) -> None:
     early = {"ends": "early", "ends_at": 10}
-    run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1}), home, mirror=False)
-    run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1, "steps": 40}), home, mirror=False)
+    in_process.run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1}), home, mirror=False)
+    in_process.run(toy(resources=ONE_SLOT, fixed=early, budget={"trials": 1, "steps": 40}), home, mirror=False)
     ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
@@ -242,11 +245,11 @@ def test_a_trial_that_had_ended_early_by_itself_is_continued_at_once_with_its_va
     assert {row[1]: row[4] for row in tables.trials(ledger, study).rows} == {"0": "10", "1": "10"}
 
 
-def test_the_pruner_is_asked_where_a_trial_goes_on_what_it_was_not_asked_at_its_end(home: Path, ray_here: str) -> None:
+def test_the_pruner_is_asked_where_a_trial_goes_on_what_it_was_not_asked_at_its_end(home: Path) -> None:
     """With rungs at 20 and 40, 20 was the last step before: of three, asha keeps one."""
     prune = {"kind": "asha", "min_steps": 20, "reduction": 3}
-    run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3}), home, mirror=False)
-    run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3, "steps": 60}), home, mirror=False)
+    in_process.run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3}), home, mirror=False)
+    in_process.run(toy(resources=ONE_SLOT, prune=prune, budget={"trials": 3, "steps": 60}), home, mirror=False)
     ended = lines(home)
     (best,) = [trial for trial in ended if trial.state == "COMPLETE"]
     assert [trial.reason for trial in ended if trial is not best] == ["asha at step 20, 2 rivals"] * 2
@@ -266,18 +269,18 @@ def test_fronts_are_of_the_most_steps_alone() -> None:
     assert [one.number for one in pareto_front(rankable(found), ["min"])] == [3]
 
 
-def test_no_trial_goes_on_after_the_time_is_spent(home: Path, ray_here: str) -> None:
-    run(short(budget={"trials": 2, "steps": 20, "time": 3600.0}), home, mirror=False)
+def test_no_trial_goes_on_after_the_time_is_spent(home: Path) -> None:
+    in_process.run(short(budget={"trials": 2, "steps": 20, "time": 3600.0}), home, mirror=False)
     ledger = Writer.at(home)
     study = ledger.study("toy")
     (cell,) = study.cells
     ledger.seen(study, "a long one", 3600.0)
     ear = Ear()
-    run(long(budget={"trials": 2, "time": 3600.0}), home, ear, mirror=False)
+    in_process.run(long(budget={"trials": 2, "time": 3600.0}), home, ear, mirror=False)
     assert any("budget.time is spent" in line for line in ear.lines)
     assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 2 + ["RUNNING"] * 2
     assert not any(ledger.begun(study, cell, number) for number in (2, 3))
-    run(long(budget={"trials": 2, "time": 9000.0}), home, mirror=False)
+    in_process.run(long(budget={"trials": 2, "time": 9000.0}), home, mirror=False)
     assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 4
 
 

@@ -30,6 +30,7 @@ from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec import places
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import fresh_seed
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.service.test_actor import noisy
@@ -162,35 +163,33 @@ def test_a_run_of_confirmation_that_fails_before_it_could_say_on_what_it_runs_ha
 # All fail -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_whose_trials_all_fail_stops_after_the_share_with_the_commonest_reason(
-    home: Path, ray_here: str
-) -> None:
+def test_a_study_whose_trials_all_fail_stops_after_the_share_with_the_commonest_reason(home: Path) -> None:
     fails = {"resources": {"slots": 1}, "fixed": {"ends": "raises"}}
     study = toy(budget={"trials": 8, "fail_share": 0.25}, **fails)
     with pytest.raises(StudyError, match="all 2 that ended have failed, 2 of them with: raised: RuntimeError: planted"):
-        run(study, home, mirror=False)
+        in_process.run(study, home, mirror=False)
     assert [trial[2] for trial in whole(home)[:2]] == ["FAIL", "FAIL"]
     assert len(whole(home)) <= 3
     with pytest.raises(StudyError, match=r"fail_share=1` \(now 0\.25\)"):
-        run(study, home, mirror=False)
+        in_process.run(study, home, mirror=False)
     assert len(whole(home)) <= 3
-    run(toy(budget={"trials": 8, "fail_share": 1.0}, **fails), home, mirror=False)
+    in_process.run(toy(budget={"trials": 8, "fail_share": 1.0}, **fails), home, mirror=False)
     assert [trial[2] for trial in whole(home)] == ["FAIL"] * 8
 
 
-def test_no_cell_is_judged_before_it_had_its_turn(home: Path, ray_here: str) -> None:
+def test_no_cell_is_judged_before_it_had_its_turn(home: Path) -> None:
     study = toy(
         compare={"ends": ["raises", "diverges", "well"]},
         budget={"trials": 1, "fail_share": 0.1},
         resources={"slots": 1},
     )
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     assert [trial[2] for trial in whole(home)] == ["FAIL", "FAIL", "COMPLETE"]
 
 
-def test_one_trial_that_does_well_keeps_a_study_going(home: Path, ray_here: str) -> None:
+def test_one_trial_that_does_well_keeps_a_study_going(home: Path) -> None:
     study = toy(compare={"ends": ["raises", "well"]}, budget={"trials": 2, "fail_share": 0.25}, resources={"slots": 1})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     assert len(whole(home)) == 4
 
 
@@ -320,11 +319,9 @@ def test_a_disk_that_takes_no_word_of_a_trial_does_not_fail_it(tmp_path: Path) -
 # Thinning -----------------------------------------------------------------------------------------------------------
 
 
-def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep_their_rows(
-    home: Path, ray_here: str
-) -> None:
+def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep_their_rows(home: Path) -> None:
     study = toy(budget={"trials": 5}, resources={"slots": 1, "keep": 2})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Writer.at(home)
     (cell,) = study.cells
     trials = ledger.trials(study, cell)
@@ -336,18 +333,18 @@ def test_of_the_finished_trials_the_best_keep_their_last_checkpoint_and_all_keep
         assert ledger.last_step(study, cell, trial.number) == 20
 
 
-def test_more_may_be_kept_from_now_on_and_fewer_at_once(home: Path, ray_here: str) -> None:
-    run(toy(budget={"trials": 3}, resources={"slots": 1}), home, mirror=False)
+def test_more_may_be_kept_from_now_on_and_fewer_at_once(home: Path) -> None:
+    in_process.run(toy(budget={"trials": 3}, resources={"slots": 1}), home, mirror=False)
     ledger = Writer.at(home)
     study = ledger.study("toy")
     assert len(ledger.checkpoints(study, study.cells[0])) == 3
-    run(toy(budget={"trials": 3}, resources={"slots": 1, "keep": 0}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 3}, resources={"slots": 1, "keep": 0}), home, mirror=False)
     assert ledger.checkpoints(study, study.cells[0]) == {}
 
 
-def test_runs_of_confirmation_keep_their_checkpoints(home: Path, ray_here: str) -> None:
+def test_runs_of_confirmation_keep_their_checkpoints(home: Path) -> None:
     study = toy(budget={"trials": 1}, resources={"slots": 1, "keep": 0}, confirm={"top": 1, "seeds": 1})
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Writer.at(home)
     (cell,) = study.cells
     assert ledger.checkpoint(study, cell, 0) is None

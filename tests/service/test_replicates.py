@@ -14,9 +14,9 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.report.open_study import opened
 from cs330ray.service import queue
 from cs330ray.service.messages import Assignment
-from cs330ray.service.run import run
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests.desk import Desk, begun
 from tests.studies_of_tests import toy
 
@@ -168,8 +168,7 @@ def test_more_trials_are_searched_and_confirmed_replicate_by_replicate(desk: Cal
     assert all(replicate == 0 for replicate, _ in more[:first_of_second])
 
 
-@pytest.mark.slow
-def test_a_run_records_a_look_when_all_is_whole_and_before_the_study_grows(home: Path, ray_here: str) -> None:
+def test_a_run_records_a_look_when_all_is_whole_and_before_the_study_grows(home: Path) -> None:
     """Also the one that a driver did not come to record: a reader was shown it."""
 
     def asked(searches: int) -> Study:
@@ -187,14 +186,14 @@ def test_a_run_records_a_look_when_all_is_whole_and_before_the_study_grows(home:
         ledger = Writer.at(home)
         return [(look.number, look.units) for look in seen.recorded_looks(ledger, ledger.study("again"))]
 
-    run(asked(2), home, mirror=False)
+    in_process.run(asked(2), home, mirror=False)
     assert looks() == []  # nothing can be claimed
-    run(asked(3), home, mirror=False)
+    in_process.run(asked(3), home, mirror=False)
     assert looks() == [(1, 3)]
     before = opened("again", home).answer
     Writer.at(home).database.execute(LOOKS.delete())
     assert opened("again", home).answer == before
-    run(asked(4), home, mirror=False)
+    in_process.run(asked(4), home, mirror=False)
     assert looks() == [(1, 3), (2, 4)]
     frame = opened("again", home).trials
     assert frame.groupby(["cell", "replicate"]).size().tolist() == [2] * 8

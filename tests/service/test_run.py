@@ -30,6 +30,7 @@ from cs330ray.service.search import ask
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import Study
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.assignments import assignment
 from tests.studies_of_tests import toml, toy, whole
@@ -144,11 +145,11 @@ def test_optuna_opens_what_a_study_left(every_end: Path) -> None:
 def test_the_same_study_again_does_nothing_and_a_greater_budget_goes_on(every_end: Path, tmp_path: Path) -> None:
     home = Path(shutil.copytree(every_end, tmp_path / "runs"))
     before = whole(home)
-    run(toy(**ALL_ENDS, resources={"slots": 1}), home, mirror=False)
+    in_process.run(toy(**ALL_ENDS, resources={"slots": 1}), home, mirror=False)
     assert whole(home) == before
     grown = {**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}
     ear = Ear()
-    run(toy(**grown, resources={"slots": 1}), home, ear, mirror=False)
+    in_process.run(toy(**grown, resources={"slots": 1}), home, ear, mirror=False)
     assert "grown: budget.trials: 3 -> 4" in ear.lines
     after = whole(home)
     assert len(after) == 16
@@ -173,7 +174,7 @@ def test_what_does_not_fit_the_machine_is_refused_before_anything_starts(
 
 def test_the_first_lines_say_what_is_confirmed_and_that_gpus_that_are_not_here_count_as_none(home: Path) -> None:
     ear = Ear()
-    run(toy(confirm={"seeds": 1}, resources={"gpus": 0.5}, budget={"trials": 1}), home, ear, mirror=False)
+    in_process.run(toy(confirm={"seeds": 1}, resources={"gpus": 0.5}, budget={"trials": 1}), home, ear, mirror=False)
     assert "toy: then the best 3 of each cell again on 1 fresh seed, and test" in ear.lines
     assert any("no GPU here" in line for line in ear.lines)
 
@@ -181,7 +182,7 @@ def test_the_first_lines_say_what_is_confirmed_and_that_gpus_that_are_not_here_c
 def test_one_slot_asks_the_same_study_twice(tmp_path: Path) -> None:
     study = toy(budget={"trials": 6}, prune={"kind": "asha", "min_steps": 5}, resources={"slots": 1})
     for name in ("a", "b"):
-        run(study, tmp_path / name, mirror=False)
+        in_process.run(study, tmp_path / name, mirror=False)
     assert whole(tmp_path / "a") == whole(tmp_path / "b")
 
 
@@ -195,9 +196,10 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_here: str) -> list[tuple[Any, ...]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    """What the slow study comes to; here without its naps."""
     home = tmp_path_factory.mktemp("undisturbed")
-    run(slow(), home, mirror=False)
+    in_process.run(toy(**SLOW), home, mirror=False)
     return whole(home)
 
 
@@ -473,7 +475,7 @@ def mirrors_of(home: Path) -> list[int]:
 
 
 def test_a_spent_study_is_not_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(toy(budget={"trials": 1}), home, mirror=False)
+    in_process.run(toy(budget={"trials": 1}), home, mirror=False)
     monkeypatch.setattr("cs330ray.service.tune.tune.run", lambda *_, **__: pytest.fail("nothing is left to run"))
     run(toy(budget={"trials": 1}), home, mirror=False)
     assert len(whole(home)) == 1
@@ -494,7 +496,7 @@ def test_two_objectives_leave_a_front_and_both_values(home: Path) -> None:
         sampler={"kind": "nsga2", "population": 4},
         budget={"trials": 8, "steps": 10},
     )
-    run(study, home, mirror=False)
+    in_process.run(study, home, mirror=False)
     ledger = Writer.at(home)
     trials = ledger.trials(study, study.cells[0])
     assert all(len(trial.values or ()) == 2 for trial in trials)
@@ -508,7 +510,9 @@ def test_two_mirrors_in_turn_make_no_run_twice(tmp_path: Path, every_end: Path) 
     ledger = Writer.at(home)
     one, other = Mirror(ledger, "toy", home), Mirror(ledger, "toy", home)
     one.sync()
-    run(toy(**{**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}, resources={"slots": 1}), home, mirror=False)
+    in_process.run(
+        toy(**{**ALL_ENDS, "budget": {"trials": 4, "steps": 20}}, resources={"slots": 1}), home, mirror=False
+    )
     other.sync()
     assert one.sync() == 0
     assert len(runs_of(home)) == 1 + 4 + 16
@@ -541,7 +545,7 @@ def test_a_mirror_cut_at_any_write_catches_up(
 
 
 def test_a_metric_of_another_type_is_a_number_and_what_is_no_number_fails_its_trial_alone(home: Path) -> None:
-    run(toy(compare={"ends": ["numpy", "text"]}, budget={"trials": 1}), home, mirror=False)
+    in_process.run(toy(compare={"ends": ["numpy", "text"]}, budget={"trials": 1}), home, mirror=False)
     (numpy, text) = whole(home)
     assert numpy[2] == "COMPLETE"
     assert text[2] == "FAIL"
@@ -586,7 +590,7 @@ def test_a_trial_that_goes_on_under_other_code_says_so(home: Path, monkeypatch: 
     ledger.write_rows(study, cell, number, news.rows)
     first.next_batch()
     ear = Ear()
-    run(study, home, ear, mirror=False)
+    in_process.run(study, home, ear, mirror=False)
     assert "trial 0 goes on under other code than it began with" in ear.lines
 
 

@@ -13,8 +13,8 @@ from cs330ray.ledger.records import Ending
 from cs330ray.report import tables
 from cs330ray.service import unchanged
 from cs330ray.service.messages import Assignment
-from cs330ray.service.run import run
 from cs330ray.trial.starts import starts
+from tests import in_process
 from tests import toy as toy_trainable
 from tests.desk import Desk, begun
 from tests.studies_of_tests import toy
@@ -148,7 +148,7 @@ def test_a_default_that_a_start_went_by_may_not_change(
         unchanged.check(at.ledger, at.study)
 
 
-def test_a_run_tries_them_first_draws_in_common_and_confirms_them(home: Path, ray_here: str) -> None:
+def test_a_run_tries_them_first_draws_in_common_and_confirms_them(home: Path) -> None:
     """Two cells on two slots, with gp and a pruner that stops what is no start."""
     asked = toy(
         compare={"data_seed": [0, 1]},
@@ -160,7 +160,7 @@ def test_a_run_tries_them_first_draws_in_common_and_confirms_them(home: Path, ra
         resources={"slots": 2, "checkpoint": "1s"},
         confirm={"top": 1, "seeds": 1},
     )
-    run(asked, home, mirror=False)
+    in_process.run(asked, home, mirror=False)
     ledger = Ledger.at(home)
     found = [ledger.trials(asked, cell) for cell in asked.cells]
     given = [{"lr": rate, "body": "small", "width": 4} for rate in (0.1, 0.002)]

@@ -23,7 +23,6 @@ from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Loss, Row
 from cs330ray.ledger.tables import CHECKPOINTS
 from cs330ray.ledger.writer import Writer
-from cs330ray.service.run import run
 from cs330ray.service.search.ask import ask
 from cs330ray.spec import places, reading
 from cs330ray.spec.study import Study
@@ -32,7 +31,7 @@ from cs330ray.travel import unpack as unpacking
 from cs330ray.travel.archive import MANIFEST, Arrived
 from cs330ray.travel.pack import pack
 from cs330ray.travel.unpack import unpack
-from tests import filled, finished
+from tests import filled, finished, in_process
 from tests.cli.test_cli import ran
 from tests.finished import finish, study_of
 from tests.studies_of_tests import toy, whole
@@ -177,22 +176,22 @@ def test_studies_of_one_name_arrive_beside_each_other_and_each_shows_as_the_firs
 
 
 def test_a_study_goes_on_elsewhere_as_it_would_have_here(
-    home: Path, tmp_path: Path, ray_here: str, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Extended, and with a trial that had been asked and not begun; the name changes nothing that is asked."""
     study = toy(budget={"trials": 2}, resources={"slots": 1}, confirm={"top": 1, "seeds": 1})
     first = tmp_path / "first"
-    run(study, first, mirror=False)
+    in_process.run(study, first, mirror=False)
     ledger = Writer.at(first)
     (cell,) = study.cells
     grown = toy(budget={"trials": 5}, resources={"slots": 1}, confirm={"top": 1, "seeds": 1})
     ledger.enter(grown, cell, ask(grown, cell, ["min"], ledger.history(study, cell)), seed=99)
     file = packed(first, "toy", tmp_path / "toy.zip")
     assert ran(capsys, "unpack", str(file), "--as", "ada")[0] == 0
-    run(grown, first, mirror=False)
+    in_process.run(grown, first, mirror=False)
     there = reading.read(home / "ada" / "study.toml", ["budget.trials=5"])
     assert there == reading.parse(grown.model_dump(mode="json") | {"name": "ada"}, "grown")
-    run(there, home, mirror=False)
+    in_process.run(there, home, mirror=False)
     assert whole(home, "ada") == whole(first)
     assert [trial.state for trial in Ledger.at(home).trials(there, cell)] == ["COMPLETE"] * 5
 
