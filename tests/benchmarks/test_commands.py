@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_TIMED = ("auditor", "sameness")  # they check what somebody names
-SLOW = {"identical", "lora_step", "scale", "service_cost", "workers"}  # each starts several processes
+SLOW = {"headline", "identical", "lora_step", "scale", "service_cost", "workers"}  # each starts several processes
 ELSEWHERE = {"faults", "scaling"}  # a stage of `.ci/run`, and `make bench` alone: minutes at its smallest
 PAGES = [
     ROOT / "README.md",
