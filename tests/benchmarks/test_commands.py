@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_TIMED = ("auditor", "sameness")  # they check what somebody names
+NOT_TIMED = ("auditor", "gpu", "sameness")  # they check what somebody names, or a GPU
 SLOW = {"headline", "identical", "lora_step", "scale", "service_cost", "workers"}  # each starts several processes
 ELSEWHERE = {"faults", "scaling"}  # a stage of `.ci/run`, and `make bench` alone: minutes at its smallest
 PAGES = [
