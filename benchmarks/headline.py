@@ -44,16 +44,14 @@ from cs330ray.course.data import archives, movielens
 Runs = Mapping[str, Sequence[Ran]]  # by arm
 
 
-def taken_in_turns(work: Path, size: Size, turns: int, whole: Runs | None = None) -> Runs:
-    """Run the arms in turns; given the runs of `whole` turns, with a kill at half of each one's median time."""
+def taken_in_turns(work: Path, size: Size, turns: int, names: Sequence[str], whole: Runs | None = None) -> Runs:
+    """Run arms in turns; given the runs of `whole` turns, with a kill at half of each one's median time."""
     found = defaultdict[str, list[Ran]](list)
     for turn in range(1, turns + 1):
-        for number, (name, arm) in enumerate(ARMS.items()):
-            if not arm.is_built:
-                continue
+        for number, name in enumerate(names):
             folder = work / f"{'whole' if whole is None else 'killed'}-{turn}-{number}"
             kill_s = None if whole is None else median(whole[name], "wall_s") / 2
-            ran = run(arm, size, folder, kill_s)
+            ran = run(ARMS[name], size, folder, kill_s)
             found[name].append(ran)
             how = "" if kill_s is None else f", killed after {kill_s:.1f} s"
             print(f"turn {turn}: {name} took {ran.wall_s:.1f} s{how}; trial {ran.choice} is chosen", flush=True)
@@ -151,14 +149,16 @@ def main(arguments: Sequence[str]) -> None:
         size, turns, kills = SMALLEST, 1, 1
     movielens.pack(size.dataset)  # else one arm would, and the others would not
     print(f"{size.dataset}: {size.trials} trials, {size.top} confirmed on {size.seeds} seeds", flush=True)
+    names = [name for name, arm in ARMS.items() if arm.is_built]
     with workplace("head-") as work:
         if not given.smallest:
             print("to warm up:", flush=True)
-            taken_in_turns(work / "warm", SMALLEST, 1)
-        whole = taken_in_turns(work, size, turns)
+            taken_in_turns(work / "warm", SMALLEST, 1, names)
+        whole = taken_in_turns(work, size, turns, names)
         expected = whole["ours"][0]
         say(table(whole), odd("whole", whole, expected))
-        killed = taken_in_turns(work, size, kills, whole)
+        struck = ["plain", base(whole)] if given.smallest else names  # the two that a ratio needs
+        killed = taken_in_turns(work, size, kills, struck, whole)
     say(table_of_kills(whole, killed), odd("killed", killed, expected))
     print(f"The ratios are over {base(whole)}.")
     print(json.dumps(figures(whole, killed)))

@@ -50,7 +50,7 @@ class Size:
     seeds: int = 3
 
 
-SMALLEST = Size("planted", trials=2, epochs=1, seeds=1)
+SMALLEST = Size("planted", trials=2, epochs=1, top=1, seeds=1)
 
 
 @dataclass(frozen=True)
