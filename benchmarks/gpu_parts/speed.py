@@ -188,8 +188,7 @@ def recommender(size: Size) -> str:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def epoch() -> None:
-        batches = multitask.batches(train, items=items, batch=BATCH, generator=stream)
-        plain_epoch(net, optimizer, ((batch, items_B1.squeeze(1)) for batch, items_B1 in batches))
+        plain_epoch(net, optimizer, plain.batches(train, items, stream))
 
     a_epoch = -(-len(train) // BATCH)
     config = system.Config(dataset="planted", eval_every_steps=size.epochs)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.multitask_epoch import BATCH, DIM, WIDTH, plain_epoch, plain_evaluate, plain_net
 from cs330ray.course.data import movielens
@@ -18,6 +19,15 @@ def read(dataset: str) -> dict[str, Ratings]:
     columns = {name: [torch.from_numpy(one) for one in vars(part).values()] for name, part in parts.items()}
     columns["known"] = [torch.cat(both) for both in zip(columns["train"], columns["val"], strict=True)]
     return {name: Ratings(*given) for name, given in columns.items()}
+
+
+def batches(ratings: Ratings, items: int, random: torch.Generator) -> Iterator[tuple[Ratings, Tensor]]:
+    """Shuffle an epoch's ratings and draw an item against each, as this project does; batches of both."""
+    where = ratings.stars_B.device
+    shuffled = ratings[torch.randperm(len(ratings), generator=random).to(where)]
+    negatives_B = torch.randint(items, (len(ratings),), generator=random, dtype=torch.int32).long().to(where)
+    for first in range(0, len(ratings), BATCH):
+        yield shuffled[slice(first, first + BATCH)], negatives_B[first : first + BATCH]
 
 
 def rows(
@@ -37,8 +47,7 @@ def rows(
     optimizer = torch.optim.Adam(net.parameters(), lr=params["lr"], weight_decay=params["weight_decay"])
     weights = (params["factorization_weight"], 1 - params["factorization_weight"])
     for epoch in range(1, epochs + 1):
-        batches = multitask.batches(data["train"], items=items, batch=BATCH, generator=random)
-        plain_epoch(net, optimizer, ((batch, items_B1.squeeze(1)) for batch, items_B1 in batches), weights)
+        plain_epoch(net, optimizer, batches(data["train"], items, random), weights)
         row = {"val_mse": plain_evaluate(net, data["val"], data["train"])["mse"]}
         if test and epoch == epochs:
             row["test_mse"] = plain_evaluate(net, data["test"], data["known"])["mse"]
