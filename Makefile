@@ -2,11 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS := 3  # processes that share the tests, one more than cores, since many wait; each has a Ray of its own
-# The auditor checks a home that somebody names, and sameness two versions of the code.
-BENCHMARKS := $(filter-out benchmarks/auditor.py benchmarks/sameness.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+# The auditor checks a home that somebody names, sameness two versions of the code, and gpu.py needs a GPU.
+BENCHMARKS := $(filter-out benchmarks/auditor.py benchmarks/gpu.py benchmarks/sameness.py,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint bench
+.PHONY: help study test lint bench gpu
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ lint: $(VENV)/.stamp ## check style, format, types, and what imports what
 bench: $(VENV)/.stamp ## run every benchmark: each prints a table, and one JSON object as its last line
 	@failed=; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file" || failed="$$failed $$file"; done; \
 	if [ -n "$$failed" ]; then echo "these did not end well:$$failed" >&2; exit 1; fi
+
+gpu: $(VENV)/.stamp ## show on one CUDA GPU, in at most eight minutes, what only a GPU can
+	$(BIN)/python benchmarks/gpu.py
 
 # Made anew by hand where Python itself has changed: rm -r .venv
 $(VENV)/.stamp: pyproject.toml constraints.txt

@@ -55,7 +55,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 @torch.no_grad()
 def plain_answer(model: Any, tokenizer: Any, prompt: str) -> str:
     """One prompt alone, read whole; then token by token with its own cache."""
-    ids_1L = torch.tensor([tokenizer(prompt)["input_ids"]])
+    ids_1L = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
     written: list[int] = []
     cache = None
     while len(written) < NEW_TOKENS:

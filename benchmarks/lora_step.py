@@ -56,12 +56,12 @@ class Side:
         length = max(len(example.ids) for example in self.drawn)
         pads = [length - len(example.ids) for example in self.drawn]
         rows = [[*example.ids, *[self.state.pad] * pad] for example, pad in zip(self.drawn, pads, strict=True)]
-        ids_BL = torch.tensor(rows)
+        ids_BL = torch.tensor(rows, device=self.state.device)
         labels_BL = torch.full_like(ids_BL, lora.IGNORED)
         for row, example in enumerate(self.drawn):
             answered = slice(len(example.ids) - example.answer, len(example.ids))
             labels_BL[row, answered] = ids_BL[row, answered]
-        mask_BL = torch.tensor([[1] * (length - pad) + [0] * pad for pad in pads])
+        mask_BL = torch.tensor([[1] * (length - pad) + [0] * pad for pad in pads], device=self.state.device)
         self.state.model.train()
         self.state.optimizer.zero_grad()
         logits_BLV = self.state.model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits

@@ -44,8 +44,9 @@ def plain_forward(body: str, params: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def plain_step(body: str, inner_steps: int, params: dict[str, Tensor], batch: Batch) -> None:
-    support_labels = torch.arange(WAYS).repeat_interleave(SHOTS)
-    query_labels = torch.arange(WAYS).repeat_interleave(QUERIES)
+    where, (shots, queries) = batch.support_TNKCHW.device, (batch.support_TNKCHW.shape[2], batch.query_TNQCHW.shape[2])
+    support_labels = torch.arange(WAYS, device=where).repeat_interleave(shots)
+    query_labels = torch.arange(WAYS, device=where).repeat_interleave(queries)
     losses = []
     for support, query in zip(batch.support_TNKCHW.flatten(1, 2), batch.query_TNQCHW.flatten(1, 2), strict=True):
         phi = dict(params)

@@ -51,13 +51,13 @@ SMALLEST = Size(train=2_000, val=100, turns=1)
 
 
 class PlainNet(nn.Module):
-    def __init__(self, sharing: str) -> None:
+    def __init__(self, sharing: str, users: int = USERS, items: int = ITEMS) -> None:
         super().__init__()
-        self.user, self.item = nn.Embedding(USERS, DIM), nn.Embedding(ITEMS, DIM)
-        self.user_bias, self.item_bias = nn.Embedding(USERS, 1), nn.Embedding(ITEMS, 1)
+        self.user, self.item = nn.Embedding(users, DIM), nn.Embedding(items, DIM)
+        self.user_bias, self.item_bias = nn.Embedding(users, 1), nn.Embedding(items, 1)
         self.regression_user, self.regression_item = self.user, self.item
         if sharing == "separate":
-            self.regression_user, self.regression_item = nn.Embedding(USERS, DIM), nn.Embedding(ITEMS, DIM)
+            self.regression_user, self.regression_item = nn.Embedding(users, DIM), nn.Embedding(items, DIM)
         self.layers = nn.Sequential(nn.Linear(3 * DIM, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
 
     def forward(self, users_B: Tensor, items_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class PlainNet(nn.Module):
 
 def plain_net(params: Params, sharing: str) -> PlainNet:
     """The module with these parameters."""
-    net = PlainNet(sharing).to(params["user"].dtype)
+    net = PlainNet(sharing, len(params["user"]), len(params["item"])).to(params["user"].dtype)
     names = {"layer1.weight": "layers.0.weight", "layer1.bias": "layers.0.bias"}
     names |= {"layer2.weight": "layers.2.weight", "layer2.bias": "layers.2.bias"}
     with torch.no_grad():
@@ -87,7 +87,10 @@ def plain_batches(ratings: Ratings, random: np.random.RandomState) -> Iterator[t
 
 
 def plain_epoch(
-    net: PlainNet, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Ratings, Tensor]]
+    net: PlainNet,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Ratings, Tensor]],
+    weights: tuple[float, float] = (MULTITASK.factorization_weight, MULTITASK.regression_weight),
 ) -> list[float]:
     losses = []
     for batch, negatives_B in batches:
@@ -95,7 +98,7 @@ def plain_epoch(
         negative_B, _ = net(batch.users_B, negatives_B)
         factorization = (1 - torch.sigmoid(positive_B - negative_B)).mean()
         regression = F.mse_loss(stars_B, batch.stars_B)
-        loss = MULTITASK.factorization_weight * factorization + MULTITASK.regression_weight * regression
+        loss = weights[0] * factorization + weights[1] * regression
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -106,9 +109,9 @@ def plain_epoch(
 @torch.no_grad()
 def plain_evaluate(net: PlainNet, held_out: Ratings, known: Ratings) -> dict[str, float]:
     _, stars_B = net(held_out.users_B, held_out.items_B)
-    mrr, mrr_first = [], []
+    items, mrr, mrr_first = net.item.num_embeddings, [], []
     for user in held_out.users_B.unique().tolist():
-        scores_I, _ = net(torch.full((ITEMS,), user), torch.arange(ITEMS))
+        scores_I, _ = net(torch.full((items,), user), torch.arange(items))
         order_I = -scores_I.numpy()
         order_I[known.items_B[known.users_B == user]] = np.inf
         reciprocal = 1 / scipy.stats.rankdata(order_I)[held_out.items_B[held_out.users_B == user]]

@@ -139,8 +139,8 @@ def plain_network(params: dict[str, Tensor], x: Tensor) -> Tensor:
 def plain_backward(params: dict[str, Tensor], tasks: list[tuple[Tensor, Tensor]]) -> float:
     losses = []
     for support, query in tasks:
-        support_labels = torch.arange(WAYS).repeat_interleave(len(support) // WAYS)
-        query_labels = torch.arange(WAYS).repeat_interleave(QUERIES)
+        support_labels = torch.arange(WAYS, device=support.device).repeat_interleave(len(support) // WAYS)
+        query_labels = torch.arange(WAYS, device=support.device).repeat_interleave(QUERIES)
         z_support, z_query = plain_network(params, support), plain_network(params, query)
         prototypes = torch.stack([z_support[support_labels == label].mean(dim=0) for label in range(WAYS)])
         support_logits, query_logits = (-(z[:, None] - prototypes).square().sum(dim=-1) for z in (z_support, z_query))

@@ -67,6 +67,7 @@ class Turn:
     """A trial under way; what it is told and what it says are pickled, as they are for Ray."""
 
     def __init__(self, told: Assignment, store_url: str | None) -> None:
+        assert not told.beside  # nobody trains together here
         self.told = assigned(carried(as_config(told)))
         self._run = TrialRun(self.told, store_url=store_url)
         self._messages = 0

@@ -13,8 +13,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_TIMED = ("auditor", "sameness")  # they check what somebody names
-SLOW = {"identical", "lora_step", "rows", "scale", "service_cost", "workers"}  # each starts several processes
+NOT_TIMED = ("auditor", "gpu", "sameness")  # they check what somebody names, or a GPU
+SLOW = {
+    "headline",
+    "identical",
+    "lora_step",
+    "rows",
+    "scale",
+    "service_cost",
+    "workers",
+}  # each starts several processes
 ELSEWHERE = {"faults", "scaling"}  # a stage of `.ci/run`, and `make bench` alone: minutes at its smallest
 PAGES = [
     ROOT / "README.md",

@@ -100,6 +100,7 @@ def test_what_cannot_be_drawn_is_refused_with_its_numbers(sizes, message):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_sees_the_same_episodes():
     classes = numbered(40, 20)
     sizes = {"tasks": 8, "ways": 5, "shots": 1, "queries": 3}
