@@ -61,7 +61,7 @@ class StudyConsole:
         """Show a trial as running."""
         searched = {name: value for name, value in params.items() if name in cell.space}
         self._running[cell.key, number] = {"cell": cell, "params": searched, "step": 0, "value": None}
-        if resumed_from_step is not None:
+        if resumed_from_step is not None and resumed_from_step < self._study.budget.steps:
             self.says(f"trial {number}{_of(cell)} goes on from its checkpoint at step {resumed_from_step}")
 
     def reached(self, cell: Cell, number: int, row: "Row") -> None:
