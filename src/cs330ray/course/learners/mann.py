@@ -101,7 +101,7 @@ def logits_many(mann: Mann, params: Sequence[Params], batches: Sequence[Batch]) 
     if not len(batches[0]):
         return batches[0].images_LTCHW.new_zeros(len(batches), 0, ways, ways)
     seen = [_seen(mann, each, batch.images_LTCHW) for each, batch in zip(params, batches, strict=True)]
-    x_MLTD = torch.stack(seen)
+    x_MLTD = _beside(seen)
     for layer in range(1, mann.layers + 2):
         weights = [each["layer1.weight_image" if layer == 1 else f"layer{layer}.weight_input"] for each in params]
         bias_MLG = torch.stack([_bias(each, layer, x_MLTD.shape[1], ways) for each in params])
@@ -196,12 +196,10 @@ class _Lstm(torch.autograd.Function):
         gates_MLTG = torch.empty_like(x_MLTG)
         c_MLTD = x_MLTG.new_zeros(members, length + 1, tasks, width)
         h_MLTD, tanh_c_MLTD = torch.zeros_like(c_MLTD), torch.empty_like(c_MLTD[:, 1:])
-        from_before_MTG = torch.empty_like(x_MLTG[:, 0])
         for at in range(length):
-            if at:
-                for member, weight_GD in enumerate(weights):
-                    from_before_MTG[member] = _times(h_MLTD[member, at], weight_GD, bias_MLG[member, at])
-            torch.add(x_MLTG[:, at], from_before_MTG if at else bias_MLG[:, :1], out=gates_MLTG[:, at])
+            before = zip(h_MLTD[:, at].unbind(), weights, bias_MLG[:, at].unbind(), strict=True)
+            from_before_MTG = _beside([_times(*each) for each in before]) if at else bias_MLG[:, :1]
+            torch.add(x_MLTG[:, at], from_before_MTG, out=gates_MLTG[:, at])
             i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
             gates_MLTG[:, at, :, : 2 * width].sigmoid_()  # i and f
             g.tanh_()
@@ -217,7 +215,6 @@ class _Lstm(torch.autograd.Function):
         sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         d_MLTG = torch.empty_like(gates_MLTG)
         d_h_MTD, d_c_MTD = d_h_MLTD[:, -1], torch.zeros_like(c_MLTD[:, 0])
-        to_before_MTD = torch.empty_like(d_c_MTD)
         for at in reversed(range(gates_MLTG.shape[1])):
             i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
             d_i, d_f, d_g, d_o = d_MLTG[:, at].chunk(4, dim=2)
@@ -227,9 +224,10 @@ class _Lstm(torch.autograd.Function):
             sigmoid_backward(d_c_MTD * c_MLTD[:, at], f, grad_input=d_f)
             tanh_backward(d_c_MTD * i, g, grad_input=d_g)
             if at:
-                for member, weight_GD in enumerate(weights):
-                    to_before_MTD[member] = _times(d_MLTG[member, at], weight_GD.T)
-                d_h_MTD = to_before_MTD + d_h_MLTD[:, at - 1]
+                to_before = zip(d_MLTG[:, at].unbind(), weights, strict=True)
+                d_h_MTD = _beside([_times(d_TG, weight_GD.T) for d_TG, weight_GD in to_before]).add_(
+                    d_h_MLTD[:, at - 1]
+                )
                 d_c_MTD *= f
         d_weights = [
             _times(d_LTG[1:].flatten(0, 1).T, h_LTD[1:-1].flatten(0, 1).T)
@@ -244,22 +242,23 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MLTD: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x_MLTD, *weights)
-        members, length, tasks, _ = x_MLTD.shape
-        products_MBG = x_MLTD.new_empty(members, length * tasks, len(weights[0]))
-        for product_BG, x_LTD, weight_GD in zip(products_MBG, x_MLTD, weights, strict=True):
-            product_BG.copy_(_times(x_LTD.flatten(0, 1), weight_GD))
-        return products_MBG.view(members, length, tasks, -1)
+        products = [_times(x_LTD.flatten(0, 1), w_GD) for x_LTD, w_GD in zip(x_MLTD.unbind(), weights, strict=True)]
+        return _beside(products).view(*x_MLTD.shape[:3], -1)
 
     @staticmethod
     def backward(ctx: Any, d_MLTG: Tensor) -> tuple[Tensor | None, ...]:
         x_MLTD, *weights = ctx.saved_tensors
-        of_members = [(d.flatten(0, 1), x.flatten(0, 1)) for d, x in zip(d_MLTG, x_MLTD, strict=True)]
+        d_MBG, x_MBD = d_MLTG.flatten(1, 2).unbind(), x_MLTD.flatten(1, 2).unbind()
         d_x_MLTD = None
         if ctx.needs_input_grad[0]:
-            d_x_MLTD = torch.empty_like(x_MLTD)
-            for d_x_LTD, (d_BG, _), weight_GD in zip(d_x_MLTD, of_members, weights, strict=True):
-                d_x_LTD.copy_(_times(d_BG, weight_GD.T).view_as(d_x_LTD))
-        return d_x_MLTD, *(_times(d_BG.T, x_BD.T) for d_BG, x_BD in of_members)
+            d_x = [_times(d_BG, weight_GD.T) for d_BG, weight_GD in zip(d_MBG, weights, strict=True)]
+            d_x_MLTD = _beside(d_x).view_as(x_MLTD)
+        return d_x_MLTD, *(_times(d_BG.T, x_BD.T) for d_BG, x_BD in zip(d_MBG, x_MBD, strict=True))
+
+
+def _beside(tensors: Sequence[Tensor]) -> Tensor:
+    """Put what members have beside one another; of one without a copy."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
