@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,25 @@ def test_a_trial_that_came_to_a_spent_worker_lost_nothing(desk: Callable[..., De
     callback.on_trial_error(0, [], Lost(told, tmp_path / "error", WorkerSpent("a trial left threads")))
     assert at.losses() == []
     assert at.ask() == told
+
+
+@pytest.mark.parametrize("error", [None, WorkerSpent("a trial left threads"), NodeUnfit("third", "another torch")])
+def test_trials_that_train_together_are_queued_again_whatever_became_of_their_worker(
+    desk: Callable[..., Desk], tmp_path: Path, error: Exception | None
+) -> None:
+    at = desk(budget={"trials": 2})
+    first, second = at.ask(), at.ask()
+    told = replace(first, beside=(second,))
+    at.queue.left(told)
+    nodes = FewNodes()
+    ForwardingCallback(at.queue, at.recorder, Watched(), lambda: None, nodes).on_trial_error(
+        0, [], Lost(told, tmp_path / "error", error)
+    )
+    assert [at.ask(), at.ask()] == [first, second]
+    assert at.losses() == []
+    assert bool(nodes.unfit) == isinstance(error, NodeUnfit)
+    parted = [line for line in at.ear.said if "go on alone" in line]
+    assert len(parted) == (error is None)
 
 
 def test_news_that_come_after_a_trials_worker_was_ended_are_not_recorded(desk: Callable[..., Desk]) -> None:

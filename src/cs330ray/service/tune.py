@@ -198,11 +198,7 @@ class ForwardingCallback(tune.Callback):
         if not isinstance(error, WorkerLost):  # its process is gone, and not what that has started
             leftovers.remove(leftovers.of_trials(assignment.terms.home))
         if assignment.beside:
-            if self._nodes is not None and isinstance(error, NodeUnfit):
-                self._nodes.exclude(error.node, error.why)
-            elif not ended:
-                self._recorder.parted(assignment, f"their worker is gone ({_why(trial)})")
-            self._queue.part(self._recorder.still_open(assignment))
+            self._left_together(assignment, error, None if ended else _why(trial))
             return
         if ended or isinstance(error, WorkerSpent):
             if again or not ended:
@@ -213,6 +209,19 @@ class ForwardingCallback(tune.Callback):
         elif not self._recorder.lose(assignment, _why(trial), self._nodes.live() if self._nodes else None):
             return
         self._queue.again(assignment)
+
+    def _left_together(self, assignment: Assignment, error: Exception | None, why: str | None) -> None:
+        """Queue trials again whose worker is gone, or never began with them; `why` where that is to be said."""
+        going_on = self._recorder.still_open(assignment)
+        if self._nodes is not None and isinstance(error, NodeUnfit):
+            self._nodes.exclude(error.node, error.why)
+        if isinstance(error, NodeUnfit | WorkerSpent):  # nothing has become of them
+            for each in reversed(going_on):
+                self._queue.again(each)
+            return
+        if why is not None:
+            self._recorder.parted(assignment, f"their worker is gone ({why})")
+        self._queue.part(going_on)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
