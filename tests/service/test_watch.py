@@ -456,7 +456,7 @@ def test_of_trials_that_train_together_nobody_is_silent_alone(place: Callable[..
     assert [line for line in at.desk.ear.said if "go on alone" in line] == [
         "trials 0 on fresh seed None, 1 on fresh seed None go on alone: no row for 1m 00s"
     ]
-    assert at.watch.left(trial) == (True, True)
+    assert at.watch.left(trial) == (True, False)
     assert at.desk.recorder.still_open(told) == list(told.members)
 
 

@@ -55,7 +55,9 @@ class Queue:
         self._deadline = math.inf
         self._unconfirmed = 0  # the first replicate whose confirmation has not been put into the queue
         self._slots = slots
+        self._busy: set[tuple[str, int]] = set()  # the trials under way, those beside them left out: one a worker
         self._parted: set[tuple[str, int]] = set()  # the trials that train beside no other any more
+        self._signatures: dict[tuple[str, int], Any] = {}  # what trials must have alike to train together
         self.fuse = study.resources.fuse  # how many may train together
         self.meter = Meter(ledger, study, listener)
         self.ran_out: str | None = None  # the key of the budget that was spent before all was done
@@ -79,20 +81,24 @@ class Queue:
         if trial is not None:
             trial = replace(trial, beside=self._beside(trial))
             self._live |= {(each.cell, each.trial) for each in trial.members}
+            self._busy.add((trial.cell, trial.trial))
         return trial
 
     def _beside(self, trial: Assignment) -> tuple[Assignment, ...]:
         """Take from what waits the runs of confirmation that train together with a first one.
 
-        Those that are alike are shared out evenly, over as many workers as there are.
+        Those that are alike are shared out evenly, over as many workers as are free.
         """
         if self.fuse == 1 or not self._may_fuse(trial):
             return ()
-        waiting = [(cell, number) for cell, number in self._waiting if cell.fresh is not None]
+        waiting = [
+            (cell, n) for cell, n in self._waiting if cell.fresh is not None and (cell.key, n) not in self._parted
+        ]
         others = [self._assignment(cell, self._ledger.entered(self._study, cell.searched, n)) for cell, n in waiting]
-        wanted = _signature(trial)
-        alike = [each for each in others if self._may_fuse(each) and _signature(each) == wanted]
-        among = max(math.ceil((1 + len(alike)) / self.fuse), min(self._slots, 1 + len(alike)))
+        wanted = self._signature(trial)
+        alike = [each for each in others if self._may_fuse(each) and self._signature(each) == wanted]
+        free = max(self._slots - len(self._busy), 1)
+        among = max(math.ceil((1 + len(alike)) / self.fuse), min(free, 1 + len(alike)))
         taken = alike[: math.ceil((1 + len(alike)) / among) - 1]
         keys = {(each.cell, each.trial) for each in taken}
         self._waiting = [(cell, number) for cell, number in self._waiting if (cell.key, number) not in keys]
@@ -102,7 +108,20 @@ class Queue:
     def _may_fuse(self, trial: Assignment) -> bool:
         """Whether a trial is of confirmation, has steps to train, and has not parted from others."""
         fresh = self._cells[trial.cell].fresh is not None
-        return fresh and trial.recorded_step < trial.steps and (trial.cell, trial.trial) not in self._parted
+        parted = (trial.cell, trial.trial) in self._parted
+        return fresh and not parted and trial.recorded_step < trial.steps and self._signature(trial) is not None
+
+    def _signature(self, trial: Assignment) -> Any:
+        """What trials must have alike to train together; None where one cannot, or its configuration is refused."""
+        key = (trial.cell, trial.trial)
+        if key not in self._signatures:
+            trainable = named.load(trial.trainable)
+            try:
+                found = named.signature(trainable, trainable.Config(**trial.config))
+            except Exception:  # noqa: BLE001 - other people's code: alone, the trial fails by it
+                found = None
+            self._signatures[key] = found and (trial.trainable, found)
+        return self._signatures[key]
 
     @property
     def is_late(self) -> bool:
@@ -139,6 +158,7 @@ class Queue:
 
     def left(self, trial: Assignment) -> None:
         """Hear that a trial, and those beside it, have left their worker: they have ended, or the worker is lost."""
+        self._busy.discard((trial.cell, trial.trial))
         for each in trial.members:
             self._live.discard((each.cell, each.trial))
             self._again.discard((each.cell, each.trial))
@@ -244,9 +264,3 @@ class Queue:
         ledger, study = self._ledger, self._study
         after = max(ledger.last_step(study, cell, number) for number in ledger.lineage(study, cell, before))
         return Continuation(after, ledger.checkpoint(study, cell, before))
-
-
-def _signature(trial: Assignment) -> Any:
-    """What trials must have alike to train together."""
-    trainable = named.load(trial.trainable)
-    return trial.trainable, named.signature(trainable, trainable.Config(**trial.config))

@@ -198,7 +198,7 @@ class ForwardingCallback(tune.Callback):
         if not isinstance(error, WorkerLost):  # its process is gone, and not what that has started
             leftovers.remove(leftovers.of_trials(assignment.terms.home))
         if assignment.beside:
-            self._left_together(assignment, error, None if ended else _why(trial))
+            self._left_together(assignment, error, None if ended else _why(trial), began=not again)
             return
         if ended or isinstance(error, WorkerSpent):
             if again or not ended:
@@ -210,12 +210,12 @@ class ForwardingCallback(tune.Callback):
             return
         self._queue.again(assignment)
 
-    def _left_together(self, assignment: Assignment, error: Exception | None, why: str | None) -> None:
+    def _left_together(self, assignment: Assignment, error: Exception | None, why: str | None, *, began: bool) -> None:
         """Queue trials again whose worker is gone, or never began with them; `why` where that is to be said."""
         going_on = self._recorder.still_open(assignment)
         if self._nodes is not None and isinstance(error, NodeUnfit):
             self._nodes.exclude(error.node, error.why)
-        if isinstance(error, NodeUnfit | WorkerSpent):  # nothing has become of them
+        if not began or isinstance(error, NodeUnfit | WorkerSpent):  # nothing has become of them
             for each in reversed(going_on):
                 self._queue.again(each)
             return

@@ -136,9 +136,9 @@ class Watch:
 
     def _silent(self, live: _Live, how: str) -> bool:
         """Say of a trial that it is silent; whether it is taken up again. Of several together nobody knows which is."""
-        if live.told.beside:
+        if live.told.beside and live.started:
             self._recorder.parted(live.told, how)
-            return True
+            return False
         return not live.started or self._recorder.silent(live.told, how)
 
     def _overtaken(self, live: _Live) -> None:

@@ -207,7 +207,9 @@ def _read_runs(ledger: Ledger, study: Study, cell: Cell, one: _Cell, kind: _Kind
         one.runs_at[cell.key, trial.number] = last.get(trial.number, 0)
         one.runs_ended += trial.state != "RUNNING"
         if trial.state == "COMPLETE" and trial.number in took:
-            kind.confirmed.append(took[trial.number].seconds)
+            kind.confirmed.append(
+                took[trial.number].cpu_s / taken(study)["cpus"]
+            )  # its share, where several had a worker
     return took.values()
 
 

@@ -18,7 +18,7 @@ from cs330ray.errors import WorkerLost
 from cs330ray.service.messages import Assignment, News
 from cs330ray.service.workers import memory
 from cs330ray.service.workers.alone import Alone
-from cs330ray.service.workers.trial_run import TrialRun
+from cs330ray.service.workers.trial_run import SAVE_AGAIN_S, TrialRun
 from cs330ray.spec.places import LOG
 from cs330ray.trial import named, run
 from cs330ray.trial.contract import Member, Moment, Progress
@@ -27,7 +27,7 @@ from cs330ray.trial.environment import reason_of
 PROOF_STEPS = 3
 UNEQUAL = "together they would not be equal to the bit on this machine"
 
-_proofs: dict[str, bool] = {}  # of this process: whether such members are equal together, by what they have alike
+_proofs: dict[str, bool] = {}  # of this process: whether such members are equal together, by their configurations
 
 
 class CohortRun:
@@ -38,7 +38,8 @@ class CohortRun:
         self._members = [_Beside(each, store_url, told) for each in assignment.members]
         self._moments: Iterator[Moment] | None = None
         self._left: set[int] = set()  # the places of those who train no more beside the others
-        self._fresh: set[int] = set()  # of those who have just reached a row, at which their state stands
+        self._fresh: set[int] = set()  # of those who stand at a row that is not kept yet
+        self._over = False  # nobody trains any more
         for other in assignment.beside:
             _refer(other, assignment)
 
@@ -51,12 +52,10 @@ class CohortRun:
             if self._moments is None:
                 unequal = not self._begin()
                 parts = UNEQUAL if unequal else None
-            else:
-                for place in sorted(self._fresh):
-                    self._members[place].save_if_due()
-                self._fresh = set()
-            if parts is None and not self._advance():
+            elif self._keep() and self._over:
                 parts = ""
+            if parts is None and not any(member.waits for member in self._members):
+                self._advance()
         except WorkerLost:
             raise
         except BaseException as error:
@@ -69,9 +68,12 @@ class CohortRun:
 
     def close(self) -> None:
         """End the generator, and give its memory back."""
-        close = getattr(self._moments, "close", None)
-        if close is not None:
-            close()
+        try:
+            close = getattr(self._moments, "close", None)
+            if close is not None:
+                close()
+        except Exception:  # noqa: BLE001 - after all is said: for the log
+            traceback.print_exc()
         self._moments = None
         for member in self._members:
             member.close()
@@ -91,8 +93,18 @@ class CohortRun:
         self._moments = first.trainable.train_many(members, self._left)
         return True
 
-    def _advance(self) -> bool:
-        """Train until some member's batch is worth a message; False where none trains any more."""
+    def _keep(self) -> bool:
+        """Write the checkpoints that are due; False where one that has trained to its end waits for room."""
+        for place in sorted(self._fresh):
+            if self._members[place].save_if_due():
+                self._fresh.discard(place)
+        if any(member.waits for member in self._members):
+            time.sleep(SAVE_AGAIN_S)
+            return False
+        return True
+
+    def _advance(self) -> None:
+        """Train until some member's batch is worth a message, or none trains any more."""
         assert self._moments is not None
         until = time.monotonic() + self._members[0].batch_s
         while (moment := next(self._moments, None)) is not None:
@@ -104,10 +116,10 @@ class CohortRun:
                 self._fresh.add(place)
                 sends |= self._members[place].take(reached, until)
             if sends:
-                return True
+                return
+        self._over = True
         for place in self._fresh:  # who ended by a rule of its own, behind the row that it has just reached
             self._members[place].is_last()
-        return any(member.news.rows for member in self._members)
 
 
 class _Fed:
@@ -139,6 +151,11 @@ class _Seat(Alone):
         seed, steps = self._assignment.seed, self._assignment.steps
         self.member = Member(self._config, seed, steps, resume)
         return run.train(self.fed, self._config, seed, steps, resume, begin_step=begin_step)  # type: ignore[arg-type]
+
+    def leave(self) -> None:
+        """Let go of the member's state, and give back its memory."""
+        self.fed.progress = self.member = None
+        super().leave()
 
 
 class _Beside(TrialRun):
@@ -192,20 +209,29 @@ class _Beside(TrialRun):
         self._seat.fed.progress = progress
         return self._took(next(self._rows), until)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has trained to its end, and its last checkpoint cannot be kept."""
+        return self._news.waits == "end"
+
     def is_last(self) -> None:
         """Hear that no moment comes after the newest."""
         self._last = True
 
-    def save_if_due(self) -> None:
+    def save_if_due(self) -> bool:
+        """Keep the moment where that is due; whether it is kept."""
         self._save_if_due()
+        if self._last and self._news.unsaved is not None:
+            self._note(waits="end")
+        return self._news.checkpoint is not None
 
 
 def _is_equal(trainable: Any, members: Sequence[Member]) -> bool:
     """Whether the first of them, trained for a few steps from scratch, has the same bits alone and beside the others.
 
-    Found out once a process for all that are as many and have the same in common.
+    Found out once a process for the same configurations. It stands for those who are left when others have ended, too.
     """
-    alike = f"{trainable.__name__} {len(members)} {named.signature(trainable, members[0].config)}"
+    alike = f"{trainable.__name__} {[named.whole(member.config) for member in members]}"
     if alike not in _proofs:
         few = [replace(member, steps=PROOF_STEPS, resume=None) for member in members]
         _proofs[alike] = _reached(trainable, few[:1]) == _reached(trainable, few)

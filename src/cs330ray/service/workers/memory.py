@@ -54,7 +54,7 @@ class _Watch:
 
     @classmethod
     def begin(cls, home: Path, limit_gib: float, *, marks: bool) -> None:
-        cls.trials += (home != cls.last) if marks else 2
+        cls.trials += (home != cls.last) if marks else 2  # never one again: this process has run others
         cls.home, cls.last, cls.limit_gib = home, home, limit_gib
         if cls.thread is None:
             cls.thread = threading.Thread(target=cls._look, daemon=True)
