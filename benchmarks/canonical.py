@@ -25,13 +25,14 @@ COLUMNS = {  # of the ledger, by why they are left out
         "trial_intermediate_value_id", "trial_system_attribute_id", "trial_user_attribute_id", "trial_value_id",
     ),
 }  # fmt: skip
-KEYS = ("began_s", "host", "nodes", "pid", "code")  # inside columns of JSON
+KEYS = ("began_s", "under_way_s", "host", "nodes", "pid", "code")  # inside columns of JSON
 TAGS = ("cs330ray.uid", "cs330ray.host", "cs330ray.code")
 TAGS_OF_MLFLOW = ("mlflow.user", "mlflow.source.")  # they begin so
 UNMARKED = ("cs330ray.rank", "cs330ray.best")  # "none" only where a pass of the mirror had said otherwise before
 WORDS = (  # pattern and what stands in its place, in all that a command prints
     (re.compile(r"\b\d+(?:\.\d+)?(?:ms|[smh])\b(?: \d\d[sm]\b)?"), "TIME"),
     (re.compile(r"\b\d+(?:\.\d+)? (?:s|min|h|seconds)\b"), "TIME"),
+    (re.compile(r"\b[\d.]+(?:e-\d+)? (?=(?:of [\d.]+ )?(?:cpu|gpu)-hours spent)"), "TIME "),
     (re.compile(r"\d+% on (pruned|failed)"), r"SHARE on \1"),
     (re.compile(r"#/experiments/\d+/"), "#/experiments/N/"),
 )

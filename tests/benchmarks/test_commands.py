@@ -14,16 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_TIMED = ("auditor", "gpu", "sameness")  # they check what somebody names, or a GPU
-SLOW = {
-    "headline",
-    "identical",
-    "lora_step",
-    "rows",
-    "scale",
-    "service_cost",
-    "workers",
-}  # each starts several processes
-ELSEWHERE = {"faults", "scaling"}  # a stage of `.ci/run`, and `make bench` alone: minutes at its smallest
+SLOW = {"identical", "lora_step", "rows", "scale", "service_cost", "workers"}  # each starts several processes
+ELSEWHERE = {"faults", "headline", "scaling"}  # a stage of `.ci/run`, `make bench` alone: minutes at their smallest
 PAGES = [
     ROOT / "README.md",
     ROOT / "LOG.md",
