@@ -1,19 +1,27 @@
 """Trials that train together: the same record as alone, whatever becomes of one of them or of their worker."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cs330ray.checkpoints import local
 from cs330ray.errors import SpecError
 from cs330ray.ledger.confirm import fresh_cells
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Silent
+from cs330ray.service.messages import News
 from cs330ray.service.run import run
+from cs330ray.service.workers.cohort import CohortRun
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study, fresh_seed
 from cs330ray.trial.check import check
+from cs330ray.trial.contract import Moment
+from tests import company as company_trainable
+from tests.assignments import assignment
 from tests.studies_of_tests import whole
 
 STEPS = 20
@@ -105,3 +113,81 @@ def test_what_cannot_train_together_is_refused_in_one_line() -> None:
     with pytest.raises(SpecError, match=r"resources.fuse"):
         company(0)
     assert company(1).digest == company(8).digest
+
+
+# One worker, without Ray ----------------------------------------------------------------------------------------------
+
+
+def cohort(folder: Path, members: int = 2, **config: Any) -> CohortRun:
+    """Trials of nothing that is recorded yet, a row in each message."""
+    told = [
+        assignment(
+            folder / str(seed), trainable="tests.company", seed=seed, begun=False, recorded_step=0, batch_s=0.0,
+            config={"lr": 0.1, "eval_every_steps": 2, **config}, steps=STEPS,
+        )
+        for seed in range(members)
+    ]  # fmt: skip
+    return CohortRun(replace(told[0], beside=tuple(told[1:])), None, lambda: False)
+
+
+def to_the_end(run: CohortRun) -> list[News]:
+    """All that it says, until its members part."""
+    said = [run.next_batch()]
+    while said[-1].parts is None:
+        said.append(run.next_batch())
+    return said
+
+
+def newest(folder: Path, seed: int) -> int:
+    found = local.newest(folder / str(seed))
+    assert found is not None
+    return found.step
+
+
+@pytest.mark.parametrize("config", [{}, {"stops_at": 13}], ids=["at the end of the budget", "by a rule of its own"])
+def test_who_has_trained_to_the_end_leaves_its_last_moment_behind(tmp_path: Path, config: dict[str, Any]) -> None:
+    said = to_the_end(cohort(tmp_path, **config))
+    end = config.get("stops_at", STEPS)
+    for place in range(2):
+        assert max(row.step for news in said for row in news.members[place].rows) == end
+        assert newest(tmp_path, place) == end
+    assert [news.parts for news in said] == [None] * (len(said) - 1) + [""]
+    assert all(member.end is None for news in said for member in news.members)
+
+
+def test_a_full_disk_at_the_end_is_waited_for_and_nothing_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, write = iter([True, True, True]), local.write
+
+    def sometimes(home: Path, *given: Any) -> Any:
+        if home == tmp_path / "1" and next(full, False):
+            raise local.DiskFault("No space left on device")
+        return write(home, *given)
+
+    monkeypatch.setattr(local, "write", sometimes)
+    monkeypatch.setattr("cs330ray.service.workers.cohort.SAVE_AGAIN_S", 0.0)
+    said = to_the_end(cohort(tmp_path))
+    assert [news.members[1].waits for news in said].count("end") == 3
+    assert {news.members[1].unsaved for news in said if news.members[1].waits} == {"No space left on device"}
+    assert [newest(tmp_path, seed) for seed in range(2)] == [STEPS, STEPS]
+    assert said[-1].parts == ""
+
+
+def test_a_generator_that_raises_as_it_is_closed_leaves_the_worker_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_many = company_trainable.train_many
+
+    def bad(*given: Any) -> Iterator[Moment]:
+        try:
+            yield from train_many(*given)
+        finally:
+            raise RuntimeError("planted")
+
+    run = cohort(tmp_path)
+    run.next_batch()
+    monkeypatch.setattr(run, "_moments", bad([each.member for each in run._members], set()))
+    next(run._moments)  # type: ignore[arg-type]
+    run.close()
+    assert "RuntimeError: planted" in capsys.readouterr().err
