@@ -23,7 +23,9 @@ class Config(BaseModel):
 
     lr: float = Field(0.1, gt=0)
     width: int = Field(1, ge=1)
-    together: Literal["well", "unequal", "raises", "dies"] = Field("well", description="what becomes of company")
+    together: Literal["well", "unequal", "raises", "dies", "grows"] = Field(
+        "well", description="what becomes of company"
+    )
     diverges_on: int = Field(-1, description="a seed that diverges at step 7")
     stops_at: int | None = Field(None, description="the step after which training ends by itself")
     sleep_s: float = Field(0.0, ge=0)
@@ -78,6 +80,10 @@ def _company(config: Config, members: int, state: Mapping[str, float]) -> None:
     if members > 1 and state["step"] == 9:
         if config.together == "raises":
             raise MemoryError("together they do not fit")
+        if config.together == "grows":
+            held = bytearray(2 * 1024**3)
+            time.sleep(2.0)
+            del held
         if config.together == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
 

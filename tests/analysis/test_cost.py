@@ -169,6 +169,17 @@ def test_a_cell_without_a_record_takes_what_was_timed(filled: Callable[..., Fill
 # The cap
 
 
+def test_a_run_that_shared_its_worker_is_expected_to_take_its_share(filled: Callable[..., Filled]) -> None:
+    """One of two runs was two hours under way with half a CPU; the other is to come."""
+    asked: dict[str, Any] = {"budget": {"trials": 1}, "confirm": {"top": 1, "seeds": 2}}
+    at = filled(**asked)
+    number = at.trial(HOUR_S, 20, cpus=1)
+    at.attempt(number, 2 * HOUR_S, 20, COMPLETE, cell=at.cell.under(0), cpus=0.5)
+    found = at.forecast(**asked)
+    assert found.spent_s == 2 * HOUR_S
+    assert found.total_s == pytest.approx(3 * HOUR_S)
+
+
 def test_the_cap_leaves_undone_what_has_no_room_beside_confirmation(filled: Callable[..., Filled]) -> None:
     """A trial takes 2 hours, confirmation 4.4 with its margin: of 10 hours, 3.6 are left to the search after one."""
     asked = {"confirm": {"top": 1, "seeds": 2}, "budget": {"trials": 8, "cost": "10 cpu-hours"}}

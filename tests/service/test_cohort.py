@@ -1,7 +1,7 @@
 """Trials that train together: the same record as alone, whatever becomes of one of them or of their worker."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,17 @@ def test_confirmation_finds_together_what_it_finds_alone(
         assert beside == [None] * 6
 
 
+@pytest.mark.usefixtures("ray_here")
+def test_what_is_too_much_memory_for_all_of_them_is_no_end_of_any(tmp_path: Path) -> None:
+    fixed, confirm = {"together": "grows"}, {"top": 1, "seeds": 2}
+    resources = {"slots": 1, "fuse": 2, "memory": 1.0}
+    ear = Ear()
+    run(company(2, fixed=fixed, confirm=confirm, resources=resources), tmp_path, ear, mirror=False)
+    assert [each[2] for each in confirmed(tmp_path)] == ["COMPLETE", "COMPLETE"]
+    [line] = [line for line in ear.said if "go on alone" in line]
+    assert "their worker is gone" in line
+
+
 def test_what_cannot_train_together_is_refused_in_one_line() -> None:
     with pytest.raises(SpecError, match=r"resources.fuse: one process trains several .* got fuse=2 with workers=2"):
         company(2, resources={"fuse": 2, "workers": 2})
@@ -118,14 +129,14 @@ def test_what_cannot_train_together_is_refused_in_one_line() -> None:
 # One worker, without Ray ----------------------------------------------------------------------------------------------
 
 
-def cohort(folder: Path, members: int = 2, **config: Any) -> CohortRun:
-    """Trials of nothing that is recorded yet, a row in each message."""
+def cohort(folder: Path, steps: Sequence[int] = (STEPS, STEPS), **config: Any) -> CohortRun:
+    """Trials of nothing that is recorded yet, by their steps; a row in each message."""
     told = [
         assignment(
             folder / str(seed), trainable="tests.company", seed=seed, begun=False, recorded_step=0, batch_s=0.0,
-            config={"lr": 0.1, "eval_every_steps": 2, **config}, steps=STEPS,
+            config={"lr": 0.1, "eval_every_steps": 2, **config}, steps=its_steps,
         )
-        for seed in range(members)
+        for seed, its_steps in enumerate(steps)
     ]  # fmt: skip
     return CohortRun(replace(told[0], beside=tuple(told[1:])), None, lambda: False)
 
@@ -155,8 +166,9 @@ def test_who_has_trained_to_the_end_leaves_its_last_moment_behind(tmp_path: Path
     assert all(member.end is None for news in said for member in news.members)
 
 
+@pytest.mark.parametrize("steps", [(STEPS, STEPS), (STEPS, 10)], ids=["both end", "one ends before"])
 def test_a_full_disk_at_the_end_is_waited_for_and_nothing_is_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int]
 ) -> None:
     full, write = iter([True, True, True]), local.write
 
@@ -167,10 +179,10 @@ def test_a_full_disk_at_the_end_is_waited_for_and_nothing_is_trained_again(
 
     monkeypatch.setattr(local, "write", sometimes)
     monkeypatch.setattr("cs330ray.service.workers.cohort.SAVE_AGAIN_S", 0.0)
-    said = to_the_end(cohort(tmp_path))
+    said = to_the_end(cohort(tmp_path, steps))
     assert [news.members[1].waits for news in said].count("end") == 3
     assert {news.members[1].unsaved for news in said if news.members[1].waits} == {"No space left on device"}
-    assert [newest(tmp_path, seed) for seed in range(2)] == [STEPS, STEPS]
+    assert (newest(tmp_path, 0), newest(tmp_path, 1)) == steps
     assert said[-1].parts == ""
 
 

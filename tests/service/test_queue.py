@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -374,30 +375,31 @@ def test_what_limits_who_is_confirmed_is_said_truly(desk: Callable[..., Desk]) -
 # Runs that train together --------------------------------------------------------------------------------------------
 
 
-def shared_out(home: Path, *, fuse: int, slots: int, seeds: int) -> list[list[int]]:
-    """How the runs of one trial's confirmation are shared out; each by its fresh seed."""
+def shared_out(home: Path, *, fuse: int, slots: int, seeds: int, parts: bool = True, **changes: Any) -> list[list[int]]:
+    """How the runs of confirmation are shared out, each by its fresh seed; the first of them part."""
     study = parse(
         {
             "name": "company", "trainable": "tests.company", "objective": ["val_loss"], "sampler": {"kind": "random"},
             "search": {"lr": {"low": 0.01, "high": 0.5}, "width": [1, 2]}, "budget": {"trials": 1, "steps": 4},
-            "confirm": {"top": 1, "seeds": seeds}, "resources": {"fuse": fuse},
+            "confirm": {"top": 1, "seeds": seeds}, "resources": {"fuse": fuse}, **changes,
         },
         "company",
     )  # fmt: skip
     ledger = Writer.at(home)
     ledger.open(study, {"tests.company": company.METRICS})
     told = Queue(ledger, study, lambda *_: terms(home), lease=OwnLease(), listener=Ear(), slots=slots)
-    searched = told.next()
-    assert searched is not None
-    assert searched.beside == ()
-    ledger.write_rows(study, study.cells[0], 0, [Row(4, {"val_loss": 0.5}, 0.0)])
-    ledger.end(study, study.cells[0], 0, Ending("COMPLETE"))
-    told.left(searched)
+    for cell in study.cells:
+        searched = told.next()
+        assert searched is not None
+        assert searched.beside == ()
+        ledger.write_rows(study, cell, 0, [Row(4, {"val_loss": 0.5}, 0.0)])
+        ledger.end(study, cell, 0, Ending("COMPLETE"))
+        told.left(searched)
     fresh = {cell.key: cell.fresh for cell in confirm.fresh_cells(study)}
     found = []
     while (trial := told.next()) is not None:
         found.append([fresh[each.cell] for each in trial.members])
-        if len(found) == 1:
+        if len(found) == 1 and parts:
             told.part(trial.members)
             told.left(trial)
     return found
@@ -416,3 +418,18 @@ def test_runs_of_confirmation_are_shared_out_evenly_and_who_has_parted_goes_firs
     tmp_path: Path, fuse: int, slots: int, seeds: int, found: list[list[int]]
 ) -> None:
     assert shared_out(tmp_path, fuse=fuse, slots=slots, seeds=seeds) == found
+
+
+def test_runs_that_differ_in_more_than_may_differ_train_apart(tmp_path: Path) -> None:
+    changes = {"search": {"lr": {"low": 0.01, "high": 0.5}}, "compare": {"width": [1, 2]}}
+    assert shared_out(tmp_path, fuse=8, slots=1, seeds=2, parts=False, **changes) == [[0, 1], [0, 1]]
+
+
+def test_runs_whose_configuration_is_refused_train_apart_and_each_fails_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ValueError("lr: a bound was tightened")
+
+    monkeypatch.setattr(queue.named, "signature", refuses)
+    assert shared_out(tmp_path, fuse=8, slots=1, seeds=2, parts=False) == [[0], [1]]

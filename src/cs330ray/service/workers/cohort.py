@@ -37,7 +37,6 @@ class CohortRun:
         self._told = told
         self._members = [_Beside(each, store_url, told) for each in assignment.members]
         self._moments: Iterator[Moment] | None = None
-        self._left: set[int] = set()  # the places of those who train no more beside the others
         self._fresh: set[int] = set()  # of those who stand at a row that is not kept yet
         self._over = False  # nobody trains any more
         for other in assignment.beside:
@@ -90,7 +89,7 @@ class CohortRun:
             each.note_company(seeds[:place] + seeds[place + 1 :])
         if first.memory_gib is not None:
             memory.watch(first.home, first.memory_gib * len(members), marks=False)
-        self._moments = first.trainable.train_many(members, self._left)
+        self._moments = first.trainable.train_many(members, ())
         return True
 
     def _keep(self) -> bool:
@@ -110,8 +109,7 @@ class CohortRun:
         while (moment := next(self._moments, None)) is not None:
             self._fresh, sends = set(), False
             for place, reached in moment.items():
-                if isinstance(reached, Exception):  # alone, it comes to the same end again
-                    self._left.add(place)
+                if isinstance(reached, Exception):  # it trains no more; alone, it comes to the same end again
                     continue
                 self._fresh.add(place)
                 sends |= self._members[place].take(reached, until)
