@@ -15,6 +15,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Silent
 from cs330ray.service.messages import News
 from cs330ray.service.run import run
+from cs330ray.service.workers import memory
 from cs330ray.service.workers.cohort import CohortRun
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study, fresh_seed
@@ -129,11 +130,14 @@ def test_what_cannot_train_together_is_refused_in_one_line() -> None:
 # One worker, without Ray ----------------------------------------------------------------------------------------------
 
 
-def cohort(folder: Path, steps: Sequence[int] = (STEPS, STEPS), **config: Any) -> CohortRun:
+def cohort(
+    folder: Path, steps: Sequence[int] = (STEPS, STEPS), memory_gib: float | None = None, **config: Any
+) -> CohortRun:
     """Trials of nothing that is recorded yet, by their steps; a row in each message."""
     told = [
         assignment(
             folder / str(seed), trainable="tests.company", seed=seed, begun=False, recorded_step=0, batch_s=0.0,
+            memory_gib=memory_gib,
             config={"lr": 0.1, "eval_every_steps": 2, **config}, steps=its_steps,
         )
         for seed, its_steps in enumerate(steps)
@@ -184,6 +188,22 @@ def test_a_full_disk_at_the_end_is_waited_for_and_nothing_is_trained_again(
     assert {news.members[1].unsaved for news in said if news.members[1].waits} == {"No space left on device"}
     assert (newest(tmp_path, 0), newest(tmp_path, 1)) == steps
     assert said[-1].parts == ""
+
+
+@pytest.mark.parametrize(("alone", "trials"), [(True, 1), (False, 2)])
+def test_a_worker_of_several_leaves_no_mark_by_which_one_of_them_would_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, trials: int
+) -> None:
+    """Only the first trial of a process leaves one."""
+    for name, value in {"trials": 0, "last": None, "home": None, "thread": object()}.items():
+        monkeypatch.setattr(memory._Watch, name, value)
+    if alone:
+        memory.watch(tmp_path, 1.0)
+    else:
+        run = cohort(tmp_path, memory_gib=1.0)
+        run.next_batch()
+        assert memory._Watch.limit_gib == 2.0
+    assert memory._Watch.trials == trials
 
 
 def test_a_generator_that_raises_as_it_is_closed_leaves_the_worker_well(

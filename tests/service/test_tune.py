@@ -231,6 +231,18 @@ def test_a_trial_that_came_to_a_spent_worker_lost_nothing(desk: Callable[..., De
     assert at.ask() == told
 
 
+def test_where_together_they_would_not_be_equal_no_others_train_together(desk: Callable[..., Desk]) -> None:
+    at = desk(budget={"trials": 2})
+    first, second = at.ask(), at.ask()
+    at.queue.fuse = 4
+    trial = SimpleNamespace(trial_id="a", config=as_config(replace(first, beside=(second,))))
+    scheduler = ForwardingScheduler(at.queue, at.recorder, Watched(), Room(9), at.study)
+    scheduler.on_trial_result(None, trial, result(1, News(beside=(News(),))))
+    assert at.queue.fuse == 4
+    scheduler.on_trial_result(None, trial, result(2, News(beside=(News(),), parts="unequal", unequal=True)))
+    assert at.queue.fuse == 1
+
+
 @pytest.mark.parametrize("error", [None, WorkerSpent("a trial left threads"), NodeUnfit("third", "another torch")])
 def test_trials_that_train_together_are_queued_again_whatever_became_of_their_worker(
     desk: Callable[..., Desk], tmp_path: Path, error: Exception | None
