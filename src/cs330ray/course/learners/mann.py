@@ -9,7 +9,7 @@ The parameters are those of torch.nn.LSTM, GRU and RNN, the first layer's input 
 
 # ruff: noqa: N815 - the fields carry their shapes
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ def logits_many(mann: Mann, params: Sequence[Params], batches: Sequence[Batch]) 
     x_MLTD = _beside(seen)
     for layer in range(1, mann.layers + 2):
         weights = [each["layer1.weight_image" if layer == 1 else f"layer{layer}.weight_input"] for each in params]
-        bias_MLG = torch.stack([_bias(each, layer, x_MLTD.shape[1], ways) for each in params])
+        bias_MLG = _beside([_bias(each, layer, x_MLTD.shape[1], ways) for each in params])
         recurrent = [each[f"layer{layer}.weight_hidden"] for each in params]
         biases = [each[f"layer{layer}.bias_hidden"] for each in params]
         x_MLTD = _remember(mann.cell, _apply(_Product, x_MLTD, *weights), bias_MLG, recurrent, biases)
@@ -162,7 +162,7 @@ def _remember(
 ) -> Tensor:
     """Run a layer along the sequence, given what its input weights make of it; what it puts out: (M, L, T, D)."""
     if cell == "lstm":
-        outputs_MLTD: Tensor = _apply(_Lstm, x_MLTG, bias_MLG + torch.stack(list(biases))[:, None], *weights)
+        outputs_MLTD: Tensor = _apply(_Lstm, x_MLTG, bias_MLG + _beside(biases)[:, None], *weights)
         return outputs_MLTD
     return torch.stack([_remember_alone(cell, *each) for each in zip(x_MLTG, bias_MLG, weights, biases, strict=True)])
 
@@ -196,16 +196,20 @@ class _Lstm(torch.autograd.Function):
         gates_MLTG = torch.empty_like(x_MLTG)
         c_MLTD = x_MLTG.new_zeros(members, length + 1, tasks, width)
         h_MLTD, tanh_c_MLTD = torch.zeros_like(c_MLTD), torch.empty_like(c_MLTD[:, 1:])
-        for at in range(length):
-            before = zip(h_MLTD[:, at].unbind(), weights, bias_MLG[:, at].unbind(), strict=True)
-            from_before_MTG = _beside([_times(*each) for each in before]) if at else bias_MLG[:, :1]
-            torch.add(x_MLTG[:, at], from_before_MTG, out=gates_MLTG[:, at])
-            i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
-            gates_MLTG[:, at, :, : 2 * width].sigmoid_()  # i and f
+        moments = zip(x_MLTG.unbind(1), bias_MLG.unbind(1), _gates(gates_MLTG), tanh_c_MLTD.unbind(1), strict=True)
+        h, c = h_MLTD.unbind(1), c_MLTD.unbind(1)  # before and after each image
+        for at, (x_MTG, bias_MG, (gates_MTG, i_and_f, i, f, g, o), tanh_c_MTD) in enumerate(moments):
+            if at:
+                before = zip(h[at].unbind(), weights, bias_MG.unbind(), strict=True)
+                from_before_MTG = _beside([_times(*each) for each in before])
+            else:
+                from_before_MTG = bias_MG[:, None]
+            torch.add(x_MTG, from_before_MTG, out=gates_MTG)
+            i_and_f.sigmoid_()
             g.tanh_()
             o.sigmoid_()
-            torch.mul(f, c_MLTD[:, at], out=c_MLTD[:, at + 1]).addcmul_(i, g)
-            torch.mul(o, torch.tanh(c_MLTD[:, at + 1], out=tanh_c_MLTD[:, at]), out=h_MLTD[:, at + 1])
+            torch.mul(f, c[at], out=c[at + 1]).addcmul_(i, g)
+            torch.mul(o, torch.tanh(c[at + 1], out=tanh_c_MTD), out=h[at + 1])
         ctx.save_for_backward(gates_MLTG, c_MLTD, tanh_c_MLTD, h_MLTD, *weights)
         return h_MLTD[:, 1:]
 
@@ -214,26 +218,32 @@ class _Lstm(torch.autograd.Function):
         gates_MLTG, c_MLTD, tanh_c_MLTD, h_MLTD, *weights = ctx.saved_tensors
         sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
         d_MLTG = torch.empty_like(gates_MLTG)
-        d_h_MTD, d_c_MTD = d_h_MLTD[:, -1], torch.zeros_like(c_MLTD[:, 0])
-        for at in reversed(range(gates_MLTG.shape[1])):
-            i, f, g, o = gates_MLTG[:, at].chunk(4, dim=2)
-            d_i, d_f, d_g, d_o = d_MLTG[:, at].chunk(4, dim=2)
-            sigmoid_backward(d_h_MTD * tanh_c_MLTD[:, at], o, grad_input=d_o)
-            d_c_MTD = tanh_backward(d_h_MTD * o, tanh_c_MLTD[:, at]).add_(d_c_MTD)
+        d_h, c, tanh_c = d_h_MLTD.unbind(1), c_MLTD.unbind(1), tanh_c_MLTD.unbind(1)
+        moments = list(zip(_gates(gates_MLTG), _gates(d_MLTG), strict=True))
+        d_h_MTD, d_c_MTD = d_h[-1], torch.zeros_like(c[0])
+        for at in reversed(range(len(moments))):
+            (_, _, i, f, g, o), (d_MTG, _, d_i, d_f, d_g, d_o) = moments[at]
+            sigmoid_backward(d_h_MTD * tanh_c[at], o, grad_input=d_o)
+            d_c_MTD = tanh_backward(d_h_MTD * o, tanh_c[at]).add_(d_c_MTD)
             sigmoid_backward(d_c_MTD * g, i, grad_input=d_i)
-            sigmoid_backward(d_c_MTD * c_MLTD[:, at], f, grad_input=d_f)
+            sigmoid_backward(d_c_MTD * c[at], f, grad_input=d_f)
             tanh_backward(d_c_MTD * i, g, grad_input=d_g)
             if at:
-                to_before = zip(d_MLTG[:, at].unbind(), weights, strict=True)
-                d_h_MTD = _beside([_times(d_TG, weight_GD.T) for d_TG, weight_GD in to_before]).add_(
-                    d_h_MLTD[:, at - 1]
-                )
+                to_before = zip(d_MTG.unbind(), weights, strict=True)
+                d_h_MTD = _beside([_times(d_TG, weight_GD.T) for d_TG, weight_GD in to_before]).add_(d_h[at - 1])
                 d_c_MTD *= f
         d_weights = [
             _times(d_LTG[1:].flatten(0, 1).T, h_LTD[1:-1].flatten(0, 1).T)
             for d_LTG, h_LTD in zip(d_MLTG, h_MLTD, strict=True)
         ]
         return d_MLTG, d_MLTG.sum(dim=2), *d_weights
+
+
+def _gates(all_MLTG: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """For each image the gates of all members: together, the first two, and input, forget, new and output alone."""
+    half = all_MLTG.shape[3] // 2
+    parts = [all_MLTG, all_MLTG[..., :half], *all_MLTG.chunk(4, dim=3)]
+    return zip(*(part.unbind(1) for part in parts), strict=True)
 
 
 class _Product(torch.autograd.Function):
