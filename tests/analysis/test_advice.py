@@ -178,8 +178,11 @@ class Clock:
         self.now_s = filled.AT_S
         patch.setattr("cs330ray.ledger.writer.wall_s", lambda: self.now_s)
 
-    def fill(self, ledger: Writer, asked: Study, searches: int) -> None:
-        """Trials that take half an hour and runs of confirmation that take a quarter, each of one of them at a time."""
+    def fill(self, ledger: Writer, asked: Study, searches: int, beside_s: float | None = None) -> None:
+        """Trials that take half an hour and runs of confirmation that take a quarter, each of one of them at a time.
+
+        Runs may have trained beside three others so long before.
+        """
         filled.opened(ledger, asked)
         for cell in (cell for cell in asked.cells if cell.replicate < searches):
             for number in range(asked.budget.trials):
@@ -188,7 +191,12 @@ class Clock:
                 self.now_s += 1800
                 filled.end(ledger, asked, cell, number, 0.9 - 0.1 * number)
             for fresh in range(2):
-                ledger.write_attempt(asked, cell.under(fresh), 0, filled.ON)
+                if beside_s is not None:
+                    part = {**filled.ON, "cpus": 0.25, "under_way_s": beside_s}
+                    ledger.write_attempt(asked, cell.under(fresh), 0, part)
+                    self.now_s += 90_000  # a day off
+                alone = filled.ON if beside_s is None else {**filled.ON, "cpus": 1.0, "under_way_s": 100.0}
+                ledger.write_attempt(asked, cell.under(fresh), 0, alone)
                 self.now_s += 900
                 filled.end(ledger, asked, cell.under(fresh), 0, 0.8 + 0.01 * fresh * cell.replicate)
 
@@ -220,6 +228,15 @@ def test_of_what_was_interrupted_the_time_is_not_known(ledger: Writer, monkeypat
     assert after is not None
     assert after.trial_h == before.trial_h == pytest.approx(0.5)
     assert after.spent_h == pytest.approx(before.spent_h + 0.5)
+
+
+def test_a_run_that_trained_beside_others_costs_its_share_and_then_what_it_took_alone(
+    ledger: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch).fill(ledger, study(1), 1, beside_s=3200.0)
+    cost = advice(study(1), "f.toml", ledger).cost
+    assert cost is not None
+    assert (cost.trial_h, cost.run_h) == (pytest.approx(0.5), pytest.approx(900 / 3600))
 
 
 def test_within_hours_the_smallest_lead_is_advised(ledger: Writer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from cs330ray.analysis.claims.look import Look
 from cs330ray.analysis.claims.plan import UNITS, Cost, Option, Plan, advised_units, plan
 from cs330ray.analysis.claims.sentence import KEYS
 from cs330ray.analysis.claims.sentence import UNITS as NAMES
+from cs330ray.analysis.cost.spent import taken
 from cs330ray.analysis.replicates import Replicates
 from cs330ray.analysis.table import Sheet
 from cs330ray.analysis.variance import layout
@@ -267,7 +268,20 @@ def _line(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _seconds(ledger: Ledger, study: Study, line: Sequence[Trial]) -> float | None:
-    """What trials took from start to end; None where one was interrupted, since nobody worked on it for a while."""
-    if any(trial.ended_s is None or len(ledger.attempts(study, trial.cell, trial.number)) > 1 for trial in line):
+    """What trials took; None where one has not ended, or was interrupted and nobody noted for how long it worked."""
+    took = [_took_s(ledger, study, trial) for trial in line]
+    return None if None in took else sum(each for each in took if each is not None)
+
+
+def _took_s(ledger: Ledger, study: Study, trial: Trial) -> float | None:
+    """What a trial took: from start to end, or where it had several attempts the time under way in each.
+
+    Of the time in which it trained beside others, its share.
+    """
+    starts = ledger.attempts(study, trial.cell, trial.number)
+    if trial.ended_s is None or (len(starts) > 1 and any("under_way_s" not in start for start in starts)):
         return None
-    return sum(max(trial.ended_s - trial.started_s, 0.0) for trial in line if trial.ended_s is not None)
+    if len(starts) < 2:
+        return max(trial.ended_s - trial.started_s, 0.0)
+    cpus = taken(study)["cpus"]
+    return sum((float(start["under_way_s"]) * float(start.get("cpus", cpus)) / cpus for start in starts), 0.0)
