@@ -135,6 +135,7 @@ with contextlib.suppress(ImportError):  # of the extra for language models
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_leaves_the_environment_as_the_libraries_alone_leave_it() -> None:
     code = """
 import importlib, pkgutil
@@ -161,6 +162,7 @@ for name in study.figures:
     assert changed(code, str(tmp_path)) == {}
 
 
+@pytest.mark.slow
 def test_loading_models_leaves_the_environment_as_torch_alone_leaves_it() -> None:
     pytest.importorskip("transformers", reason="the language models' extra is not installed")
     code = "import cs330ray\nfor each in sys.argv[1:]: assert cs330ray.load(each)"

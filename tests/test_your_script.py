@@ -26,7 +26,8 @@ def block(language: str, begins: str) -> str:
     return next(each for each in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if each.startswith(begins))
 
 
-@pytest.mark.parametrize("kind", ["command", pytest.param("function", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["command", "function"])
 def test_what_init_writes_keeps_every_promise_as_it_is(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_TIMED = ("auditor", "gpu", "sameness")  # they check what somebody names, or a GPU
-SLOW = {"identical", "lora_step", "rows", "scale", "service_cost", "workers"}  # each starts several processes
+QUICK = {"answers"}  # the proof that what a report claims holds; the others are slow tests, since each starts processes
 ELSEWHERE = {"faults", "headline", "scaling"}  # a stage of `.ci/run`, `make bench` alone: minutes at their smallest
 PAGES = [
     ROOT / "README.md",
@@ -65,7 +65,7 @@ def last_line(words: list[str]) -> dict[str, object]:
 def short() -> list[Any]:
     """Those that are run here."""
     named = [name for name in benchmarks() if name not in ELSEWHERE]
-    return [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in named]
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in named]
 
 
 @pytest.mark.parametrize("name", short())

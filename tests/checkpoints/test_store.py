@@ -807,6 +807,7 @@ def fresh_runs(home: Path) -> list[Any]:
     return [(run.trial.state, run.trial.values, run.test) for one in found[study.cells[0].key] for run in one.runs]
 
 
+@pytest.mark.slow
 def test_of_the_finished_trials_the_best_keep_their_copy_and_a_deleted_study_leaves_none(
     home: Path, store: Path, ray_here: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

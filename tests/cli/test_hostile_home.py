@@ -105,6 +105,7 @@ EVERY: dict[str, tuple[int, list[str]]] = {  # in this order; the study is there
 }
 
 
+@pytest.mark.slow
 def test_each_command_works_in_the_most_awkward_home_and_writes_nothing_beside_it(
     prepared: Path, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +270,7 @@ def test_a_link_that_leads_nowhere_is_one_line(
 # No room ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_where_there_is_no_room_each_command_is_one_line_and_the_ledger_stays_whole(
     prepared: Path, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_colleague_who_may_only_read_reads_a_study(of_before: Path, tmp_path: 
 
 
 @AS_ROOT
+@pytest.mark.slow
 def test_a_study_is_read_on_a_read_only_mount(of_before: Path, tmp_path: Path) -> None:
     scratch, out = tmp_path / "scratch", tmp_path / "scratch" / "out"
     scratch.mkdir()
@@ -142,6 +143,7 @@ def test_a_reader_leaves_nothing_in_the_temporary_directory(home: Path, monkeypa
     assert [*scratch.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_made_while_a_driver_writes_is_whole(home: Path, tmp_path: Path) -> None:
     file, over = home / "ledger.db", threading.Event()
     home.mkdir()

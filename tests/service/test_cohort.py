@@ -22,6 +22,7 @@ from cs330ray.spec.study import Study, fresh_seed
 from cs330ray.trial.check import check
 from cs330ray.trial.contract import Moment
 from tests import company as company_trainable
+from tests import in_process
 from tests.assignments import assignment
 from tests.studies_of_tests import whole
 
@@ -72,10 +73,12 @@ def attempts(home: Path) -> list[list[dict[str, Any]]]:
     ("fixed", "said"),
     [
         ({}, None),
-        ({"stops_at": 13}, None),
-        ({"diverges_on": "one"}, None),
+        pytest.param({"stops_at": 13}, None, marks=pytest.mark.slow),
+        pytest.param({"diverges_on": "one"}, None, marks=pytest.mark.slow),
         ({"together": "unequal"}, "together they would not be equal to the bit on this machine"),
-        ({"together": "raises"}, "out of memory: MemoryError: together they do not fit"),
+        pytest.param(
+            {"together": "raises"}, "out of memory: MemoryError: together they do not fit", marks=pytest.mark.slow
+        ),
         ({"together": "dies", "sleep_s": 0.03}, "their worker is gone"),
     ],
     ids=["well", "ends itself", "one diverges", "unequal", "raises", "dies"],
@@ -86,7 +89,7 @@ def test_confirmation_finds_together_what_it_finds_alone(
     if fixed.get("diverges_on") == "one":
         fixed = {"diverges_on": fresh_seed(company(1).seed, 1, 0)}
     ear = Ear()
-    run(company(1, fixed=fixed), tmp_path / "alone", mirror=False)
+    in_process.run(company(1, fixed=fixed), tmp_path / "alone", mirror=False)
     run(company(6, fixed=fixed), tmp_path / "together", ear, mirror=False)
     assert confirmed(tmp_path / "together") == confirmed(tmp_path / "alone")
     assert whole(tmp_path / "together", "company") == whole(tmp_path / "alone", "company")
@@ -107,6 +110,7 @@ def test_confirmation_finds_together_what_it_finds_alone(
 
 
 @pytest.mark.usefixtures("ray_here")
+@pytest.mark.slow
 def test_what_is_too_much_memory_for_all_of_them_is_no_end_of_any(tmp_path: Path) -> None:
     fixed, confirm = {"together": "grows"}, {"top": 1, "seeds": 2}
     resources = {"slots": 1, "fuse": 2, "memory": 1.0}

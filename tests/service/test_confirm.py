@@ -406,6 +406,7 @@ def test_whatever_a_test_returns_the_study_ends_and_is_shown(home: Path, on_test
     assert (row["test, ci95_seeds"], row["ci95_tasks"], row["state"]) == (tested, tasks, "chosen")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_in_the_test_of_a_trial_that_ended_early_tests_the_same_weights(
     home: Path, ray_here: str
 ) -> None:

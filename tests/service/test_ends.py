@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.run import run
 from cs330ray.spec import places
@@ -11,6 +13,7 @@ from cs330ray.spec.reading import parse
 DOES = ["nothing", "exits", "closes", "is interrupted", "is told to end"]
 
 
+@pytest.mark.slow
 def test_what_a_trial_raises_is_its_end_and_only_a_process_that_is_gone_is_a_lost_worker(
     tmp_path: Path, ray_here: str
 ) -> None:

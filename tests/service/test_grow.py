@@ -284,6 +284,7 @@ def test_no_trial_goes_on_after_the_time_is_spent(home: Path) -> None:
     assert [one.state for one in ledger.trials(study, cell)] == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_a_study_that_its_cap_cut_ends_without_it_as_an_undisturbed_one_and_each_session_is_counted(
     home: Path, ray_here: str, tmp_path: Path
 ) -> None:

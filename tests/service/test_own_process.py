@@ -108,6 +108,7 @@ def test_a_killed_command_resumes_where_it_saved_or_begins_again_and_its_earlier
     assert [(row.step, row.metrics) for row in rows] == [(row.step, row.metrics) for row in recorded.rows]
 
 
+@pytest.mark.slow
 def test_a_command_is_pruned_whole_and_without_a_test_validation_alone_is_confirmed(tmp_path: Path) -> None:
     folder, home = tmp_path / "code", tmp_path / "home"
     folder.mkdir()

@@ -159,6 +159,7 @@ def test_an_empty_space_is_asked_for_nothing(kind: str) -> None:
 # What a sampler learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LEARNING)
 def test_a_sampler_that_learns_comes_nearer_than_chance(kind: str) -> None:
     """The mean distance to -2 of what is uniform over [-3, 0] is (1/2 + 2) / 3: two triangles of area 1/2 and 2."""
@@ -175,7 +176,7 @@ def test_several_objectives_are_asked_for(kind: str) -> None:
     assert next_of(asked, history).params == next_of(asked, history).params
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp"])
+@pytest.mark.parametrize("kind", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
 def test_where_trials_run_is_taken_into_account(kind: str) -> None:
     """The next one is another where the trial that runs is another, and the same where it is the same."""
     here, there = (points.placed(study().cells[0], point) for point in params(history_of("random")[:2]))

@@ -104,7 +104,7 @@ def test_a_loss_of_a_worker_teaches_nothing():
     assert next_of(here, lost={8}) == next_of(elsewhere, lost={8})
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("kind", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "random"])
 def test_what_a_trial_reported_before_its_last_row_changes_no_ask(kind):
     """So Optuna need not be told of every row: samplers read the last one of a pruned trial, and no other."""
     asked, states = study(kind), [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]

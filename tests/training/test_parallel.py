@@ -153,6 +153,7 @@ def test_a_first_worker_that_is_not_there_is_lost_and_leaves_a_lone_process_behi
     assert (parallel.workers(), parallel.rank(), dict(os.environ)) == (1, 0, before)
 
 
+@pytest.mark.slow
 def test_a_partner_that_is_silent_is_lost_after_the_timeout_and_one_that_is_killed_at_once():
     with Workers(2) as workers:
         workers.call(moved_house, free_port(), 2)
@@ -263,6 +264,7 @@ def test_mamls_outer_gradient_is_that_of_a_loop_over_all_tasks(pair, body, told,
     assert_near(one[1], grads)
 
 
+@pytest.mark.slow
 def test_three_workers_hold_the_same_bits_though_their_sums_may_be_taken_in_any_order():
     with Workers(3) as trio:
         for tasks in (3, 2):

@@ -11,6 +11,7 @@ from cs330ray.course.data.images import image_classes, images_digest
 pytestmark = pytest.mark.usefixtures("warm_cache")
 
 
+@pytest.mark.slow
 def test_about_a_thousand_classes_have_twenty_drawings_each():
     images = glyphs.pack().arrays["images"]
     assert images.dtype == np.uint8

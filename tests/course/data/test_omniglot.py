@@ -156,6 +156,7 @@ def test_an_unknown_name_is_refused_with_its_value(arguments, field):
 
 
 @real
+@pytest.mark.slow
 def test_the_published_archives_hold_what_was_published(published):
     assert omniglot.verify() == images_digest("omniglot")
     packed = omniglot.pack().arrays

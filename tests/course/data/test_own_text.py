@@ -243,6 +243,7 @@ def test_too_many_shots_are_refused_with_the_file(write: Any) -> None:
 # A million rows
 
 
+@pytest.mark.slow
 def test_a_million_rows_take_seconds_and_only_those_that_are_drawn_are_looked_at(
     write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

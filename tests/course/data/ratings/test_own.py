@@ -572,6 +572,7 @@ def test_a_split_cuts_the_parts_that_are_said(tmp_path: Path) -> None:
     assert len(set.union(*parts)) == 200
 
 
+@pytest.mark.slow
 def test_a_million_ratings_are_packed_in_seconds(tmp_path: Path) -> None:
     """Within 20 s beside other work; alone it takes about two."""
     keys = np.random.RandomState(0).permutation(6_000 * 4_000)[:1_000_000]
