@@ -24,6 +24,8 @@ from cs330ray.service.queue import Queue
 from cs330ray.service.recorder import Recorder
 from cs330ray.service.run import Outcome
 from cs330ray.service.session import Session
+from cs330ray.service.workers import memory
+from cs330ray.service.workers.alone import Alone
 from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec.study import Study
 
@@ -43,6 +45,7 @@ def without_ray() -> Iterator[None]:
         patch.setattr(Machine, "here", classmethod(lambda cls, without=(): cls(((CPUS, 0.0),))))
         patch.setattr(own_ray, "OwnRay", NoRay)
         patch.setattr(tune, "hand_over", in_turns)
+        patch.setattr(Alone, "leave", lambda self: memory.leave())  # not a search of all that the tests have imported
         yield
 
 
