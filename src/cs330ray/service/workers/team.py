@@ -6,6 +6,7 @@ that the next one need not start Python, torch and a process group again. `cs330
 
 import contextlib
 import functools
+import gc
 import socket
 import tempfile
 import time
@@ -252,6 +253,7 @@ class Worker:
         log_into(assignment.terms.home)
         fitness.gate(assignment)
         self._runs.take_up(assignment)
+        gc.freeze()  # see `TrialActor`
 
     @_answered
     def circumstances(self) -> Circumstances:
