@@ -470,6 +470,7 @@ def events_of_a_trial(folder: Path, tmp_path: Path) -> int:
     return counting.events
 
 
+@pytest.mark.slow
 def test_a_trial_cut_at_any_event_of_the_store_twice_in_a_row_ends_as_an_unbroken_one(
     folder: Path, tmp_path: Path, unbroken: dict[int, dict[str, float]]
 ) -> None:

@@ -424,6 +424,7 @@ def test_a_worker_that_dies_in_the_last_trial_is_replaced_too(
     assert whole(home) == undisturbed[:1]
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_worker_every_time_fails_in_the_end_and_the_study_goes_on(home: Path) -> None:
     run(toy(compare={"ends": ["kills", "well"]}, budget={"trials": 1}), home, mirror=False)
     (killed, well) = whole(home)

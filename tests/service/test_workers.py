@@ -115,6 +115,7 @@ def test_what_is_left_of_a_team_after_its_study_is_nothing(ended):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_pruned_in_the_middle_frees_its_processes_and_more_wait_than_fit(tmp_path: Path):
     """Two slots' worth of CPUs are one team's: six trials take turns."""
     asked = study(
