@@ -4,6 +4,8 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,3 +286,31 @@ def test_a_trial_that_reaches_no_row_is_not_tested(tmp_path: Path) -> None:
     run = TrialRun(replace(noisy(tmp_path, stops_at=1), steps=0))
     run.next_batch()
     assert said(last_of(run)) == {"end"}
+
+
+SPARE = """
+import subprocess, sys
+from pathlib import Path
+from cs330ray.service.messages import as_config
+from cs330ray.service.workers import leftovers
+from cs330ray.service.workers.actor import TrialActor
+from cs330ray.spec.command import Command
+from tests.assignments import assignment
+
+home = Path(sys.argv[1])
+told = as_config(assignment(home, command=Command(run=["true"], metrics={"val_loss": "min"})))
+running = subprocess.Popen(["sleep", "600"], env={leftovers.MARK: str(home), "PATH": "/usr/bin:/bin"})
+actor = TrialActor.__new__(TrialActor)
+actor.setup(told)
+print("set up:", running.poll(), home.exists())
+actor.step()
+print("stepped:", running.poll() is not None)
+"""
+
+
+def test_a_worker_that_gets_no_trial_touches_none(tmp_path: Path) -> None:
+    """Tune may give the trial for which it starts a worker to another one that is free before."""
+    home = tmp_path / "trial"
+    done = subprocess.run([sys.executable, "-c", SPARE, str(home)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["set up: None False"], done.stderr
+    assert (home / "log.txt").read_text() == "stepped: True\n"

@@ -85,7 +85,7 @@ def test_a_killed_command_resumes_where_it_saved_or_begins_again_and_its_earlier
         resumed = [start["resumed_from_step"] for start in ledger.attempts(asked, cell, 0)]
         rows = {row.step: row.metrics["val_accuracy"] for row in ledger.rows(asked, cell, 0)}
         assert rows == values(trial, STEPS, range(1, STEPS + 1))
-        found[cell.title] = (trial.state, resumed[:2], ledger.superseded(asked, cell, 0))  # Ray may lose a worker too
+        found[cell.title] = (trial.state, resumed, ledger.superseded(asked, cell, 0))
     assert found == {
         "saves=True": ("COMPLETE", [None, 4], 2),  # steps 5 and 6
         "saves=False": ("COMPLETE", [None, None], 6),
