@@ -17,6 +17,7 @@ from cs330ray.mirror.sync import Mirror
 from tests import in_process
 from tests.studies_of_tests import toy
 
+pytestmark = pytest.mark.slow  # of the campaign, which runs beside it in CI
 WELL, FRESH = '{"ends":"well"}', '{"ends":"well"} fresh 0'
 
 

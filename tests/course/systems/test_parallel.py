@@ -75,7 +75,11 @@ CASES = [
     Case("icl", ICL | {"eval_every_steps": 1}, "icl of one question"),
     Case("icl", ICL | {"ordering": "globalE", "orderings": 2, "probes": 1}, "icl by entropy"),
 ]
-each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label or case.name)
+each = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case.label else ()) for case in CASES],
+    ids=[case.label or case.name for case in CASES],
+)
 
 
 @pytest.fixture(scope="module")
