@@ -14,11 +14,12 @@ best 2 by validation MSE at the last epoch again on 3 fresh seeds; the choice by
 All have the same points, seeds, weights to begin with and batches, two slots, one thread a trial, packed data and
 Python started anew. A confirmed run is tested in every arm; this project's test includes a refit, which plain's does
 not. Arms take turns; then each is killed (SIGKILL to its process group) at half of its own median time, and the same
-command given again. A figure is a median over turns. Without a kill, and with one, the same trial must be chosen by all
-arms in all turns: where it was not, a line says so.
+command given again; with `--kills 0` none is. A figure is a median over turns. Without a kill, and with one, the same
+trial must be chosen by all arms in all turns: where it was not, a line says so.
 
 The last line is one JSON object. The ratios are an arm's seconds over those of `ours fused`, or where that is not built
-of `ours`; `ratio_killed` is plain's where both were killed. Wherever one of them is quoted, all stand in that sentence.
+of `ours`; `ratio_killed` is plain's where both were killed, null where none was. Wherever one of them is quoted, all
+stand in that sentence.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def odd(how: str, found: Runs, expected: Ran) -> Iterator[str]:
                 yield f"{how}, turn {turn}: {name} lost trial {', '.join(map(str, lost))}"
 
 
-def figures(whole: Runs, killed: Runs) -> dict[str, float | bool]:
+def figures(whole: Runs, killed: Runs) -> dict[str, float | bool | None]:
     """The ratios, each an arm's seconds over those of the service at its best, and whether all chose the same."""
     best = base(whole)
     ratios = {
@@ -124,7 +125,7 @@ def figures(whole: Runs, killed: Runs) -> dict[str, float | bool]:
             ("ratio_plain", "plain"), ("ratio_tune_same_learner", "tune"), ("ratio_optuna_same_learner", "optuna"),
         )
     }  # fmt: skip
-    both_killed = round(median(killed["plain"], "wall_s") / median(killed[best], "wall_s"), 2)
+    both_killed = round(median(killed["plain"], "wall_s") / median(killed[best], "wall_s"), 2) if killed else None
     chosen = {ran.choice for found in (whole, killed) for runs in found.values() for ran in runs}
     return {**ratios, "ratio_killed": both_killed, "choice_equal": len(chosen) == 1}
 
@@ -137,11 +138,13 @@ def base(whole: Runs) -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--turns", type=int, default=3, help="of all arms")
-    parser.add_argument("--kills", type=int, default=3, help="turns in which each arm is killed once")
+    parser.add_argument("--kills", type=int, default=3, help="turns in which each arm is killed once, 0 for none")
     parser.add_argument("--smallest", action="store_true", help="two trials of an epoch: shows only that it runs")
     given = parser.parse_args(arguments)
-    if min(given.turns, given.kills) < 1:
-        parser.error(f"--turns, --kills: expected 1 or more, got {given.turns} and {given.kills}")
+    if given.turns < 1:
+        parser.error(f"--turns: expected 1 or more, got {given.turns}")
+    if given.kills < 0:
+        parser.error(f"--kills: expected 0 or more, got {given.kills}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is under way is ended at once
     found = archives.ARCHIVES[movielens.FILE].found is not None
     size, turns, kills = Size("movielens" if found else "planted"), given.turns, given.kills
@@ -159,7 +162,8 @@ def main(arguments: Sequence[str]) -> None:
         say(table(whole), odd("whole", whole, expected))
         struck = ["plain", base(whole)] if given.smallest else names  # the two that a ratio needs
         killed = taken_in_turns(work, size, kills, struck, whole)
-    say(table_of_kills(whole, killed), odd("killed", killed, expected))
+    if killed:
+        say(table_of_kills(whole, killed), odd("killed", killed, expected))
     print(f"The ratios are over {base(whole)}.")
     print(json.dumps(figures(whole, killed)))
 

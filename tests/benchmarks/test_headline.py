@@ -89,6 +89,7 @@ def test_a_ratio_is_an_arms_median_over_that_of_the_service_at_its_best(fused: b
     expected = [12.0, 3.0, 1.8, 18.0] if fused else [6.0, 1.5, 0.9, 9.0]
     names = ["ratio_plain", "ratio_tune_same_learner", "ratio_optuna_same_learner", "ratio_killed"]
     assert headline.figures(whole, killed) == {**dict(zip(names, expected, strict=True)), "choice_equal": True}
+    assert headline.figures(whole, {})["ratio_killed"] is None
 
 
 @pytest.mark.parametrize("kill", [False, True])
