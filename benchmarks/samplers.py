@@ -1,6 +1,7 @@
 """Which sampler is best at few trials: the regret of what a search chooses, on small systems that were measured.
 
-    python benchmarks/samplers.py [--repetitions 50] [--processes 1] [--measure SYSTEM] [--smallest]
+    python benchmarks/samplers.py [--repetitions 50] [--trials 8 16 32] [--samplers random qmc tpe gp] [--processes 1]
+                                  [--measure SYSTEM] [--smallest]
 
 Each search asks as the service does, with the defaults of a new study, one trial after another. A trial scores what the
 surface of `grids.py` has at its configuration, and the noise of a seed: normal, and the same for all samplers by
@@ -104,14 +105,15 @@ def means(regrets: Regrets, sizes: Sequence[int]) -> tuple[Found, Found]:
 def shares(by_system: Mapping[str, Regrets], surfaces: Mapping[str, Surface]) -> dict[str, Array]:
     """The regrets as shares of each grid's spread, the mean over the systems."""
     spreads = {name: surface.best - surface.worst for name, surface in surfaces.items()}
-    return {kind: np.mean([found[kind] / spreads[name] for name, found in by_system.items()], axis=0) for kind in KINDS}
+    kinds = next(iter(by_system.values()))
+    return {kind: np.mean([found[kind] / spreads[name] for name, found in by_system.items()], axis=0) for kind in kinds}
 
 
 def figures(by_system: Mapping[str, Regrets], surfaces: Mapping[str, Surface], sizes: Sequence[int]) -> dict[str, Any]:
     """The regrets of the systems together, each sampler's difference to tpe, and the systems one by one."""
     together = shares(by_system, surfaces)
     regret, se = means(together, sizes)
-    over, over_se = means({kind: together[kind] - together["tpe"] for kind in KINDS if kind != "tpe"}, sizes)
+    over, over_se = means({kind: found - together["tpe"] for kind, found in together.items() if kind != "tpe"}, sizes)
     systems = {name: dict(zip(("regret", "se"), means(found, sizes), strict=True)) for name, found in by_system.items()}
     return {"regret": regret, "se": se, "over_tpe": over, "over_tpe_se": over_se, "systems": systems}
 
@@ -126,10 +128,12 @@ def print_table(title: str, mean: Found, error: Found) -> None:
 # The command -----------------------------------------------------------------------------------------------------
 
 
-def searched(repetitions: int, sizes: Sequence[int], processes: int) -> dict[tuple[str, str], list[Searched]]:
-    """Search every system with every sampler, again and again; by both."""
+def searched(
+    kinds: Sequence[str], repetitions: int, sizes: Sequence[int], processes: int
+) -> dict[tuple[str, str], list[Searched]]:
+    """Search every system with each sampler, again and again; by both."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that begin here: more threads only spin
-    runs = list(itertools.product(grids.SYSTEMS, KINDS, range(repetitions), [sizes]))
+    runs = list(itertools.product(grids.SYSTEMS, kinds, range(repetitions), [sizes]))
     found: dict[tuple[str, str], list[Searched]] = {}
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for (name, kind, *_), one in zip(runs, pool.map(search, *zip(*runs, strict=True)), strict=True):
@@ -140,6 +144,8 @@ def searched(repetitions: int, sizes: Sequence[int], processes: int) -> dict[tup
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--repetitions", type=int, default=50, help="searches of each sampler on each system, from 2 up")
+    given.add_argument("--trials", type=int, nargs="+", default=SIZES, help="after so many a search chooses")
+    given.add_argument("--samplers", choices=KINDS, nargs="+", default=KINDS, help="those that search, beside tpe")
     given.add_argument("--processes", type=int, default=1, help="of one thread each")
     given.add_argument("--measure", choices=sorted(grids.SYSTEMS), help="train this system and write its table")
     given.add_argument("--smallest", action="store_true", help="5 trials, twice: shows only that it runs")
@@ -147,16 +153,17 @@ def main() -> None:
     if arguments.measure:
         grids.measure(arguments.measure)
         return
-    repetitions, sizes = (2, SMALLEST) if arguments.smallest else (arguments.repetitions, SIZES)
+    repetitions, sizes = (2, SMALLEST) if arguments.smallest else (arguments.repetitions, sorted(arguments.trials))
+    kinds = [kind for kind in KINDS if kind == "tpe" or kind in arguments.samplers]
     surfaces = {name: grids.surface(name) for name in grids.SYSTEMS}
-    found = searched(repetitions, sizes, arguments.processes)
+    found = searched(kinds, repetitions, sizes, arguments.processes)
     by_system = {
-        name: {kind: np.array([one.regrets for one in found[name, kind]]) for kind in KINDS} for name in surfaces
+        name: {kind: np.array([one.regrets for one in found[name, kind]]) for kind in kinds} for name in surfaces
     }
     told = figures(by_system, surfaces, sizes)
     told["ask_ms"] = {
         kind: round(1000 * statistics.fmean(one.ask_s for name in surfaces for one in found[name, kind]), 1)
-        for kind in KINDS
+        for kind in kinds
     }
     for name, surface in surfaces.items():
         spread = f"best {surface.best:.4f}, worst {surface.worst:.4f}, noise of a seed {surface.noise:.4f}"

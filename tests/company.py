@@ -15,7 +15,7 @@ from cs330ray.errors import Diverged
 from cs330ray.trial.contract import Item, Member, Metric, Moment, Progress, Scores, alone
 
 METRICS: Mapping[str, Metric] = {"val_loss": Metric("min"), "test_loss": Metric("min")}
-FUSIBLE = frozenset({"lr"})
+FUSIBLE = frozenset({"lr", "sleep_s"})
 
 
 class Config(BaseModel):

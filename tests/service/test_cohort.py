@@ -18,7 +18,7 @@ from cs330ray.service.run import run
 from cs330ray.service.workers import memory
 from cs330ray.service.workers.cohort import CohortRun
 from cs330ray.spec.reading import parse
-from cs330ray.spec.study import Study, fresh_seed
+from cs330ray.spec.study import Cell, Study, fresh_seed
 from cs330ray.trial.check import check
 from cs330ray.trial.contract import Moment
 from tests import company as company_trainable
@@ -41,7 +41,8 @@ def company(fuse: int, **changes: Any) -> Study:
     raw: dict[str, Any] = {
         "name": "company", "trainable": "tests.company", "objective": ["val_loss"],
         "search": {"lr": {"low": 0.01, "high": 0.5}},
-        "sampler": {"kind": "random"}, "budget": {"trials": 3, "steps": STEPS}, "confirm": {"top": 2, "seeds": 3},
+        "sampler": {"kind": "tpe", "startup": 1}, "budget": {"trials": 3, "steps": STEPS},
+        "confirm": {"top": 2, "seeds": 3},
         "resources": {"slots": 1, "fuse": fuse, "checkpoint": "1s"},
     }  # fmt: skip
     return parse({**raw, **changes}, "company")
@@ -49,23 +50,32 @@ def company(fuse: int, **changes: Any) -> Study:
 
 def confirmed(home: Path) -> list[tuple[Any, ...]]:
     """All that confirmation found, without times."""
+    return found(home, fresh_cells(Writer.at(home).study("company")))
+
+
+def searched(home: Path) -> list[tuple[Any, ...]]:
+    """All that the search found, without times."""
+    return found(home, Writer.at(home).study("company").cells)
+
+
+def found(home: Path, cells: Sequence[Cell]) -> list[tuple[Any, ...]]:
     ledger = Writer.at(home)
     study = ledger.study("company")
     return [
         (cell.fresh, one.number, one.state, one.reason, one.seed, one.values,
          [(row.step, dict(row.metrics)) for row in ledger.rows(study, cell, one.number)],
          ledger.test_metrics(study, cell, one.number), ledger.test_items(study, cell, one.number))
-        for cell in fresh_cells(study)
+        for cell in cells
         for one in ledger.trials(study, cell)
     ]  # fmt: skip
 
 
-def attempts(home: Path) -> list[list[dict[str, Any]]]:
+def attempts(home: Path, cells: Sequence[Cell] | None = None) -> list[list[dict[str, Any]]]:
+    """The starts of each run of confirmation, or of the trials of `cells`."""
     ledger = Writer.at(home)
     study = ledger.study("company")
-    return [
-        ledger.attempts(study, cell, one.number) for cell in fresh_cells(study) for one in ledger.trials(study, cell)
-    ]
+    cells = fresh_cells(study) if cells is None else cells
+    return [ledger.attempts(study, cell, one.number) for cell in cells for one in ledger.trials(study, cell)]
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -109,6 +119,38 @@ def test_confirmation_finds_together_what_it_finds_alone(
         assert beside == [None] * 6
 
 
+ASHA = {"kind": "asha", "min_steps": 4, "reduction": 2}
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    ("changes", "pruned"),
+    [
+        ({"prune": ASHA, "sampler": {"kind": "random"}, "compare": {"width": [1, 2]}, "start": [{"lr": 0.4}]}, True),
+        pytest.param({"prune": ASHA, "sampler": {"kind": "tpe", "startup": 4}}, True, marks=pytest.mark.slow),
+        pytest.param({"sampler": {"kind": "qmc"}, "fixed": {"stops_at": 13}}, False, marks=pytest.mark.slow),
+    ],
+    ids=["random, asha, two cells", "tpe, asha", "qmc"],
+)
+def test_a_search_finds_together_what_it_finds_alone(changes: dict[str, Any], pruned: bool, tmp_path: Path) -> None:
+    """On one slot; what asha decides, too: each trial against those before it."""
+    changes = {"budget": {"trials": 8, "steps": STEPS}, "confirm": {"top": 1, "seeds": 1}, **changes}
+    ear = Ear()
+    in_process.run(company(1, **changes), tmp_path / "alone", mirror=False)
+    run(company(4, **changes), tmp_path / "together", ear, mirror=False)
+    assert searched(tmp_path / "together") == searched(tmp_path / "alone")
+    assert confirmed(tmp_path / "together") == confirmed(tmp_path / "alone")
+    assert [line for line in ear.said if "go on alone" in line] == []
+    assert {one[2] for one in searched(tmp_path / "alone")} == {"COMPLETE"} | ({"PRUNED"} if pruned else set())
+    study = Writer.at(tmp_path / "together").study("company")
+    starts = attempts(tmp_path / "together", study.cells)
+    assert {len(each[0]["together"]["seeds"]) for each in starts if each[0].get("together")} == {3}
+    if pruned:  # those who went on behind a rung did so together again, from where they stood
+        again = [each[1] for each in starts if len(each) > 1 and each[1].get("together")]
+        assert again
+        assert all(one["resumed_from_step"] >= ASHA["min_steps"] for one in again)
+
+
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.slow
 def test_what_is_too_much_memory_for_all_of_them_is_no_end_of_any(tmp_path: Path) -> None:
@@ -135,13 +177,19 @@ def test_what_cannot_train_together_is_refused_in_one_line() -> None:
 
 
 def cohort(
-    folder: Path, steps: Sequence[int] = (STEPS, STEPS), memory_gib: float | None = None, **config: Any
+    folder: Path,
+    steps: Sequence[int] = (STEPS, STEPS),
+    *,
+    memory_gib: float | None = None,
+    batch_s: float = 0.0,
+    prune_every: int = 0,
+    **config: Any,
 ) -> CohortRun:
-    """Trials of nothing that is recorded yet, by their steps; a row in each message."""
+    """Trials of nothing that is recorded yet, by their steps; a row in each message, or as `batch_s` has it."""
     told = [
         assignment(
-            folder / str(seed), trainable="tests.company", seed=seed, begun=False, recorded_step=0, batch_s=0.0,
-            memory_gib=memory_gib,
+            folder / str(seed), trainable="tests.company", seed=seed, begun=False, recorded_step=0, batch_s=batch_s,
+            memory_gib=memory_gib, prune_every=prune_every,
             config={"lr": 0.1, "eval_every_steps": 2, **config}, steps=its_steps,
         )
         for seed, its_steps in enumerate(steps)
@@ -161,6 +209,20 @@ def newest(folder: Path, seed: int) -> int:
     found = local.newest(folder / str(seed))
     assert found is not None
     return found.step
+
+
+def test_behind_a_rung_nobody_trains_on_before_its_checkpoints_are_told(tmp_path: Path) -> None:
+    said = to_the_end(cohort(tmp_path, prune_every=5, batch_s=1e9))
+    told = [
+        ([row.step for row in news.rows], news.checkpoint and news.checkpoint.step, news.saves)
+        for news in (member for each in said for member in each.members)
+    ]
+    assert told[::2] == [
+        ([2, 4, 6], None, True), ([], 6, None), ([8, 10], None, True), ([], 10, None), ([12, 14, 16], None, True),
+        ([], 16, None), ([18, 20], None, None), ([], 20, None),
+        ([], None, None),
+    ]  # fmt: skip
+    assert [(rows, kept) for rows, kept, _ in told[1::2]] == [(rows, kept) for rows, kept, _ in told[::2]]
 
 
 @pytest.mark.parametrize("config", [{}, {"stops_at": 13}], ids=["at the end of the budget", "by a rule of its own"])

@@ -18,6 +18,8 @@ from cs330ray.service import queue
 from cs330ray.service.messages import Assignment
 from cs330ray.service.queue import Queue
 from cs330ray.spec.reading import parse
+from cs330ray.spec.study import Study
+from cs330ray.trial.starts import starts
 from tests import company
 from tests.assignments import terms
 from tests.desk import Desk, Ear, OwnLease, begun
@@ -433,3 +435,150 @@ def test_runs_whose_configuration_is_refused_train_apart_and_each_fails_by_itsel
 
     monkeypatch.setattr(queue.named, "signature", refuses)
     assert shared_out(tmp_path, fuse=8, slots=1, seeds=2, parts=False) == [[0], [1]]
+
+
+# Trials of the search that train together -----------------------------------------------------------------------------
+
+
+def company_study(fuse: int, **changes: Any) -> Study:
+    raw = {
+        "name": "company", "trainable": "tests.company", "objective": ["val_loss"], "sampler": {"kind": "random"},
+        "search": {"lr": {"low": 0.01, "high": 0.5}}, "budget": {"trials": 7, "steps": 4}, "resources": {"fuse": fuse},
+    }  # fmt: skip
+    return parse({**raw, **changes}, "company")
+
+
+class Searched:
+    """A study of company whose trials are taken from its queue, each with those beside it."""
+
+    def __init__(self, home: Path, fuse: int, slots: int = 1, **changes: Any) -> None:
+        self.study, self.ledger = company_study(fuse, **changes), Writer.at(home)
+        self.ledger.open(self.study, {"tests.company": company.METRICS})
+        self._home, self._slots = home, slots
+        self.taken_up()
+
+    def taken_up(self, *interrupted: int) -> None:
+        """As by a command that comes after one that was cut off."""
+        cell = self.study.cells[0]
+        self.queue = Queue(
+            self.ledger,
+            self.study,
+            lambda *_: terms(self._home),
+            lease=OwnLease(),
+            listener=Ear(),
+            interrupted=[(cell, number) for number in interrupted],
+            starts={cell.key: starts(self.study, cell) for cell in self.study.cells},
+            slots=self._slots,
+        )
+
+    def next(self) -> list[tuple[int, int]]:
+        """Those that train together next, each by the place of its cell and its number."""
+        told = self.queue.next()
+        return [] if told is None else [self.place(each) for each in told.members]
+
+    def place(self, told: Assignment) -> tuple[int, int]:
+        return [cell.key for cell in self.study.cells].index(told.cell), told.trial
+
+    def end(self, told: Assignment) -> None:
+        for each in told.members:
+            cell = next(cell for cell in self.study.cells if cell.key == each.cell)
+            self.ledger.write_rows(self.study, cell, each.trial, [Row(4, {"val_loss": 0.5}, 0.0)])
+            self.ledger.end(self.study, cell, each.trial, COMPLETE)
+        self.queue.left(told)
+
+
+def numbers(at: Searched, times: int) -> list[list[int]]:
+    return [[number for _, number in at.next()] for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    ("fuse", "slots", "found"),
+    [
+        (1, 1, [[0], [1], [2], [3], [4], [5], [6]]),
+        (3, 1, [[0, 1, 2], [3, 4, 5], [6]]),
+        (3, 2, [[0, 1, 2], [3, 4, 5], [6]]),
+        (8, 2, [[0, 1, 2, 3], [4, 5, 6]]),
+    ],
+)
+def test_trials_that_no_model_chooses_are_drawn_together_and_shared_out_over_the_slots(
+    tmp_path: Path, fuse: int, slots: int, found: list[list[int]]
+) -> None:
+    at = Searched(tmp_path, fuse, slots)
+    assert numbers(at, len(found)) == found
+    assert at.next() == []
+    alone = Searched(tmp_path / "alone", 1)
+    numbers(alone, 7)
+    drawn = [[(each.params, each.user_attrs["seed"]) for each in history(one)] for one in (at, alone)]
+    assert drawn[0] == drawn[1]
+
+
+def history(at: Searched) -> list[Any]:
+    return at.ledger.history(at.study, at.study.cells[0])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "first"),
+    [
+        ({"kind": "tpe", "startup": 4}, [0, 1, 2, 3]),
+        ({"kind": "gp", "startup": 3}, [0, 1, 2]),
+        ({"kind": "qmc"}, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+    ids=["tpe", "gp", "qmc"],
+)
+def test_what_a_model_chooses_is_never_drawn_beside_another(
+    tmp_path: Path, sampler: dict[str, Any], first: list[int]
+) -> None:
+    at = Searched(tmp_path, 8, sampler=sampler)
+    told = at.queue.next()
+    assert told is not None
+    assert [each.trial for each in told.members] == first
+    at.end(told)
+    assert numbers(at, 1) == ([[len(first)]] if len(first) < 7 else [[]])
+
+
+def test_starts_are_drawn_together_too(tmp_path: Path) -> None:
+    at = Searched(tmp_path, 8, sampler={"kind": "tpe", "startup": 1}, start=["default", {"lr": 0.2}, {"lr": 0.3}])
+    assert numbers(at, 1) == [[0, 1, 2]]
+
+
+def test_trials_of_several_cells_are_drawn_in_the_order_in_which_they_are_asked(tmp_path: Path) -> None:
+    rates = {"lr": [0.1, 0.2]}
+    at = Searched(tmp_path / "unlike", 4, compare=rates, search={"width": {"low": 1, "high": 10**6}})
+    assert [at.next() for _ in range(3)] == [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 2), (1, 2)]]
+    at = Searched(tmp_path / "alike", 4, compare=rates, search={"sleep_s": {"low": 0.0, "high": 0.1}})
+    assert at.next() == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    at = Searched(tmp_path / "apart", 4, compare={"width": [1, 2]}, budget={"trials": 3, "steps": 4})
+    assert [at.next() for _ in range(2)] == [[(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)]]
+
+
+def test_cut_off_before_they_began_the_same_are_drawn_together(tmp_path: Path) -> None:
+    """The driver died when it had entered two of them."""
+    cut = Searched(tmp_path, 2)
+    assert cut.next() == [(0, 0), (0, 1)]
+    at = Searched(tmp_path, 4)
+    at.taken_up(0, 1)
+    assert numbers(at, 1) == [[0, 1, 2, 3]]
+
+
+def test_no_draw_joins_trials_that_have_begun(tmp_path: Path) -> None:
+    at = Searched(tmp_path, 4)
+    told = at.queue.next()
+    assert told is not None
+    for each in told.members:
+        at.ledger.write_attempt(at.study, at.study.cells[0], each.trial, begun().recorded())
+    at.queue.left(told)
+    for each in reversed(told.members[:3]):  # the fourth was pruned at a rung
+        at.queue.again(each)
+    assert numbers(at, 2) == [[0, 1, 2], []]  # none goes before those have begun
+    for each in told.members[:3]:
+        at.queue.began(each)
+    assert numbers(at, 1) == [[4, 5, 6]]
+
+
+def test_one_that_waits_alone_comes_before_any_draw(tmp_path: Path) -> None:
+    at = Searched(tmp_path, 2)
+    first = at.queue.next()
+    assert first is not None
+    at.queue.left(first)
+    at.queue.part(first.members)
+    assert numbers(at, 2) == [[0], [1]]

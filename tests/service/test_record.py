@@ -1,12 +1,13 @@
 """The recorder, driven without Ray: what Tune would say, in the order in which it would."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.records import Ending, Kept, Row
 from cs330ray.report import tables
 from cs330ray.service.listener import Silent
 from cs330ray.service.messages import News
@@ -144,6 +145,60 @@ def test_a_decision_that_a_crash_cut_off_is_made_again(desk: Callable[..., Desk]
     assert not at.play(better, (7, 0.1))
     at.ledger.write_rows(at.study, at.cell, cut.trial, [Row(7, {"val_loss": 0.5}, 0.0)])  # and then the driver died
     assert at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.5))
+
+
+def test_a_decision_that_stands_is_not_made_again_beside_rivals_that_came_later(desk: Callable[..., Desk]) -> None:
+    """It went on, and its worker was lost before its next row."""
+    at = desk(**ASHA_LONG)
+    cut, better = at.ask(), at.ask()
+    assert not at.play(cut, (7, 0.5))
+    assert not at.play(better, (7, 0.1))
+    assert not at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.5))
+
+
+def test_of_trials_that_train_together_one_is_pruned_and_they_leave_with_the_checkpoints_of_the_rung(
+    desk: Callable[..., Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, thinned = desk(**ASHA), []
+    monkeypatch.setattr(at.recorder, "_thin", lambda cell, number: thinned.append(number))
+    told = [at.ask(), at.ask(), at.ask()]
+    together = dataclasses.replace(told[0], beside=tuple(told[1:]))
+
+    def news(step: int | None, losses: Sequence[float], *, kept: int | None = None, **more: Any) -> News:
+        checkpoint = None if kept is None else Kept(str(tmp_path), kept, "digest")
+        sent = [[Row(step, {"val_loss": loss}, 0.0)] if step else [] for loss in losses]
+        first, *others = (News(rows=rows, checkpoint=checkpoint) for rows in sent)
+        return dataclasses.replace(first, beside=tuple(others), **more)
+
+    assert not at.recorder.take("tune", 1, together, news(4, (0.5, 0.9, 0.4)))
+    assert not at.recorder.take("tune", 2, together, news(5, (0.5, 0.9, 0.4), saves=True))
+    states = [trial.state for trial in at.ledger.trials(at.study, at.cell)]
+    assert states == ["RUNNING", "PRUNED", "RUNNING"]  # each against those before it
+    assert at.recorder.take("tune", 3, together, news(None, (0.5, 0.9, 0.4), kept=5))
+    assert at.recorder.take("tune", 3, together, news(None, (0.5, 0.9, 0.4), kept=5))
+    kept = [at.ledger.kept(at.study, at.cell, each.trial) for each in told]
+    assert [found and found.step for found in kept] == [5, None, 5]
+    assert thinned == [1, 1]  # at its end, and when its worker has written a checkpoint all the same
+    assert [each.trial for each in at.recorder.still_open(together)] == [0, 2]
+    assert at.recorder.has_pruned(together)
+    at.recorder.parted(together, "planted")
+    assert at.ear.said[-1] == "trials 0, 2 go on alone: planted"
+
+
+def test_that_another_trial_has_ended_on_its_fresh_seed_is_no_end_of_a_run(desk: Callable[..., Desk]) -> None:
+    """Runs that trained together go on alone one by one; the others must not be forgotten."""
+    at = desk(budget={"trials": 2}, confirm={"top": 2, "seeds": 1})
+    for told in (at.ask(), at.ask()):
+        at.play(told, (20, 0.5), start=begun())
+        at.play(told, end=COMPLETE)
+        at.queue.left(told)
+    first, second = at.ask(), at.ask()
+    assert first.cell == second.cell
+    together = dataclasses.replace(first, beside=(second,))
+    assert [each.trial for each in at.recorder.still_open(together)] == [first.trial, second.trial]
+    at.play(first, (20, 0.5), start=begun())
+    at.play(first, end=COMPLETE)
+    assert at.recorder.still_open(together) == [second]
 
 
 def test_the_last_step_is_not_judged(desk: Callable[..., Desk]) -> None:

@@ -454,7 +454,7 @@ def test_of_trials_that_train_together_nobody_is_silent_alone(place: Callable[..
     at.passes(SILENCE_S + 1)
     assert (at.ends(), at.killed) == ([RUNNING, RUNNING], ["worker 0"])
     assert [line for line in at.desk.ear.said if "go on alone" in line] == [
-        "trials 0 on fresh seed None, 1 on fresh seed None go on alone: no row for 1m 00s"
+        "trials 0, 1 go on alone: no row for 1m 00s"
     ]
     assert at.watch.left(trial) == (True, False)
     assert at.desk.recorder.still_open(told) == list(told.members)

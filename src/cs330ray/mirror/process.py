@@ -34,6 +34,7 @@ class MirrorProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = -math.inf
         self._again_s = AGAIN_S
+        self._left_s = math.inf  # when it was first told to make its last pass
 
     def tend(self) -> None:
         """Start it where it is not running, but not too often."""
@@ -43,8 +44,8 @@ class MirrorProcess:
         if age_s < self._again_s:
             return
         self._again_s = min(2 * self._again_s, MOST_S) if age_s < 4 * self._again_s else AGAIN_S
-        self._let_go()
-        self._started_s = time.monotonic()
+        self.let_go()
+        self._started_s, self._left_s = time.monotonic(), math.inf
         command = [sys.executable, "-m", "cs330ray", "sync", self._study, "--follow", "--until-eof"]
         with contextlib.suppress(OSError), self.log.open("a") as log:  # a disk that takes nothing: again later
             with contextlib.suppress(OSError):  # another owner's file, or a disk without modes
@@ -66,7 +67,10 @@ class MirrorProcess:
         return self._leave(WAIT_S, leaves)
 
     def cut(self) -> bool:
-        """Let one that has started make a last pass; whether MLflow agrees with the ledger as far as is known now."""
+        """Let one that has started make a last pass; whether MLflow agrees with the ledger as far as is known now.
+
+        Where it was let go of before, that time counts.
+        """
         return self._process is None or self._leave(CUT_WAIT_S)
 
     def _leave(self, wait_s: float, leaves: Callable[[], bool] = lambda: False) -> bool:
@@ -77,16 +81,17 @@ class MirrorProcess:
         process = self._process
         if process is None:
             return False
-        self._let_go()
-        until = time.monotonic() + wait_s
+        self.let_go()
+        until = self._left_s + wait_s
         while time.monotonic() < until and not leaves():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK_S) == 0
         threading.Thread(target=process.wait, daemon=True).start()
         return False
 
-    def _let_go(self) -> None:
-        """Close the pipe that holds it."""
+    def let_go(self) -> None:
+        """Close the pipe that holds it, at which it makes its last pass and ends."""
+        self._left_s = min(self._left_s, time.monotonic())
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -96,6 +101,9 @@ class NoMirror:
     """Where no mirror is wanted."""
 
     def tend(self) -> None:
+        """Do nothing."""
+
+    def let_go(self) -> None:
         """Do nothing."""
 
 

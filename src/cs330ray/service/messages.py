@@ -146,6 +146,7 @@ class News:
     rows: Sequence[Row] = ()  # by step
     unsaved: str | None = None  # why no checkpoint can be written, or read
     waits: Literal["begin", "end"] | None = None  # what it cannot do without that checkpoint
+    saves: Literal[True] | None = None  # the checkpoint of its newest row is the next news, before it trains on
     tests: Literal[True] | None = None  # it has trained to its end, and is scored on the test split from now on
     scores: Scores | None = None  # what it reached on the test split
     untested: Untested | None = None  # why that is not known

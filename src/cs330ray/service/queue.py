@@ -1,5 +1,7 @@
 """The queue: which trial is next. First those that were cut off, then the cells in turn, then confirmation.
 
+Trials may train together that wait, and that are drawn: what a model chooses hangs on those before it.
+
 Replicates follow one another, each with its confirmation; the next begins while the last drains. The queue knows the
 ledger and nothing of Tune: it is told when a trial has begun, must come again, or has left its worker.
 """
@@ -19,7 +21,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Continuation, Terms
 from cs330ray.service.meter import Meter
-from cs330ray.service.search.ask import ask
+from cs330ray.service.search.ask import ask, draw, is_drawn
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 from cs330ray.trial import named
 
@@ -85,43 +87,71 @@ class Queue:
         return trial
 
     def _beside(self, trial: Assignment) -> tuple[Assignment, ...]:
-        """Take from what waits the runs of confirmation that train together with a first one.
+        """Take from what waits, and then from what is to be drawn, those that train together with a first trial.
 
-        Those that are alike are shared out evenly, over as many workers as are free.
+        Those that are alike are shared out evenly, over as many workers as are free. A draw joins none that has begun,
+        and does not go before one that waits.
         """
         if self.fuse == 1 or not self._may_fuse(trial):
             return ()
-        waiting = [
-            (cell, n) for cell, n in self._waiting if cell.fresh is not None and (cell.key, n) not in self._parted
+        is_search, wanted = self._cells[trial.cell].fresh is None, self._signature(trial)
+        waiting = [(cell, number) for cell, number in self._waiting if (cell.fresh is None) == is_search]
+        others = [
+            self._assignment(cell, self._ledger.entered(self._study, cell.searched, number))
+            for cell, number in waiting
+            if (cell.key, number) not in self._parted
         ]
-        others = [self._assignment(cell, self._ledger.entered(self._study, cell.searched, n)) for cell, n in waiting]
-        wanted = self._signature(trial)
         alike = [each for each in others if self._may_fuse(each) and self._signature(each) == wanted]
         free = max(self._slots - len(self._busy), 1)
-        among = max(math.ceil((1 + len(alike)) / self.fuse), min(free, 1 + len(alike)))
-        taken = alike[: math.ceil((1 + len(alike)) / among) - 1]
+        may_draw = is_search and len(alike) == len(waiting) and not any(each.begun for each in (trial, *alike))
+        draws = self._draws(trial, self.fuse * free - 1 - len(alike)) if may_draw else []
+        together = 1 + len(alike) + len(draws)
+        among = max(math.ceil(together / self.fuse), min(free, together))
+        room = math.ceil(together / among) - 1
+        taken = alike[:room]
         keys = {(each.cell, each.trial) for each in taken}
         self._waiting = [(cell, number) for cell, number in self._waiting if (cell.key, number) not in keys]
         self._again |= keys
-        return tuple(taken)
+        return (*taken, *(self._entered(cell) for cell in draws[: room - len(taken)]))
+
+    def _draws(self, trial: Assignment, most: int) -> list[Cell]:
+        """The cells of the next trials that are drawn and like a first one, in the order in which they are asked."""
+        study, wanted = self._study, self._signature(trial)
+        if self._asking == "own" or self.is_late:
+            return []
+        found = []
+        for place, cell in enumerate(study.replicate(self._cells[trial.cell].replicate)):
+            starts, entered = self._starts.get(cell.key, ()), len(standing(self._ledger.history(study, cell)))
+            for number in range(entered, min(study.budget.trials, entered + most)):
+                if not is_drawn(study, number, len(starts)):
+                    break
+                config = {**cell.fixed, **draw(study, cell, number, starts)}
+                if self._signature_of(cell.trainable, config) != wanted:
+                    break
+                found.append((number, place, cell))
+        return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])[: max(most, 0)]]
 
     def _may_fuse(self, trial: Assignment) -> bool:
-        """Whether a trial is of confirmation, has steps to train, and has not parted from others."""
-        fresh = self._cells[trial.cell].fresh is not None
+        """Whether a trial has steps to train, continues no other, and has not parted from others."""
         parted = (trial.cell, trial.trial) in self._parted
-        return fresh and not parted and trial.recorded_step < trial.steps and self._signature(trial) is not None
+        trains = trial.continues is None and trial.recorded_step < trial.steps
+        return trains and not parted and self._signature(trial) is not None
 
     def _signature(self, trial: Assignment) -> Any:
         """What trials must have alike to train together; None where one cannot, or its configuration is refused."""
         key = (trial.cell, trial.trial)
         if key not in self._signatures:
-            trainable = named.load(trial.trainable)
-            try:
-                found = named.signature(trainable, trainable.Config(**trial.config))
-            except Exception:  # noqa: BLE001 - other people's code: alone, the trial fails by it
-                found = None
-            self._signatures[key] = found and (trial.trainable, found)
+            self._signatures[key] = self._signature_of(trial.trainable, trial.config)
         return self._signatures[key]
+
+    @staticmethod
+    def _signature_of(name: str, config: Mapping[str, Any]) -> Any:
+        trainable = named.load(name)
+        try:
+            found = named.signature(trainable, trainable.Config(**config))
+        except Exception:  # noqa: BLE001 - other people's code: alone, the trial fails by it
+            return None
+        return found and (name, found)
 
     @property
     def is_late(self) -> bool:
@@ -199,8 +229,11 @@ class Queue:
         if self.is_late:
             self.runs_out()
             return None
-        cell = min(open_cells, key=lambda candidate: len(histories[candidate.key]))
-        history = histories[cell.key]
+        return self._entered(min(open_cells, key=lambda candidate: len(histories[candidate.key])))
+
+    def _entered(self, cell: Cell) -> Assignment:
+        """Ask for the next trial of a cell, and enter it."""
+        history = standing(self._ledger.history(self._study, cell))
         lost, starts = self._ledger.lost(self._study, cell), self._starts.get(cell.key, ())
         asked = ask(self._study, cell, self._goals, history, lost, starts=starts, asking=self._asking)
         self._lease.fence()

@@ -1,6 +1,6 @@
 """The recorder: the one object that takes each result of a trial, in the one order that loses nothing.
 
-Rows first, then the pruner, of whose rungs Optuna is told, then the end of the trial.
+Rows first, then the pruner, then the end of the trial, or word to Optuna of the rung behind which it goes on.
 """
 
 import math
@@ -62,7 +62,8 @@ class Recorder:
     def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
         """Record the news of Tune's trial `trial_id` in an iteration, once; whether the trial stops here.
 
-        So with those that train beside it: where one of them stops, all leave their worker.
+        So with those that train beside it: where one of them stops, all leave their worker, with the checkpoints that
+        are about to come.
         """
         if news.parts and self._taken.get(f"{trial_id}.0", (None, False))[0] != iteration:
             self.parted(assignment, news.parts)
@@ -70,12 +71,17 @@ class Recorder:
             self._take(f"{trial_id}.{place}", iteration, member, of_member, len(news.members))
             for place, (member, of_member) in enumerate(zip(assignment.members, news.members, strict=True))
         ]
-        return any(stops)
+        return any(stops) and not news.saves
 
     def _take(self, trial_id: str, iteration: int, assignment: Assignment, news: News, among: int) -> bool:
-        if trial_id in self._taken and self._taken[trial_id][0] == iteration:
-            return self._taken[trial_id][1]
         cell, number = self.cell(assignment), assignment.trial
+        taken, has_ended = self._taken.get(trial_id, (None, False))
+        if taken == iteration:
+            return has_ended
+        if has_ended:  # and its worker, which waits for those beside it, may have written a checkpoint all the same
+            self._taken[trial_id] = (iteration, True)
+            self._thin(cell, number)
+            return True
         begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
         self._record(cell, number, assignment, news, among)
         ending = self._prune_before(cell, number, assignment) if begins else None
@@ -122,16 +128,21 @@ class Recorder:
 
     def still_open(self, assignment: Assignment) -> list[Assignment]:
         """Those of the trials that train together that have no end."""
+        return [each for each in assignment.members if self._state(each) == "RUNNING"]
 
-        def has_ended(one: Assignment) -> bool:  # one that never began is not in the record
-            found = self._ledger.trials(self._study, self.cell(one), [one.trial])
-            return any(trial.state != "RUNNING" for trial in found)
+    def has_pruned(self, assignment: Assignment) -> bool:
+        """Whether one of the trials that train together was pruned."""
+        return any(self._state(each) == "PRUNED" for each in assignment.members)
 
-        return [each for each in assignment.members if not has_ended(each)]
+    def _state(self, assignment: Assignment) -> str:
+        """The state of a trial by the record; RUNNING of one that has not begun, which is not in it."""
+        found = self._ledger.trials(self._study, self.cell(assignment), [assignment.trial])
+        return next((trial.state for trial in found if trial.number == assignment.trial), "RUNNING")
 
     def parted(self, assignment: Assignment, why: str) -> None:
         """Say that trials trained together and go on alone, and why."""
-        runs = ", ".join(f"{each.trial} on fresh seed {self.cell(each).fresh}" for each in assignment.members)
+        fresh = [(each.trial, self.cell(each).fresh) for each in self.still_open(assignment)]
+        runs = ", ".join(str(number) if seed is None else f"{number} on fresh seed {seed}" for number, seed in fresh)
         self._listener.says(f"trials {runs} go on alone: {why}")
 
     def give_up(self, assignment: Assignment) -> None:
@@ -178,11 +189,15 @@ class Recorder:
         searched = self._ledger.entered(self._study, cell.searched, number).params
         self._listener.ended(cell, number, searched, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:
-            if self._place is not None:
-                thin(self._ledger, self._study, cell, self._place, [number], self._copies)
+            self._thin(cell, number)
             self._all_fail &= ending.state == "FAIL"
             if self._all_fail:
                 self.failure = self.failure or why_to_stop(self._ledger, self._study)
+
+    def _thin(self, cell: Cell, number: int) -> None:
+        """Remove the checkpoints that are not to be kept now that a trial has ended."""
+        if self._place is not None and cell.fresh is None:
+            thin(self._ledger, self._study, cell, self._place, [number], self._copies)
 
     def _complete_lines(self, cell: Cell) -> set[int]:
         """The trials that are COMPLETE with all steps, and those that they continue."""
@@ -283,7 +298,8 @@ class Recorder:
     def _prune(self, cell: Cell, number: int, assignment: Assignment, news: News) -> Ending | None:
         """The pruner's word where a row of the news decides the trial's newest rung, and the trial has steps to come.
 
-        Rows that came before and come again were judged, but for the last: a crash may have cut off what it decided.
+        Rows that came before and come again were judged, but for the last: a crash may have cut off what it decided,
+        unless Optuna has been told of it.
         """
         if self._study.prune.kind == "none" or cell.fresh is not None or assignment.is_start:
             return None
@@ -309,8 +325,9 @@ class Recorder:
         row = next((past[each] for each in line if each in past), None)
         if row is None or row.step not in steps:
             return None
-        if number in past:  # and the row is not of a trial that it continues
-            ledger.report(study, cell, number, row.step, row.metrics[metric])
+        is_own = number in past  # and not of a trial that it continues
+        if is_own and cell.command is None and row.step in ledger.entered(study, cell, number).intermediate_values:
+            return None
         sign = -1.0 if self._goals[0] == "max" else 1.0
         losses = {n: sign * found.metrics[metric] for n, found in past.items() if n not in line}
         if prune.kind == "asha":
@@ -323,6 +340,8 @@ class Recorder:
             stops = median_stops(min((x for x in own if not math.isnan(x)), default=math.nan), rivals, prune.startup)
         where = f"step {row.step}" if row.step == rung else f"step {row.step} (rung {rung})"
         reason = f"{prune.kind} at {where}, {plural(len(losses), 'rival')}"
+        if is_own and not stops:  # behind the decision; a trial's end tells of its last row
+            ledger.report(study, cell, number, row.step, row.metrics[metric])
         return Ending("PRUNED", reason, cause="pruned") if stops else None
 
 

@@ -106,6 +106,7 @@ def _conduct(session: Session, home: Path, ground: "Ground", *, mirror: bool) ->
     backups.make()
     with mirrored(study.name, home, session, wanted=mirror, leaves=session.is_interrupted) as beside:
         session.tends = [lambda: beside.tend() if session.is_under_way else None, backups.tend]
+        session.stops = beside.let_go  # its last pass takes as long as Ray's end
         try:
             while not _tuned(session, home, ground):
                 deaths += 1
@@ -159,7 +160,11 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
             from cs330ray.service.tune import hand_over  # Tune takes its time, in which Ray starts
 
             points.prepare(study)
-            whole = hand_over(session, ground, own, recorder, queue)
+            try:
+                whole = hand_over(session, ground, own, recorder, queue)
+            except BaseException:
+                session.stops()
+                raise
     finally:
         leftovers.remove([*own.left, *leftovers.of_trials(folder)])
     if whole and queue.ran_out is not None:

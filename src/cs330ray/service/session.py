@@ -36,6 +36,7 @@ class Session:
         self.name = uuid.uuid4().hex
         self.ledger, self.study, self.lease, self.listener = ledger, study, lease, listener
         self.tends: Sequence[Callable[[], None]] = ()  # what is looked after as time passes
+        self.stops: Callable[[], None] = lambda: None  # told that the study stops, before Ray ends
         self.is_interrupted = interrupted
         self._began_s = time.monotonic()
         self._seen_s = 0.0

@@ -227,7 +227,10 @@ class ForwardingCallback(tune.Callback):
         """Let go of what Tune keeps of a trial's results to the end: the ledger holds all there is."""
         _, again = self._watch.left(trial)
         assignment = assigned(trial.config)
-        if assignment.beside:
+        if assignment.beside and self._recorder.has_pruned(assignment):
+            for each in reversed(self._recorder.still_open(assignment)):
+                self._queue.again(each)
+        elif assignment.beside:
             self._queue.part(self._recorder.still_open(assignment))
         elif again:
             self._queue.again(assignment)

@@ -256,7 +256,7 @@ class Resources(Strict):
     gpus: float = Field(0.0, ge=0, description="where there are GPUs; without, 0, and the first line says so")
     workers: int = Field(1, ge=1, description="processes per trial, data parallel")
     fuse: int = Field(
-        1, ge=1, le=64, description="runs of confirmation that train as one computation, with equal numbers; on a CPU"
+        1, ge=1, le=64, description="trials that no model chose train as one computation, with equal numbers; on a CPU"
     )
     require_gpu: bool = False
     slots: int | None = Field(None, ge=1, description="trials at once; default: as many as fit")

@@ -210,13 +210,14 @@ def _distinct(rows: int, choices: int | Tensor, picks: int, generator: torch.Gen
     Each is drawn from as many as are left and then moved up past those that are taken: for a few of many choices
     cheaper than to sort them all. `choices` is one number, or one for each row.
     """
-    found = torch.empty(rows, 0, dtype=torch.int64)
+    found: list[Tensor] = []
     for taken in range(picks):
         pick = _below(choices - taken, rows, generator)
-        for earlier in found.sort(dim=1).values.unbind(dim=1):
+        rising = torch.stack(found, dim=1).sort(dim=1).values.unbind(dim=1) if taken > 1 else found
+        for earlier in rising:
             pick += pick >= earlier
-        found = torch.cat([found, pick[:, None]], dim=1)
-    return found
+        found.append(pick)
+    return torch.stack(found, dim=1)
 
 
 def _below(limits: int | Tensor, rows: int, generator: torch.Generator) -> Tensor:

@@ -40,9 +40,19 @@ def ask(
     seen = samplers.as_seen_by_sampler(history, goals, lost) if learns else []
     if not is_start and samplers.has_enough(study.sampler, seen):
         return samplers.chosen(study, cell, goals, seen)
-    params = starts[number] if is_start else points.common(study, cell, number, len(starts))
+    params = draw(study, cell, number, starts)
     marks = samplers.generation(study, cell, goals, seen) if study.sampler.kind == "nsga2" else {}
     trial = points.placed(cell, params, marks)
     if is_start:
         trial.set_user_attr("start", number)
     return trial
+
+
+def draw(study: Study, cell: Cell, number: int, starts: Sequence[Mapping[str, Any]] = ()) -> Mapping[str, Any]:
+    """The point of a trial that no model chooses: the next that the study file gives, or one that all cells share."""
+    return starts[number] if number < len(starts) else points.common(study, cell, number, len(starts))
+
+
+def is_drawn(study: Study, number: int, starts: int = 0) -> bool:
+    """Whether no model chooses trial `number` of a cell, whatever becomes of those before it."""
+    return number < starts or number < samplers.drawn(study.sampler)

@@ -4,6 +4,7 @@ A sampler is made for one ask, in memory, and seeded by (study seed, cell, numbe
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 
@@ -34,7 +35,14 @@ def has_enough(settings: Sampler, seen: Sequence[FrozenTrial]) -> bool:
     if settings.kind not in LEARNS_FROM:
         return False
     learned = sum(trial.state in LEARNS_FROM[settings.kind] for trial in seen)
-    return learned >= (settings.population if settings.kind == "nsga2" else settings.startup)
+    return learned >= drawn(settings)
+
+
+def drawn(settings: Sampler) -> float:
+    """How many trials are drawn, and not chosen, at least."""
+    if settings.kind not in LEARNS_FROM:
+        return math.inf
+    return settings.population if settings.kind == "nsga2" else settings.startup
 
 
 def said(study: Study) -> Iterator[str]:
@@ -42,10 +50,9 @@ def said(study: Study) -> Iterator[str]:
     settings, trials = study.sampler, study.budget.trials
     if settings.kind not in LEARNS_FROM or not study.searched:
         return
-    drawn = settings.population if settings.kind == "nsga2" else settings.startup
-    if 2 * drawn > trials:
+    if 2 * (first := drawn(settings)) > trials:
         yield (
-            f"the first {drawn} trials of a cell are drawn before {settings.kind} has learned anything, so that with "
+            f"the first {first} trials of a cell are drawn before {settings.kind} has learned anything, so that with "
             f"{trials} the search is mostly random"
         )
     if settings.kind != "gp":

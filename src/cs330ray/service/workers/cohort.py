@@ -3,9 +3,13 @@
 A cohort only trains: it reports starts, rows and checkpoints, and ends nobody. What else is to be said of a member, its
 end and its test too, is said by the worker that has it alone afterwards, from its checkpoint. So whatever one process
 cannot do to one member alone, such as to fail it or to bound its memory, ends the cohort, and its members go on alone.
+
+Whom a pruner stops is the driver's word. At a rung nobody trains on before the driver has the checkpoints of all: where
+it has stopped one, the cohort ends there, and the others go on from the rung.
 """
 
 import hashlib
+import math
 import tempfile
 import time
 import traceback
@@ -27,7 +31,7 @@ from cs330ray.trial.environment import reason_of
 PROOF_STEPS = 3
 UNEQUAL = "together they would not be equal to the bit on this machine"
 
-_proofs: dict[str, bool] = {}  # of this process: whether such members are equal together, by their configurations
+_proofs: dict[str, bool] = {}  # of this process: whether members are equal together, by what they have alike
 
 
 class CohortRun:
@@ -38,6 +42,7 @@ class CohortRun:
         self._members = [_Beside(each, store_url, told) for each in assignment.members]
         self._moments: Iterator[Moment] | None = None
         self._fresh: set[int] = set()  # of those who stand at a row that is not kept yet
+        self._at_rung = False  # some stand at a row that the pruner may judge
         self._over = False  # nobody trains any more
         for other in assignment.beside:
             _refer(other, assignment)
@@ -46,14 +51,15 @@ class CohortRun:
         """Train until a batch of rows is worth a message; that message. At its start checkpoints are written."""
         for member in self._members:
             member.begin_batch()
-        parts, unequal = None, False
+        parts, unequal, kept = None, False, self._at_rung
+        self._at_rung = False
         try:
             if self._moments is None:
                 unequal = not self._begin()
                 parts = UNEQUAL if unequal else None
             elif self._keep() and self._over:
                 parts = ""
-            if parts is None and not any(member.waits for member in self._members):
+            if parts is None and not kept and not any(member.waits for member in self._members):
                 self._advance()
         except WorkerLost:
             raise
@@ -63,7 +69,8 @@ class CohortRun:
             traceback.print_exc()  # for its log: alone, whoever raises it again ends by it
             parts = reason_of(error)
         first, *others = (member.news for member in self._members)
-        return replace(first, beside=tuple(others), parts=parts, unequal=unequal or None)
+        saves = self._at_rung or None
+        return replace(first, beside=tuple(others), saves=saves, parts=parts, unequal=unequal or None)
 
     def close(self) -> None:
         """End the generator, and give its memory back."""
@@ -113,6 +120,7 @@ class CohortRun:
                     continue
                 self._fresh.add(place)
                 sends |= self._members[place].take(reached, until)
+                self._at_rung |= self._members[place].is_at_rung
             if sends:
                 return
         self._over = True
@@ -161,6 +169,7 @@ class _Beside(TrialRun):
 
     def __init__(self, assignment: Assignment, store_url: str | None, told: Callable[[], bool]) -> None:
         self._seat = _Seat()
+        self.is_at_rung = False  # its newest row is one that the pruner may judge, and it has steps to come
         super().__init__(assignment, self._seat, store_url, told)
 
     @property
@@ -205,7 +214,12 @@ class _Beside(TrialRun):
         """Take a moment; whether the batch is worth a message now."""
         assert self._rows is not None
         self._seat.fed.progress = progress
-        return self._took(next(self._rows), until)
+        before, every = self._step, self._terms.prune_every
+        sends = self._took(next(self._rows), until)
+        self.is_at_rung = bool(every) and self._step // every > before // every and not self._last
+        if self.is_at_rung:
+            self._saved_s = -math.inf  # its checkpoint is due at once
+        return sends
 
     @property
     def waits(self) -> bool:
@@ -227,9 +241,10 @@ class _Beside(TrialRun):
 def _is_equal(trainable: Any, members: Sequence[Member]) -> bool:
     """Whether the first of them, trained for a few steps from scratch, has the same bits alone and beside the others.
 
-    Found out once a process for the same configurations. It stands for those who are left when others have ended, too.
+    Found out once a process for as many that are alike but for what may differ. It stands for those who are left when
+    others have ended, too.
     """
-    alike = f"{trainable.__name__} {[named.whole(member.config) for member in members]}"
+    alike = f"{trainable.__name__} {named.signature(trainable, members[0].config)} {len(members)}"
     if alike not in _proofs:
         few = [replace(member, steps=PROOF_STEPS, resume=None) for member in members]
         _proofs[alike] = _reached(trainable, few[:1]) == _reached(trainable, few)
