@@ -104,3 +104,18 @@ def test_an_old_address_still_has_its_names_and_says_where_they_are_now(old, pla
         for name in names:
             assert getattr(module, name) is getattr(place, name)
     assert sorted(module.__all__) == sorted(name for names in places.values() for name in names)
+
+
+def test_denormals_are_zero_inside_and_what_they_were_outside() -> None:
+    tiny = torch.tensor(2e-38)
+
+    def quartered() -> float:
+        return (tiny * 0.5 * 0.5).item()
+
+    assert quartered() > 0
+    with device.flushing_denormals():
+        assert quartered() == 0
+        with device.flushing_denormals():
+            assert quartered() == 0
+        assert quartered() == 0
+    assert quartered() > 0

@@ -4,7 +4,8 @@ import ctypes
 import hashlib
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Literal
 
@@ -45,6 +46,20 @@ def computing_in(precision: Precision, where: torch.device) -> AbstractContextMa
     keeps one precision for a whole process, and a worker runs trials of several.
     """
     return torch.autocast(where.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Take numbers below 1.2e-38 for zero on this thread: a CPU computes with them a hundred times as slowly.
+
+    Under weight decay, Adam shrinks what has no other gradient by a factor a step, and its moments with it.
+    """
+    before = bool((torch.tensor(2e-38) * 0.5 * 0.5 == 0).item())  # torch has no word for it
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 @cache

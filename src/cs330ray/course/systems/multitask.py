@@ -20,7 +20,7 @@ from cs330ray.course.systems.together import Trainee, in_lock_step, moment, trai
 from cs330ray.errors import DataError, SpecError
 from cs330ray.training import parallel
 from cs330ray.training.adam import Adam
-from cs330ray.training.device import device, generator
+from cs330ray.training.device import device, flushing_denormals, generator
 from cs330ray.training.state import Trained, fill, load_notes, load_tensors, mean
 from cs330ray.trial.contract import Item, Member, Metric, Moment, Scores, Weights, alone, finite
 
@@ -342,6 +342,7 @@ def _together(one: Ratings, other: Ratings) -> Ratings:
     )
 
 
+@flushing_denormals()
 def _epoch(configs: Sequence[Config], states: Sequence[_State], ratings: Ratings) -> list[dict[str, float]]:
     """Train an epoch, one step of each trial; the means of its losses, finite or not."""
     told, several = [config.algorithm for config in configs], parallel.workers() > 1
@@ -364,6 +365,7 @@ def _epoch(configs: Sequence[Config], states: Sequence[_State], ratings: Ratings
     return losses
 
 
+@flushing_denormals()
 def _scores(names: Sequence[str], params: Mapping[str, Tensor], held_out: Ratings, known: Ratings) -> dict[str, Tensor]:
     """Score held-out ratings, and users by all of theirs: each worker takes a share of the users."""
     if parallel.workers() == 1:
