@@ -386,19 +386,18 @@ def _audit_optuna(held: Held, findings: Findings) -> None:
 def _audit_order(held: Held, findings: Findings) -> None:
     """On one slot one trial follows the other: what two drivers or two workers write at once is interleaved.
 
-    So are the rows of runs of confirmation that train together.
+    So are the rows of trials that train together.
     """
     for place, rows in held.rows.items():
         steps = list(rows)  # as written
         for before, after in itertools.pairwise(steps):
             if after < before:
                 findings.add("doubled", f"{_say(place)}: row {after}", f"written after row {before}: by two workers")
-    if held.spec["resources"]["slots"] != 1:
+    resources = held.spec["resources"]
+    if resources["slots"] != 1 or resources.get("fuse", 1) > 1:
         return
-    fuses = held.spec["resources"].get("fuse", 1) > 1
     for what, order in (("rows", held.written), ("attempts", held.begun)):
-        one_by_one = [place for place in order if not (fuses and " fresh " in place[0])]
-        blocks = [place for place, _ in itertools.groupby(one_by_one)]
+        blocks = [place for place, _ in itertools.groupby(order)]
         for place, times in Counter(blocks).items():
             if times > 1:
                 findings.add("doubled", f"{_say(place)}: {what}", "another trial's stand between: two ran at once")
