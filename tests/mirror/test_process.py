@@ -79,6 +79,20 @@ def test_a_mirror_that_takes_its_time_at_a_cut_is_not_killed(
     assert (tmp_path / "done").exists()
 
 
+def test_a_mirror_that_ended_well_while_something_else_was_waited_for_is_not_behind(
+    stands_for: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is let go of before Ray ends, which may take longer than a person waits for it."""
+    monkeypatch.setattr(process, "CUT_WAIT_S", 0.0)
+    started, ear = stands_for(0.0), Ear()
+    with pytest.raises(Interrupted), mirrored("toy", tmp_path, ear, wanted=True) as mirror:  # noqa: PT012
+        mirror.tend()
+        mirror.let_go()
+        started[0].wait()
+        raise Interrupted
+    assert ear.said == []
+
+
 def test_a_person_who_leaves_at_the_end_does_not_wait(stands_for: Callable[..., list[Any]], tmp_path: Path) -> None:
     started, ear, asked = stands_for(20.0), Ear(), iter([False, True])
     with mirrored("toy", tmp_path, ear, wanted=True, leaves=lambda: next(asked)):

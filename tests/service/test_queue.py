@@ -551,6 +551,22 @@ def test_trials_of_several_cells_are_drawn_in_the_order_in_which_they_are_asked(
     assert [at.next() for _ in range(2)] == [[(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)]]
 
 
+def test_where_time_may_run_out_no_cell_gets_ahead_of_one_that_is_unlike(tmp_path: Path) -> None:
+    budget = {"trials": 3, "steps": 4, "time": "1h"}
+    at = Searched(tmp_path, 4, compare={"width": [1, 2]}, budget=budget)
+    assert [at.next() for _ in range(3)] == [[(0, 0)], [(1, 0), (1, 1)], [(0, 1), (0, 2)]]
+    at = Searched(tmp_path / "one", 4, budget=budget)
+    assert at.next() == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_trainables_all_of_whose_fields_may_differ_are_not_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue.named, "signature", lambda *_: {})
+    assert Queue._signature_of("tests.company", {}) != Queue._signature_of("tests.toy", {})
+    assert Queue._signature_of("tests.company", {}) is not None
+
+
 def test_cut_off_before_they_began_the_same_are_drawn_together(tmp_path: Path) -> None:
     """The driver died when it had entered two of them."""
     cut = Searched(tmp_path, 2)

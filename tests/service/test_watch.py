@@ -471,6 +471,18 @@ def test_one_of_those_that_train_together_is_given_up_and_the_others_leave_with_
     assert [each.trial for each in at.desk.recorder.still_open(told)] == [0]
 
 
+def test_who_is_given_up_at_a_rung_leaves_with_the_checkpoints_that_come_next(place: Callable[..., Place]) -> None:
+    at = place()
+    trial, told = together(at)
+    at.watch.give_up(at.desk.cell.key, 1)
+    kept = Kept("/here", 4, "digest")
+    rung = News(start=begun(), checkpoint=kept, saves=True, beside=(News(start=begun()),))
+    ends = at.desk.recorder.take(trial.trial_id, 1, told, rung)
+    assert (ends, at.watch.heard(trial, rung, ends=ends)) == (False, False)
+    assert not [line for line in at.desk.ear.said if "spent" in line]
+    assert at.desk.recorder.take(trial.trial_id, 2, told, News(checkpoint=kept, beside=(News(),)))
+
+
 def test_trials_that_train_together_share_what_their_worker_takes(place: Callable[..., Place]) -> None:
     at = place(resources={})
     trial, told = together(at)

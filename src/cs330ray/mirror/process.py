@@ -86,6 +86,8 @@ class MirrorProcess:
         while time.monotonic() < until and not leaves():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK_S) == 0
+        if (code := process.poll()) is not None:
+            return code == 0
         threading.Thread(target=process.wait, daemon=True).start()
         return False
 

@@ -115,11 +115,15 @@ class Queue:
         return (*taken, *(self._entered(cell) for cell in draws[: room - len(taken)]))
 
     def _draws(self, trial: Assignment, most: int) -> list[Cell]:
-        """The cells of the next trials that are drawn and like a first one, in the order in which they are asked."""
+        """The cells of the next trials that are drawn and like a first one, in the order in which they are asked.
+
+        Where time or cost may run out, no cell gets ahead of one whose next trial is unlike.
+        """
         study, wanted = self._study, self._signature(trial)
         if self._asking == "own" or self.is_late:
             return []
-        found = []
+        found, bounded = [], study.budget.time is not None or study.budget.cost is not None
+        ahead = math.inf  # the first number that is unlike in some cell
         for place, cell in enumerate(study.replicate(self._cells[trial.cell].replicate)):
             starts, entered = self._starts.get(cell.key, ()), len(standing(self._ledger.history(study, cell)))
             for number in range(entered, min(study.budget.trials, entered + most)):
@@ -127,9 +131,11 @@ class Queue:
                     break
                 config = {**cell.fixed, **draw(study, cell, number, starts)}
                 if self._signature_of(cell.trainable, config) != wanted:
+                    ahead = min(ahead, number)
                     break
                 found.append((number, place, cell))
-        return [cell for _, _, cell in sorted(found, key=lambda each: each[:2])[: max(most, 0)]]
+        in_step = sorted((each for each in found if not bounded or each[0] <= ahead), key=lambda each: each[:2])
+        return [cell for _, _, cell in in_step[: max(most, 0)]]
 
     def _may_fuse(self, trial: Assignment) -> bool:
         """Whether a trial has steps to train, continues no other, and has not parted from others."""
@@ -151,7 +157,7 @@ class Queue:
             found = named.signature(trainable, trainable.Config(**config))
         except Exception:  # noqa: BLE001 - other people's code: alone, the trial fails by it
             return None
-        return found and (name, found)
+        return None if found is None else (name, found)
 
     @property
     def is_late(self) -> bool:

@@ -14,7 +14,7 @@ from cs330ray.errors import Cs330rayError, StudyError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished
-from cs330ray.ledger.records import Ending, Loss
+from cs330ray.ledger.records import Ending, Loss, Trial
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, News, Start
@@ -128,16 +128,18 @@ class Recorder:
 
     def still_open(self, assignment: Assignment) -> list[Assignment]:
         """Those of the trials that train together that have no end."""
-        return [each for each in assignment.members if self._state(each) == "RUNNING"]
+        found = [(each, self._found(each)) for each in assignment.members]
+        return [each for each, trial in found if trial is None or trial.state == "RUNNING"]
 
     def has_pruned(self, assignment: Assignment) -> bool:
-        """Whether one of the trials that train together was pruned."""
-        return any(self._state(each) == "PRUNED" for each in assignment.members)
+        """Whether one of the trials that train together was stopped by the pruner, with a value or without one."""
+        ended = [self._found(each) for each in assignment.members]
+        return any(trial is not None and trial.cause in ("pruned", "unscored") for trial in ended)
 
-    def _state(self, assignment: Assignment) -> str:
-        """The state of a trial by the record; RUNNING of one that has not begun, which is not in it."""
-        found = self._ledger.trials(self._study, self.cell(assignment), [assignment.trial])
-        return next((trial.state for trial in found if trial.number == assignment.trial), "RUNNING")
+    def _found(self, assignment: Assignment) -> Trial | None:
+        """A trial by the record; None where it is not in it, since it has not begun."""
+        trials = self._ledger.trials(self._study, self.cell(assignment), [assignment.trial])
+        return next((trial for trial in trials if trial.number == assignment.trial), None)
 
     def parted(self, assignment: Assignment, why: str) -> None:
         """Say that trials trained together and go on alone, and why."""

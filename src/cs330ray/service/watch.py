@@ -66,7 +66,7 @@ class Watch:
         live = self._live[trial.trial_id]
         live.heard_s = time.monotonic()
         saved = any(each.checkpoint is not None for each in news.members)
-        leaves = live.leaves_by_s is not None and saved and not ends
+        leaves = live.leaves_by_s is not None and saved and not ends and not news.saves  # those checkpoints come next
         if leaves:
             self._overtaken(live)
         return leaves

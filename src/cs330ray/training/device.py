@@ -52,7 +52,8 @@ def computing_in(precision: Precision, where: torch.device) -> AbstractContextMa
 def flushing_denormals() -> Iterator[None]:
     """Take numbers below 1.2e-38 for zero on this thread: a CPU computes with them a hundred times as slowly.
 
-    Under weight decay, Adam shrinks what has no other gradient by a factor a step, and its moments with it.
+    Under weight decay, Adam shrinks what has no other gradient by a factor a step, and its moments with it. Where torch
+    shares its work among threads, the others compute on as they do.
     """
     before = bool((torch.tensor(2e-38) * 0.5 * 0.5 == 0).item())  # torch has no word for it
     torch.set_flush_denormal(True)
