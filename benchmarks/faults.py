@@ -87,7 +87,7 @@ FUSED = (  # MAML, since nobody else's trials train together; a cell's trials ar
     .replace("tasks = 2\nqueries", "tasks = 4\nqueries")
     .replace("eval_queries = 5\n", "")
     .replace("\nlr = ", "\nouter_lr = ")
-    .replace("ways = [3, 5]", "inner_lr = {{ low = 0.02, high = 1.0, log = true }}")
+    .replace("ways = [3, 5]", "inner_lr = { low = 0.02, high = 1.0, log = true }")
     .replace("startup = 1", "startup = 3")
     .replace("trials = 2", "trials = 3")
     .replace("slots = 1", "slots = 1\nfuse = 4")
