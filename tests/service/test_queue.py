@@ -15,7 +15,7 @@ from cs330ray.ledger import confirm
 from cs330ray.ledger.records import Ending, Row
 from cs330ray.ledger.writer import Writer
 from cs330ray.service import queue
-from cs330ray.service.messages import Assignment
+from cs330ray.service.messages import Assignment, Continuation
 from cs330ray.service.queue import Queue
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
@@ -565,6 +565,21 @@ def test_trainables_all_of_whose_fields_may_differ_are_not_the_same(
     monkeypatch.setattr(queue.named, "signature", lambda *_: {})
     assert Queue._signature_of("tests.company", {}) != Queue._signature_of("tests.toy", {})
     assert Queue._signature_of("tests.company", {}) is not None
+
+
+def test_a_study_that_asks_as_it_began_before_draws_one_trial_at_a_time(tmp_path: Path) -> None:
+    at = Searched(tmp_path, 4)
+    at.queue._asking = "own"
+    assert [at.next() for _ in range(2)] == [[(0, 0)], [(0, 1)]]
+
+
+def test_a_trial_that_continues_another_trains_alone(tmp_path: Path) -> None:
+    """It has rows to pass over, and may be pruned by the last of them."""
+    at = Searched(tmp_path, 4)
+    told = at.queue.next()
+    assert told is not None
+    assert at.queue._may_fuse(told)
+    assert not at.queue._may_fuse(replace(told, continues=Continuation(4, None)))
 
 
 def test_cut_off_before_they_began_the_same_are_drawn_together(tmp_path: Path) -> None:

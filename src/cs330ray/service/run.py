@@ -168,11 +168,15 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
     finally:
         leftovers.remove([*own.left, *leftovers.of_trials(folder)])
     if whole and queue.ran_out is not None:
-        queue.meter.read()
-        session.says(f"{study.name}: {queue.ran_out} is spent before all trials have ended; raise it to resume")
-        if queue.ran_out == "budget.cost":
-            session.says(f"{study.name}: {queue.meter.said}")
+        _say_what_ran_out(session, queue, queue.ran_out)
     return whole
+
+
+def _say_what_ran_out(session: Session, queue: Queue, budget: str) -> None:
+    queue.meter.read()
+    session.says(f"{session.study.name}: {budget} is spent before all trials have ended; raise it to resume")
+    if budget == "budget.cost":
+        session.says(f"{session.study.name}: {queue.meter.said}")
 
 
 def _copies(ledger: Writer, study: Study, store: Store | None) -> Callable[[Cell, int], Copies] | None:
