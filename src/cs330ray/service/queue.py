@@ -120,7 +120,7 @@ class Queue:
         Where time or cost may run out, no cell gets ahead of one whose next trial is unlike.
         """
         study, wanted = self._study, self._signature(trial)
-        if self._asking == "own" or self.is_late:
+        if self._asking == "own":
             return []
         found, bounded = [], study.budget.time is not None or study.budget.cost is not None
         ahead = math.inf  # the first number that is unlike in some cell
