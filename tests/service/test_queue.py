@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cs330ray.ledger.writer import Writer
 from cs330ray.service import queue
 from cs330ray.service.messages import Assignment, Continuation
 from cs330ray.service.queue import Queue
+from cs330ray.service.search.ask import draw
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Study
 from cs330ray.trial.starts import starts
@@ -457,16 +458,18 @@ class Searched:
         self._home, self._slots = home, slots
         self.taken_up()
 
-    def taken_up(self, *interrupted: int) -> None:
-        """As by a command that comes after one that was cut off."""
+    def taken_up(self, *interrupted: int, fresh: Sequence[int] = ()) -> None:
+        """As by a command that comes after one that was cut off; `fresh` are cut off on the first fresh seed."""
         cell = self.study.cells[0]
+        cut = [(cell, number) for number in interrupted]
+        cut += [(confirm.fresh_cells(self.study)[0], number) for number in fresh]
         self.queue = Queue(
             self.ledger,
             self.study,
             lambda *_: terms(self._home),
             lease=OwnLease(),
             listener=Ear(),
-            interrupted=[(cell, number) for number in interrupted],
+            interrupted=cut,
             starts={cell.key: starts(self.study, cell) for cell in self.study.cells},
             slots=self._slots,
         )
@@ -604,6 +607,25 @@ def test_no_draw_joins_trials_that_have_begun(tmp_path: Path) -> None:
     for each in told.members[:3]:
         at.queue.began(each)
     assert numbers(at, 1) == [[4, 5, 6]]
+
+
+def test_no_draw_goes_before_one_that_waits_and_is_unlike(tmp_path: Path) -> None:
+    """Trials 0 and 2 have one width, and trial 1 another."""
+    at = Searched(tmp_path, 4, search={"lr": {"low": 0.01, "high": 0.5}, "width": [1, 2]}, seed=0)
+    assert numbers(at, 1) == [[0]]
+    assert numbers(at, 1) == [[1]]
+    widths = [draw(at.study, at.study.cells[0], number)["width"] for number in range(3)]
+    assert widths[0] == widths[2] != widths[1]
+    at.taken_up(0, 1)
+    assert numbers(at, 2) == [[0], [1]]
+
+
+def test_a_trial_of_the_search_and_a_run_of_confirmation_train_apart(tmp_path: Path) -> None:
+    """The one may be overtaken by the study's time, and the other not."""
+    at = Searched(tmp_path, 4, budget={"trials": 1, "steps": 4}, confirm={"top": 1, "seeds": 1})
+    assert numbers(at, 1) == [[0]]
+    at.taken_up(0, fresh=[0])
+    assert [at.queue.next().beside for _ in range(2)] == [(), ()]  # type: ignore[union-attr]
 
 
 def test_one_that_waits_alone_comes_before_any_draw(tmp_path: Path) -> None:

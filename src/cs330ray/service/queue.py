@@ -97,9 +97,7 @@ class Queue:
         is_search, wanted = self._cells[trial.cell].fresh is None, self._signature(trial)
         waiting = [(cell, number) for cell, number in self._waiting if (cell.fresh is None) == is_search]
         others = [
-            self._assignment(cell, self._ledger.entered(self._study, cell.searched, number))
-            for cell, number in waiting
-            if (cell.key, number) not in self._parted
+            self._assignment(cell, self._ledger.entered(self._study, cell.searched, number)) for cell, number in waiting
         ]
         alike = [each for each in others if self._may_fuse(each) and self._signature(each) == wanted]
         free = max(self._slots - len(self._busy), 1)
