@@ -1,7 +1,6 @@
 """Which sampler is best at few trials: the regret of what a search chooses, on small systems that were measured.
 
-    python benchmarks/samplers.py [--repetitions 50] [--trials 8 16 32] [--samplers random qmc tpe gp] [--processes 1]
-                                  [--measure SYSTEM] [--smallest]
+    python benchmarks/samplers.py [--repetitions 50] [--trials 8 16] [--samplers tpe gp] [--processes 1] [--smallest]
 
 Each search asks as the service does, with the defaults of a new study, one trial after another. A trial scores what the
 surface of `grids.py` has at its configuration, and the noise of a seed: normal, and the same for all samplers by
@@ -11,7 +10,7 @@ metric, and over the systems together as a share of the way from the worst point
 Standard errors are over repetitions. `over_tpe` is the difference of the shares to those of tpe, repetition by
 repetition: below 0 where a sampler is better. `ask_ms` is CPU time, the mean over all asks.
 
-`--measure` instead trains a system at every point of its grid, and writes its table.
+`--measure SYSTEM` instead trains a system at every point of its grid, and writes its table.
 """
 
 import argparse

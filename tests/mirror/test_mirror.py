@@ -266,17 +266,15 @@ def test_mirrors_that_begin_at_once_in_a_new_home_all_find_their_tables(home: Pa
 @pytest.mark.slow
 def test_a_mirror_that_is_held_by_a_pipe_outlives_a_sigterm_that_was_for_all(home: Path) -> None:
     Writer.at(home).open(toy(), {"tests.toy": toy_trainable.METRICS})
-    mirror = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "cs330ray", "sync", "toy", "--follow", "--until-eof"],
         env={**os.environ, "CS330RAY_HOME": str(home)}, stdin=subprocess.PIPE,
-    )  # fmt: skip
-    until = time.monotonic() + 90
-    while not (home / "toy" / "mirror.uids").exists():  # which it writes when MLflow's tables are made
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    mirror.terminate()
-    with pytest.raises(subprocess.TimeoutExpired):
-        mirror.wait(4)
-    assert mirror.stdin is not None
-    mirror.stdin.close()
-    assert mirror.wait(30) == 0
+    ) as mirror:  # fmt: skip
+        until = time.monotonic() + 90
+        while not (home / "toy" / "mirror.uids").exists():  # which it writes when MLflow's tables are made
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        mirror.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            mirror.wait(4)
+    assert mirror.returncode == 0  # leaving closes the pipe, and waits; of a mirror that is too late it is 1

@@ -288,8 +288,8 @@ def test_no_trial_goes_on_after_the_time_is_spent(home: Path) -> None:
 def test_a_study_that_its_cap_cut_ends_without_it_as_an_undisturbed_one_and_each_session_is_counted(
     home: Path, ray_here: str, tmp_path: Path
 ) -> None:
-    """A cap of 1.1 s of one CPU, where a trial takes a second and more."""
-    asked: dict[str, Any] = {"fixed": {"sleep_s": 0.05}, "resources": {"slots": 1, "checkpoint": 0.1}}
+    """A cap of 1.1 s of one CPU, where a trial takes two seconds and more."""
+    asked: dict[str, Any] = {"fixed": {"sleep_s": 0.1}, "resources": {"slots": 1, "checkpoint": 0.1}}
     ear = Ear()
     run(toy(**asked, budget={"trials": 3, "steps": 20, "cost": "0.0003 cpu-hours"}), home, ear, mirror=False)
     assert "toy: budget.cost is spent before all trials have ended; raise it to resume" in ear.lines
@@ -298,6 +298,6 @@ def test_a_study_that_its_cap_cut_ends_without_it_as_an_undisturbed_one_and_each
     assert 1.08 <= spent < 1.08 + 30
     assert states.count("COMPLETE") < 3
     run(toy(**asked, budget={"trials": 3}), home, mirror=False)
-    assert forecast(Ledger.at(home), cut).spent_s >= spent + (3 - states.count("COMPLETE") - 1)
+    assert forecast(Ledger.at(home), cut).spent_s >= spent + 2 * (3 - states.count("COMPLETE") - 1)
     run(toy(**asked, budget={"trials": 3}), tmp_path / "undisturbed", mirror=False)
     assert whole(home) == whole(tmp_path / "undisturbed")

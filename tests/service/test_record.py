@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from cs330ray.ledger import lines
 from cs330ray.ledger.records import Ending, Kept, Row
 from cs330ray.report import tables
 from cs330ray.service.listener import Silent
 from cs330ray.service.messages import News
+from cs330ray.spec.command import Command
 from cs330ray.spec.places import checkpoints_of
 from tests.desk import Desk, begun
 from tests.studies_of_tests import toy
@@ -156,6 +158,43 @@ def test_a_decision_that_stands_is_not_made_again_beside_rivals_that_came_later(
     assert not at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.5))
 
 
+def test_a_process_that_reports_its_rung_again_is_judged_again(desk: Callable[..., Desk]) -> None:
+    """Its earlier rows are set aside, and it need not report the same."""
+    at = desk(**ASHA_LONG)
+    at.recorder._cells[at.cell.key] = dataclasses.replace(
+        at.cell, command=Command(run=["train"], metrics={"val_loss": "min"})
+    )
+    cut, better = at.ask(), at.ask()
+    assert not at.play(cut, (7, 0.5), start=begun())
+    assert not at.play(better, (7, 0.1))
+    assert at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.6), start=begun())
+
+
+@pytest.mark.parametrize("decided", [False, True], ids=["cut off", "decided"])
+def test_a_continuation_is_judged_by_the_last_row_before_it_until_that_is_decided(
+    desk: Callable[..., Desk], decided: bool
+) -> None:
+    """Step 20 was the end of the smaller budget, where nobody was asked."""
+    at = desk(**ASHA | {"budget": {"trials": 2, "steps": 20}})
+    for loss in (0.5, 0.9 if decided else 0.1):
+        at.play(told := at.ask(), (20, loss), start=begun())
+        at.play(told, end=COMPLETE)
+    grown = toy(**ASHA_LONG | {"budget": {"trials": 3, "steps": 80}})
+    lines.enter(Desk(at.home, grown).ledger, grown)
+    at = Desk(at.home, grown, [2, 3])
+    told, rival = at.ask(), at.ask()
+    assert told.continues is not None
+    assert told.continues.after_step == 20
+    if decided:
+        assert not at.play(told, (25, 0.5), start=begun())
+        at.queue.began(told)
+        at.queue.began(rival)
+        assert not at.play(at.ask(), (20, 0.1), start=begun())
+    else:
+        at.ledger.write_rows(at.study, at.cell, 2, [Row(25, {"val_loss": 0.5}, 0.0)])  # and then the driver died
+    assert at.play(dataclasses.replace(told, recorded_step=25, begun=True), start=begun()) is not decided
+
+
 def test_of_trials_that_train_together_one_is_pruned_and_they_leave_with_the_checkpoints_of_the_rung(
     desk: Callable[..., Desk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +238,17 @@ def test_that_another_trial_has_ended_on_its_fresh_seed_is_no_end_of_a_run(desk:
     at.play(first, (20, 0.5), start=begun())
     at.play(first, end=COMPLETE)
     assert at.recorder.still_open(together) == [second]
+
+
+def test_a_rung_in_the_midst_of_a_batch_whose_decision_was_cut_off_is_decided_when_it_comes_again(
+    desk: Callable[..., Desk],
+) -> None:
+    at = desk(**ASHA_LONG)
+    cut, better = at.ask(), at.ask()
+    assert not at.play(better, (7, 0.1))
+    sent = [Row(step, {"val_loss": 0.5}, 0.0) for step in (7, 9)]
+    at.ledger.write_rows(at.study, at.cell, cut.trial, sent)  # and then the driver died
+    assert at.play(dataclasses.replace(cut, recorded_step=9), (7, 0.5), (9, 0.5))
 
 
 def test_the_last_step_is_not_judged(desk: Callable[..., Desk]) -> None:

@@ -82,9 +82,8 @@ class Recorder:
             self._taken[trial_id] = (iteration, True)
             self._thin(cell, number)
             return True
-        begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
         self._record(cell, number, assignment, news, among)
-        ending = self._prune_before(cell, number, assignment) if begins else None
+        ending = self._prune_before(cell, number, assignment) if news.start is not None else None
         ending = ending or self._prune(cell, number, assignment, news) or news.end
         if ending is None and (cell.key, number) in self._given_up:
             ending = GIVEN_UP
@@ -298,17 +297,13 @@ class Recorder:
                 self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
 
     def _prune(self, cell: Cell, number: int, assignment: Assignment, news: News) -> Ending | None:
-        """The pruner's word where a row of the news decides the trial's newest rung, and the trial has steps to come.
-
-        Rows that came before and come again were judged, but for the last: a crash may have cut off what it decided,
-        unless Optuna has been told of it.
-        """
+        """The pruner's word where a row of the news decides the newest rung of a trial that has steps to come."""
         if self._study.prune.kind == "none" or cell.fresh is not None or assignment.is_start:
             return None
-        judged = assignment.recorded_step if cell.command is None else 0  # a process's rows of before are set aside
-        steps = [row.step for row in news.rows if row.step >= judged]
         newest = self._ledger.last_step(self._study, cell, number)
-        return self._asked_pruner(cell, number, newest, steps) if newest < self._study.budget.steps else None
+        if newest >= self._study.budget.steps:
+            return None
+        return self._asked_pruner(cell, number, newest, [row.step for row in news.rows])
 
     def _prune_before(self, cell: Cell, number: int, assignment: Assignment) -> Ending | None:
         """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
@@ -318,7 +313,11 @@ class Recorder:
         return self._asked_pruner(cell, number, before.after_step, [before.after_step])
 
     def _asked_pruner(self, cell: Cell, number: int, newest: int, steps: Sequence[int]) -> Ending | None:
-        """The pruner's word on the last rung of a trial at step `newest`, where one of `steps` decides it."""
+        """The pruner's word on the last rung of a trial at step `newest`, where one of `steps` decides it.
+
+        A rung that was decided is not decided again, beside rivals that came later: Optuna has been told of its row. A
+        decision that a crash cut off is made again.
+        """
         ledger, study, prune, metric = self._ledger, self._study, self._study.prune, self._study.objective[0]
         rung = last_rung(prune, newest)
         if not rung or not steps:
@@ -327,8 +326,7 @@ class Recorder:
         row = next((past[each] for each in line if each in past), None)
         if row is None or row.step not in steps:
             return None
-        is_own = number in past  # and not of a trial that it continues
-        if is_own and cell.command is None and row.step in ledger.entered(study, cell, number).intermediate_values:
+        if row.step in ledger.entered(study, cell, number).intermediate_values:
             return None
         sign = -1.0 if self._goals[0] == "max" else 1.0
         losses = {n: sign * found.metrics[metric] for n, found in past.items() if n not in line}
@@ -342,7 +340,7 @@ class Recorder:
             stops = median_stops(min((x for x in own if not math.isnan(x)), default=math.nan), rivals, prune.startup)
         where = f"step {row.step}" if row.step == rung else f"step {row.step} (rung {rung})"
         reason = f"{prune.kind} at {where}, {plural(len(losses), 'rival')}"
-        if is_own and not stops:  # behind the decision; a trial's end tells of its last row
+        if not stops:  # behind the decision; a trial's end tells of its last row
             ledger.report(study, cell, number, row.step, row.metrics[metric])
         return Ending("PRUNED", reason, cause="pruned") if stops else None
 
