@@ -60,7 +60,7 @@ def test_a_file_that_names_no_sampler_goes_on_with_the_recorded_one(kind):
     file = parse(tomllib.loads(STUDY.replace('"val_accuracy"', f'"val_accuracy"{objectives}')), "study.toml")
     completed = as_recorded(began, file)
     assert (completed.digest, completed) == (began.digest, began)
-    said = [] if kind == "tpe" else [f"growing: sampler.kind is {kind}, as the study began; its file does not say"]
+    said = [] if kind == "gp" else [f"growing: sampler.kind is {kind}, as the study began; its file does not say"]
     assert kept(file, completed) == [*said, "growing: sampler.startup is 7, as the study began; its file does not say"]
     assert growth(began, completed) == []
 
@@ -76,6 +76,13 @@ def test_what_a_file_says_of_its_sampler_is_taken_at_its_word():
 def test_the_recorded_sampler_must_fit_what_the_file_asks_now():
     with pytest.raises(SpecError, match=r"^growing: sampler\.kind: expected at most 250 trials with gp"):
         as_recorded(sampled('kind = "gp"'), changed("trials = 16", "trials = 300"))
+
+
+def test_a_study_that_began_with_the_default_of_before_grows_as_it_began():
+    file, grown = parsed(STUDY), changed("trials = 16", "trials = 300")
+    assert (file.sampler.kind, grown.sampler.kind) == ("gp", "tpe")
+    completed = as_recorded(sampled('kind = "tpe"'), grown)
+    assert growth(sampled('kind = "tpe"'), completed) == ["budget.trials: 16 -> 300"]
 
 
 def test_a_study_does_not_differ_from_itself():
@@ -179,9 +186,10 @@ def test_a_time_limit_may_be_added_later():
 
 
 def test_a_cost_may_be_added_later_and_leaves_the_digest_as_it_was():
-    before = changed('cost = "8 cpu-hours"', "")
-    assert growth(before, parsed(STUDY)) == ['budget.cost: absent -> "8 cpu-hours"']
-    assert before.digest == parsed(STUDY).digest == DIGEST_BEFORE
+    after = STUDY + '[sampler]\nkind = "tpe"\n'
+    before = parsed(after.replace('cost = "8 cpu-hours"', ""))
+    assert growth(before, parsed(after)) == ['budget.cost: absent -> "8 cpu-hours"']
+    assert before.digest == parsed(after).digest == DIGEST_BEFORE
 
 
 def test_trials_may_become_fewer_down_to_those_that_have_begun():

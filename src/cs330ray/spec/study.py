@@ -133,6 +133,15 @@ class Study(Strict):
     )
 
     @model_validator(mode="after")
+    def _settled(self) -> "Study":
+        """Take tpe where the file names no sampler, and gp is not known to be better."""
+        if "kind" not in self.sampler.model_fields_set and not _suits_gp(self):
+            given = self.sampler.model_fields_set
+            settled = Sampler.model_construct(_fields_set=given, **self.sampler.model_dump() | {"kind": "tpe"})
+            object.__setattr__(self, "sampler", settled)  # a frozen table, which is not finished
+        return self
+
+    @model_validator(mode="after")
     def _coherent(self) -> "Study":
         for problem in _incoherent(self):
             raise ValueError(problem)
@@ -205,6 +214,13 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def _suits_gp(study: Study) -> bool:
+    """Whether a study is one of those for which gp was measured: it learns nothing from pruned trials or conditions."""
+    is_conditional = any(domain.when for cell in study.compared for domain in cell.space.values())
+    is_small = study.budget.trials <= MOST_OF_GP
+    return is_small and study.prune.kind == "none" and len(study.objective) == 1 and not is_conditional
+
+
 def _incoherent(study: Study) -> Iterator[str]:
     if study.resources.workers > 1 and study.resources.gpus % 1:
         yield (
@@ -252,7 +268,7 @@ def _incoherent(study: Study) -> Iterator[str]:
     if study.sampler.kind == "gp" and study.budget.trials > MOST_OF_GP:
         yield (
             f"sampler.kind: expected at most {MOST_OF_GP} trials with gp, which slows with each, got "
-            f"{study.budget.trials}; use tpe"
+            f"{study.budget.trials}; a study that begins with tpe may have more"
         )
     if study.start and not study.searched:
         yield "start: expected something to search, got no [search]; remove it"

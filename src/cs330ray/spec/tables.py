@@ -21,8 +21,6 @@ from pydantic import (
 from cs330ray.spec.strict import Strict, first_line
 from cs330ray.words import short
 
-DEFAULT_KIND: Literal["tpe"] = "tpe"  # of sampler, for studies that begin; measured by benchmarks/samplers.py
-
 MOST_STEPS = 2**31 - 1  # what a column of whole numbers holds
 
 
@@ -202,7 +200,11 @@ WrittenSpace = dict[str, WrittenDomain | dict[str, WrittenDomain]]
 class Sampler(Strict):
     """How Optuna searches. A study keeps what it began with, whatever the defaults become: `growth.as_recorded`."""
 
-    kind: Literal["tpe", "gp", "random", "qmc", "nsga2"] = DEFAULT_KIND
+    kind: Literal["tpe", "gp", "random", "qmc", "nsga2"] = Field(
+        "gp",  # for studies that begin: the best at 16 trials by benchmarks/samplers.py
+        description="gp by default; tpe where gp would learn less: with pruning, conditions, several objectives, or "
+        "more than 250 trials",
+    )
     startup: int = Field(4, ge=1, description="tpe, gp: trials drawn before the model is used")
     population: int = Field(8, ge=2, description="nsga2: trials per generation")
 
