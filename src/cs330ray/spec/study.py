@@ -216,7 +216,8 @@ def canonical(value: object) -> str:
 
 def _suits_gp(study: Study) -> bool:
     """Whether a study is one of those for which gp was measured: it learns nothing from pruned trials or conditions."""
-    is_conditional = any(domain.when for cell in study.compared for domain in cell.space.values())
+    tables = [each if isinstance(each, dict) else {"": each} for each in study.search.values()]  # cells may be too many
+    is_conditional = any(domain.when for table in tables for domain in table.values())
     is_small = study.budget.trials <= MOST_OF_GP
     return is_small and study.prune.kind == "none" and len(study.objective) == 1 and not is_conditional
 
