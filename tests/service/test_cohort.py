@@ -85,11 +85,15 @@ def attempts(home: Path, cells: Sequence[Cell] | None = None) -> list[list[dict[
         ({}, None),
         pytest.param({"stops_at": 13}, None, marks=pytest.mark.slow),
         pytest.param({"diverges_on": "one"}, None, marks=pytest.mark.slow),
-        ({"together": "unequal"}, "together they would not be equal to the bit on this machine"),
+        pytest.param(
+            {"together": "unequal"},
+            "together they would not be equal to the bit on this machine",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"together": "raises"}, "out of memory: MemoryError: together they do not fit", marks=pytest.mark.slow
         ),
-        ({"together": "dies", "sleep_s": 0.03}, "their worker is gone"),
+        pytest.param({"together": "dies", "sleep_s": 0.03}, "their worker is gone", marks=pytest.mark.slow),
     ],
     ids=["well", "ends itself", "one diverges", "unequal", "raises", "dies"],
 )

@@ -36,6 +36,7 @@ def alive(home: Path) -> list[str]:
     return [" ".join(process.cmdline()) for process in leftovers.of_trials(home / "restless")]
 
 
+@pytest.mark.slow
 def test_each_trial_ends_and_what_it_left_ends_before_the_next_is_done(home: Path, ray_here: str) -> None:
     run(study("children", "thread", "hangs", "nothing", silence="5s"), home, mirror=False)
     ends = {key.split('"')[3]: (state, reason) for key, _, state, reason, *_ in whole(home, "restless")}

@@ -482,6 +482,7 @@ def test_a_spent_study_is_not_started_again(home: Path, monkeypatch: pytest.Monk
     assert len(whole(home)) == 1
 
 
+@pytest.mark.slow
 def test_no_trial_runs_after_the_time_is_spent_and_more_time_resumes_it(home: Path) -> None:
     slow_study = {"fixed": {"sleep_s": 0.1}, "resources": {"slots": 1}}
     run(toy(**slow_study, budget={"trials": 4, "steps": 20, "time": 3}), home, mirror=False)
