@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 LIBPQ = {option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 REPORTS = DOCS / "answers"  # generated: links are checked, words are not
-CLUSTER = DOCS / "guide" / "cluster.md"
+CLUSTER, KUBERNETES = DOCS / "guide" / "cluster.md", DOCS / "guide" / "kubernetes.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 WRITTEN = [page for page in PAGES if REPORTS not in page.parents]
 LINKING = [*PAGES, *sorted((ROOT / "design").glob("*.md")), ROOT / "LOG.md", ROOT / "CHANGELOG.md"]
@@ -109,6 +109,8 @@ def parse(words: list[str]) -> None:
             check(rest[-1])
     elif program == "aws":
         parse_aws(rest)
+    elif program in CONTAINERS:
+        parse_options(CONTAINERS[program], rest)
     elif words[:2] == ["pip", "install"]:
         parse_pip(rest[1:])
     elif program == ".":
@@ -149,6 +151,25 @@ def parse_pytest(words: list[str]) -> None:
     """That a page tells to run one file that it has told to write, and some tests of it."""
     file, option, _ = words
     assert (option, any(block.startswith(f"# {file}\n") for block in blocks("python"))) == ("-k", True)
+
+
+# What the pages take of these programs, by their references: each command with the options that it has here.
+CONTAINERS = {
+    "docker": {"build": {"-f", "-t"}, "push": set()},
+    "kubectl": {
+        "apply": {"-f", "-l"}, "create secret generic": {"--from-file", "--from-env-file"}, "delete": {"-f"},
+        "get": {"-l", "-o"}, "port-forward": set(),
+    },
+}  # fmt: skip
+
+
+def parse_options(known: dict[str, set[str]], words: list[str]) -> None:
+    """Check that a command is known, and has these options."""
+    line = " ".join(words)
+    name = next((name for name in known if line.startswith(f"{name} ")), None)
+    assert name is not None, f"{line}: there is no such command"
+    given = {word.partition("=")[0] for word in words if word.startswith("-")}
+    assert given <= known[name], f"{name} is known with {known[name]}"
 
 
 # What AWS's command line has of its own, beside what it makes of the services' models.
@@ -201,6 +222,9 @@ def parse_aws(words: list[str]) -> None:
         'pip install -c constraints.txt ".[lmm]"',
         "pip install cs330ray",
         "frobnicate",
+        "kubectl create secret generic x --from-literal=auth_token=x",  # others see it
+        "kubectl aply -f clusters/kuberay.yaml",
+        "docker build --squash .",
     ],
 )
 def test_a_command_that_does_not_exist_is_found(command: str) -> None:
@@ -288,9 +312,11 @@ def test_every_file_of_the_cluster_that_a_page_names_is_there_or_is_one_that_it_
 
 
 def test_what_the_page_fills_in_is_what_the_cluster_files_leave_open() -> None:
-    page = CLUSTER.read_text()
-    set_ = set(re.findall(r"s/(<[a-z-]+>)/", page))
-    names = ("cluster.yaml", "clusters/local.yaml", "clusters/cs330ray.env.example", "clusters/local.env.example")
+    set_ = {found for page in (CLUSTER, KUBERNETES) for found in re.findall(r"s[/|](<[a-z-]+>)[/|]", page.read_text())}
+    names = [
+        "cluster.yaml", "clusters/local.yaml", "clusters/cs330ray.env.example", "clusters/local.env.example",
+        "clusters/kuberay.yaml",
+    ]  # fmt: skip
     texts = [(ROOT / name).read_text() for name in names]
     lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
     assert set_ == {found for line in lines for found in re.findall(r"<[a-z-]+>", line)}
