@@ -170,29 +170,45 @@ def test_a_process_that_reports_its_rung_again_is_judged_again(desk: Callable[..
     assert at.play(dataclasses.replace(cut, recorded_step=7), (7, 0.6), start=begun())
 
 
-@pytest.mark.parametrize("decided", [False, True], ids=["cut off", "decided"])
-def test_a_continuation_is_judged_by_the_last_row_before_it_until_that_is_decided(
-    desk: Callable[..., Desk], decided: bool
-) -> None:
-    """Step 20 was the end of the smaller budget, where nobody was asked."""
-    at = desk(**ASHA | {"budget": {"trials": 2, "steps": 20}})
-    for loss in (0.5, 0.9 if decided else 0.1):
-        at.play(told := at.ask(), (20, loss), start=begun())
+def grown_from_20_to_80(desk: Callable[..., Desk], *losses: float, step: int = 20) -> Desk:
+    """A study whose trials ended at a step, and then were given 80; the trials that continue them are yet to begin."""
+    at = desk(**ASHA | {"budget": {"trials": len(losses), "steps": 20}})
+    for loss in losses:
+        at.play(told := at.ask(), (step, loss), start=begun())
         at.play(told, end=COMPLETE)
-    grown = toy(**ASHA_LONG | {"budget": {"trials": 3, "steps": 80}})
+    grown = toy(**ASHA_LONG | {"budget": {"trials": len(losses) + 1, "steps": 80}})
     lines.enter(Desk(at.home, grown).ledger, grown)
-    at = Desk(at.home, grown, [2, 3])
-    told, rival = at.ask(), at.ask()
-    assert told.continues is not None
-    assert told.continues.after_step == 20
-    if decided:
-        assert not at.play(told, (25, 0.5), start=begun())
-        at.queue.began(told)
-        at.queue.began(rival)
-        assert not at.play(at.ask(), (20, 0.1), start=begun())
-    else:
-        at.ledger.write_rows(at.study, at.cell, 2, [Row(25, {"val_loss": 0.5}, 0.0)])  # and then the driver died
-    assert at.play(dataclasses.replace(told, recorded_step=25, begun=True), start=begun()) is not decided
+    return Desk(at.home, grown, [len(losses) + number for number in range(len(losses))])
+
+
+def test_a_continuation_is_judged_when_it_begins_by_the_last_row_before_it(desk: Callable[..., Desk]) -> None:
+    """Step 20 was the end of the smaller budget, where nobody was asked."""
+    at = grown_from_20_to_80(desk, 0.5, 0.1)
+    worse, better = at.ask(), at.ask()
+    assert at.play(worse, start=begun())
+    assert not at.play(better, start=begun())
+
+
+def test_a_continuation_that_has_begun_is_not_judged_by_that_row_again(desk: Callable[..., Desk]) -> None:
+    at = grown_from_20_to_80(desk, 0.5, 0.9)
+    told, other = at.ask(), at.ask()
+    assert not at.play(told, (25, 0.5), start=begun())
+    at.queue.began(told)
+    at.queue.began(other)
+    assert not at.play(at.ask(), (20, 0.1), start=begun())
+    assert not at.play(dataclasses.replace(told, recorded_step=25, begun=True), start=begun())
+    assert at.ledger.entered(at.study, at.cell, told.trial).intermediate_values == {}  # it has no row at a rung
+
+
+def test_what_was_decided_for_a_trial_that_ended_itself_is_not_decided_again_for_its_continuation(
+    desk: Callable[..., Desk],
+) -> None:
+    """Step 15 of 20 decided the rung at 10, when there was no better one."""
+    at = grown_from_20_to_80(desk, 0.5, step=15)
+    told = at.ask()
+    at.queue.began(told)
+    assert not at.play(at.ask(), (15, 0.1), start=begun())
+    assert not at.play(told, start=begun())
 
 
 def test_of_trials_that_train_together_one_is_pruned_and_they_leave_with_the_checkpoints_of_the_rung(

@@ -53,6 +53,12 @@ steps = 10
 """
 
 
+SEARCH = """
+[search]
+inner_steps = [1, 5]
+"""
+
+
 def parsed(text):
     return parse(tomllib.loads(text), "study.toml")
 
@@ -108,7 +114,8 @@ def test_every_section_of_the_design_is_understood(written):
 
 def test_a_question_and_a_budget_are_enough():
     study = parsed(SMALL)
-    assert (study.sampler.kind, study.prune.kind, study.confirm, study.budget.time) == ("gp", "none", None, None)
+    assert (study.sampler.kind, study.prune.kind, study.confirm, study.budget.time) == ("tpe", "none", None, None)
+    assert parsed(f"{SMALL}{SEARCH}").sampler.kind == "gp"
 
 
 @pytest.mark.parametrize(
@@ -121,15 +128,16 @@ def test_a_question_and_a_budget_are_enough():
     ids=["pruning", "a condition", "a condition of one trainable"],
 )
 def test_without_a_word_on_the_sampler_tpe_searches_what_gp_learns_too_little_of(more):
-    assert parsed(SMALL + more).sampler.kind == "tpe"
-    assert parsed(f"{SMALL}{more}\n[sampler]\nkind = 'gp'").sampler.kind == "gp"
+    text = f"{SMALL}{SEARCH if 'search' not in more else ''}{more}"
+    assert parsed(text).sampler.kind == "tpe"
+    assert parsed(f"{text}\n[sampler]\nkind = 'gp'").sampler.kind == "gp"
 
 
-@pytest.mark.parametrize(("old", "new"), [("trials = ", "trials = 25"), ("]", ', "val_loss"]')])
+@pytest.mark.parametrize(("old", "new"), [("trials = 4", "trials = 33"), ("]", ', "val_loss"]')])
 def test_nor_is_gp_taken_for_many_trials_or_several_objectives(old, new):
     """Where it is slow, or was not measured."""
-    text = SMALL.replace(old, new, 1)
-    assert text != SMALL
+    text = SMALL.replace(old, new, 1) + SEARCH
+    assert text != SMALL + SEARCH
     assert parsed(text).sampler == parsed(text + "[sampler]\nkind = 'tpe'").sampler
 
 

@@ -82,8 +82,9 @@ class Recorder:
             self._taken[trial_id] = (iteration, True)
             self._thin(cell, number)
             return True
+        begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
         self._record(cell, number, assignment, news, among)
-        ending = self._prune_before(cell, number, assignment) if news.start is not None else None
+        ending = self._prune_before(cell, number, assignment) if begins else None
         ending = ending or self._prune(cell, number, assignment, news) or news.end
         if ending is None and (cell.key, number) in self._given_up:
             ending = GIVEN_UP
@@ -306,17 +307,23 @@ class Recorder:
         return self._asked_pruner(cell, number, newest, [row.step for row in news.rows])
 
     def _prune_before(self, cell: Cell, number: int, assignment: Assignment) -> Ending | None:
-        """The pruner's word on the last row of the trial that this one continues: it was not asked there."""
+        """The pruner's word on the last row of the trial that this one continues, where it was not asked there.
+
+        Nobody is pruned at the last of the steps that it has; one that ended itself before them was judged.
+        """
         before = assignment.continues
         if before is None or self._study.prune.kind == "none" or assignment.is_start:
+            return None
+        continued = self._ledger.entered(self._study, cell, self._ledger.lineage(self._study, cell, number)[-2])
+        if before.after_step < continued.user_attrs.get("steps", before.after_step):
             return None
         return self._asked_pruner(cell, number, before.after_step, [before.after_step])
 
     def _asked_pruner(self, cell: Cell, number: int, newest: int, steps: Sequence[int]) -> Ending | None:
         """The pruner's word on the last rung of a trial at step `newest`, where one of `steps` decides it.
 
-        A rung that was decided is not decided again, beside rivals that came later: Optuna has been told of its row. A
-        decision that a crash cut off is made again.
+        A rung that was decided by a row of the trial's own is not decided again, beside rivals that came later: Optuna
+        has been told of that row. A decision that a crash cut off is made again.
         """
         ledger, study, prune, metric = self._ledger, self._study, self._study.prune, self._study.objective[0]
         rung = last_rung(prune, newest)
@@ -340,7 +347,7 @@ class Recorder:
             stops = median_stops(min((x for x in own if not math.isnan(x)), default=math.nan), rivals, prune.startup)
         where = f"step {row.step}" if row.step == rung else f"step {row.step} (rung {rung})"
         reason = f"{prune.kind} at {where}, {plural(len(losses), 'rival')}"
-        if not stops:  # behind the decision; a trial's end tells of its last row
+        if not stops and row is past.get(number):  # behind the decision; a trial's end tells of its last row
             ledger.report(study, cell, number, row.step, row.metrics[metric])
         return Ending("PRUNED", reason, cause="pruned") if stops else None
 

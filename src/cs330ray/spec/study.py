@@ -40,6 +40,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 IDENTITY = ("name", "trainable", "objective", "seed", "fixed", "search", "sampler", "prune")
 MOST_CELLS = 1000
 MOST_OF_GP = 250  # trials of a search: its model of all of them is fitted for each ask
+MOST_BY_DEFAULT = 32  # trials for which gp was measured to be the best; an ask takes a second and more after 50
 NESTED = "a parameter is one field of Config, not one of a model within it; add a field, such as optimizer_lr"
 LONGEST_CELL = 400  # characters of a cell's key; with the study's name they are a column of 512
 
@@ -218,8 +219,9 @@ def _suits_gp(study: Study) -> bool:
     """Whether a study is one of those for which gp was measured: it learns nothing from pruned trials or conditions."""
     tables = [each if isinstance(each, dict) else {"": each} for each in study.search.values()]  # cells may be too many
     is_conditional = any(domain.when for table in tables for domain in table.values())
-    is_small = study.budget.trials <= MOST_OF_GP
-    return is_small and study.prune.kind == "none" and len(study.objective) == 1 and not is_conditional
+    is_small = study.budget.trials <= MOST_BY_DEFAULT
+    is_plain = study.prune.kind == "none" and len(study.objective) == 1
+    return bool(tables) and is_small and is_plain and not is_conditional
 
 
 def _incoherent(study: Study) -> Iterator[str]:
@@ -269,7 +271,7 @@ def _incoherent(study: Study) -> Iterator[str]:
     if study.sampler.kind == "gp" and study.budget.trials > MOST_OF_GP:
         yield (
             f"sampler.kind: expected at most {MOST_OF_GP} trials with gp, which slows with each, got "
-            f"{study.budget.trials}; a study that begins with tpe may have more"
+            f"{study.budget.trials}; begin a study with tpe, such as by `--fork NAME`"
         )
     if study.start and not study.searched:
         yield "start: expected something to search, got no [search]; remove it"

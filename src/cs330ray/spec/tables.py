@@ -202,8 +202,8 @@ class Sampler(Strict):
 
     kind: Literal["tpe", "gp", "random", "qmc", "nsga2"] = Field(
         "gp",  # for studies that begin: the best at 16 trials by benchmarks/samplers.py
-        description="gp by default; tpe where gp would learn less: with pruning, conditions, several objectives, or "
-        "more than 250 trials",
+        description="gp by default; tpe where gp learns less, or was not measured: with pruning, conditions, several "
+        "objectives, or more than 32 trials",
     )
     startup: int = Field(4, ge=1, description="tpe, gp: trials drawn before the model is used")
     population: int = Field(8, ge=2, description="nsga2: trials per generation")
