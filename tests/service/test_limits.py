@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from cs330ray import files
 from cs330ray.checkpoints import local
@@ -30,6 +31,7 @@ from cs330ray.service.workers.trial_run import TrialRun
 from cs330ray.spec import places
 from cs330ray.spec.places import checkpoints_of
 from cs330ray.spec.study import fresh_seed
+from cs330ray.trial.contract import Progress
 from tests import in_process
 from tests import toy as toy_trainable
 from tests.assignments import assignment
@@ -351,6 +353,33 @@ def test_runs_of_confirmation_keep_their_checkpoints(home: Path) -> None:
     kept = ledger.checkpoint(study, cell.under(0), 0)
     assert kept is not None
     assert local.read(Path(kept)).step == 20
+
+
+def test_a_trial_for_which_a_gpu_has_no_memory_fails_as_such_and_the_study_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CUDA raises is injected, where half of the trials are too large."""
+    train = toy_trainable.train
+
+    def short_of_memory(config: toy_trainable.Config, *given: Any) -> Iterator[Progress]:
+        for progress in train(config, *given):
+            if config.body == "large" and progress.step > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            yield progress
+
+    monkeypatch.setattr(toy_trainable, "train", short_of_memory)
+    in_process.run(toy(budget={"trials": 6, "fail_share": 1.0}), home, mirror=False)
+    ledger = Writer.at(home)
+    found = ledger.trials(study := ledger.study("toy"), study.cells[0])
+    ends = {trial.params["body"]: (trial.state, trial.cause, trial.reason) for trial in found}
+    assert ends == {
+        "small": ("COMPLETE", None, ""),
+        "large": (
+            "FAIL",
+            "memory",
+            "out of memory: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        ),
+    }
 
 
 # What a trial wrote -------------------------------------------------------------------------------------------------
