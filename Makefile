@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/auditor.py benchmarks/gpu.py benchmarks/sa
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-study: $(VENV)/.stamp ## run studies/quickstart.toml: a first study of three minutes that needs no data
+study: $(VENV)/.stamp ## run studies/quickstart.toml: a first study of four minutes that needs no data
 	$(BIN)/cs330ray run studies/quickstart.toml
 
 test: $(VENV)/.stamp ## run the tests that need no GPU, cluster, download or weights
