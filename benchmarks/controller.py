@@ -169,9 +169,7 @@ class Simulated:
             return
         due_s, _, trial, news = heapq.heappop(self._due)
         self.clock.wait_until(due_s)
-        kind = (
-            "start" if news.start else "end" if news.end else "row" if news.rows else "checkpoint"
-        )
+        kind = "start" if news.start else "end" if news.end else "row" if news.rows else "checkpoint"
         with self.spent[kind].measured():
             self._result(trial, news)
             self.callback.on_step_end(0, [])

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class Database:
         self.url = address.render_as_string(hide_password=False)
         self.file = Path(address.database or "") if address.get_backend_name() == "sqlite" else None
         self.failure: LedgerError | None = None  # the first, for callers whose framework wraps it
+        self._open = threading.local()  # the connection of the transaction that this thread is in, if it is in one
         with self.guarded():
             self._must_not_be_lost()
             if access != "write":
@@ -172,29 +174,62 @@ class Database:
 
     # Statements --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Make one transaction of all statements of this thread that are executed inside."""
+        if getattr(self._open, "connection", None) is not None:
+            yield
+            return
+        with self.guarded(), self.engine.begin() as connection:
+            self._open.connection = connection
+            try:
+                yield
+            finally:
+                self._open.connection = None
+
+    def _executed(self, statement: sql.Executable, rows: Any = None) -> sql.CursorResult[Any]:
+        """Execute a statement in the transaction that this thread is in."""
+        with self.guarded():
+            return self._open.connection.execute(statement, rows)  # type: ignore[no-any-return]
+
     def insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert rows; those whose key is there already stay as they are."""
-        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         if rows:
-            self.execute(insert(table).on_conflict_do_nothing(), rows)
+            self.execute(self._insert(table).on_conflict_do_nothing(), rows)
+
+    def put(self, table: sql.Table, row: Mapping[str, Any], keys: Sequence[str]) -> None:
+        """Insert a row, or set the one that has its keys to it."""
+        self.execute(self._insert(table).on_conflict_do_update(index_elements=keys, set_=row), [row])
+
+    def add(self, table: sql.Table, row: Mapping[str, Any]) -> int:
+        """Insert a row of a table that numbers its rows; its number."""
+        with self.at_once():
+            key = self._executed(table.insert().values(row)).inserted_primary_key
+        assert key is not None
+        return int(key[0])
+
+    def _insert(self, table: sql.Table) -> Any:
+        return (postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert)(table)
 
     def execute(self, statement: sql.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
-        """Execute a statement in a transaction of its own; how many rows it touched."""
-        with self.guarded(), self.engine.begin() as connection:
-            return int(connection.execute(statement, rows).rowcount)
+        """Execute a statement; how many rows it touched."""
+        with self.at_once():
+            return int(self._executed(statement, rows).rowcount)
 
     def replace(self, deleted: Sequence[sql.Delete], table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Delete, and insert rows into a table, in one transaction."""
-        with self.guarded(), self.engine.begin() as connection:
+        with self.at_once():
             for statement in deleted:
-                connection.execute(statement)
+                self.execute(statement)
             if rows:
-                connection.execute(table.insert(), rows)
+                self.execute(table.insert(), rows)
 
     def select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
         """Execute a query; its rows, none where an older ledger lacks its table."""
         if any(table in self.lacks for table in statement.get_final_froms()):
             return []
+        if getattr(self._open, "connection", None) is not None:
+            return self._executed(statement).all()
         with self.guarded(), self.engine.connect() as connection:
             return connection.execute(statement).all()
 

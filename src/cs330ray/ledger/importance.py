@@ -6,7 +6,6 @@ import optuna
 from optuna.trial import TrialState
 
 from cs330ray.ledger.ledger import Ledger, directions
-from cs330ray.ledger.records import standing
 from cs330ray.spec.study import Cell, Study
 
 ENOUGH_FOR_IMPORTANCE = 20  # COMPLETE trials: a tenth of fewer is one
@@ -18,7 +17,7 @@ def shares_of(ledger: Ledger, study: Study, cell: Cell, objective: int = 0) -> d
     Watanabe et al. 2023, by Optuna. Empty below `ENOUGH_FOR_IMPORTANCE` COMPLETE trials of the most steps, and
     where none differs.
     """
-    ended = [trial for trial in standing(ledger.history(study, cell)) if trial.state == TrialState.COMPLETE]
+    ended = [trial for trial in ledger.standing(study, cell) if trial.state == TrialState.COMPLETE]
     steps = [int(trial.user_attrs.get("steps", study.budget.steps)) for trial in ended]
     complete = [trial for trial, had in zip(ended, steps, strict=True) if had == max(steps)]
     if len(complete) < ENOUGH_FOR_IMPORTANCE:

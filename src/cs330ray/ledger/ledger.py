@@ -4,14 +4,13 @@ An Optuna study per cell, so that Optuna's own tools open it, and our tables bes
 the database, and not beside it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import optuna
 import sqlalchemy as sql
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import schema
@@ -23,11 +22,9 @@ from cs330ray.ledger.records import (
     Row,
     Trial,
     cause_in,
-    continues,
     from_json,
     nodes_in,
     row_of,
-    standing,
     started_at_s,
     trial_of,
 )
@@ -47,6 +44,8 @@ from cs330ray.ledger.tables import (
     UNTESTED,
     of_trial,
 )
+from cs330ray.ledger.trials import stored
+from cs330ray.ledger.trials.held import Held
 from cs330ray.spec import places
 from cs330ray.spec.reading import parse
 from cs330ray.spec.study import Cell, Study, fresh_seed
@@ -66,8 +65,7 @@ class Ledger:
         beside = self.database.file.parent if self.database.file is not None else places.home()
         self.home = (beside if home is None else home).resolve()
         self._ids: dict[tuple[str, str], int] = {}  # (study, cell) -> Optuna's study id
-        self._readers: dict[tuple[str, str], optuna.Study] = {}
-        self._own: dict[tuple[str, str], set[int]] = {}  # (study, cell) -> trials that are ours by our tables
+        self._trials: dict[tuple[str, str], Held] = {}  # (study, cell) -> its trials, as far as they were read
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "read") -> Self:
@@ -131,26 +129,19 @@ class Ledger:
 
         Ours carry their seed and never wait; one that has ended in Optuna has a start or an end in our tables.
         """
-        found, key = self.in_optuna(study, cell), (study.name, cell.key)
-        own = self._own.setdefault(key, set())  # known by our tables: they stay ours
-        if any(trial.state.is_finished() and trial.number not in own for trial in found):
-            for table in (ENDS, ATTEMPTS):
-                where = (table.c.study == study.name) & (table.c.cell == cell.key)
-                own |= {int(row.trial) for row in self.database.select(sql.select(table.c.trial).where(where))}
-        return [
-            trial
-            for trial in found
-            if "seed" in trial.user_attrs and (trial.number in own or trial.state == TrialState.RUNNING)
-        ]
+        return list(self.held(study, cell).ours.values())
+
+    def standing(self, study: Study, cell: Cell) -> list[FrozenTrial]:
+        """The trials of a cell that none continues, each in the place of the first that it goes back to."""
+        return list(self.held(study, cell).standing.values())
 
     def foreign(self, study: Study, cell: Cell) -> list[int]:
         """The numbers of the trials that somebody added to a cell with Optuna's own tools."""
-        own = {trial.number for trial in self.history(study, cell)}
-        return [trial.number for trial in self.in_optuna(study, cell) if trial.number not in own]
+        return self.held(study, cell).foreign()
 
     def entered(self, study: Study, cell: Cell, number: int) -> FrozenTrial:
         """One of a cell's trials as Optuna holds it. Raises LedgerError where it is not there."""
-        found = next((trial for trial in self.history(study, cell) if trial.number == number), None)
+        found = self.held(study, cell).ours.get(number)
         if found is None:
             raise LedgerError(
                 f"{study.name}: expected trial {number} of {cell.label}, got none; see `cs330ray restore --help`"
@@ -159,13 +150,25 @@ class Ledger:
 
     def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:
         """All trials that Optuna holds of a cell, by number: ours, and those added with Optuna's own tools."""
+        return sorted(self.held(study, cell).known.values(), key=lambda trial: trial.number)
+
+    def held(self, study: Study, cell: Cell) -> Held:
+        """The trials of a cell, read as far as they have changed."""
+        return self._read(study, cell, running=True)
+
+    def _read(self, study: Study, cell: Cell, *, running: bool) -> Held:
+        """Read what is new of a cell's trials; of those that run nothing but their end, unless `running`."""
+        held = self._trials.setdefault((study.name, cell.key), Held())
         with self.database.guarded():
-            if self._find_optuna_id(study, cell) is None:
-                return []
-            key = (study.name, cell.key)
-            if key not in self._readers:  # an Optuna study keeps finished trials in memory; the storage does not
-                self._readers[key] = optuna.load_study(study_name=" ".join(key), storage=self.database.storage)
-            return self._readers[key].get_trials(deepcopy=False)
+            study_id = self._find_optuna_id(study, cell)
+        if study_id is None or not stored.refresh(self.database, study_id, held.known, running=running):
+            return held
+        if held.unknown():
+            for table in (ENDS, ATTEMPTS):
+                where = (table.c.study == study.name) & (table.c.cell == cell.key)
+                held.own |= {row.trial for row in self.database.select(sql.select(table.c.trial).where(where))}
+        held.arrange()
+        return held
 
     def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
         """A cell's trials, by number; of a cell under a fresh seed, those that were taken up.
@@ -173,11 +176,11 @@ class Ledger:
         With `some`, of a search, only those numbers and who continues them.
         """
         if cell.fresh is None:
-            history = self.history(study, cell)
-            successors = {continues(frozen): frozen.number for frozen in history}
+            held = self.held(study, cell)
+            history, successors = list(held.ours.values()), held.successors
             if some is not None:
                 some = {*some, *(successors[number] for number in some if number in successors)}
-                history = [frozen for frozen in history if frozen.number in some]
+                history = [held.ours[number] for number in sorted(some) if number in held.ours]
             ends = {row.trial: row for row in self._ends(study, cell, some)}
             return [
                 trial_of(
@@ -215,27 +218,16 @@ class Ledger:
 
     def most_begun(self, study: Study) -> int:
         """Count the trials that the cell with most of them has begun, those that one continues not."""
-        return max(len(standing(self.history(study, cell))) for cell in study.cells)
+        return max(len(self.standing(study, cell)) for cell in study.cells)
 
     def lineage(self, study: Study, cell: Cell, number: int) -> list[int]:
         """A trial and those that it continues, oldest first; a run of confirmation continues none."""
-        return self._lineage(number, self._continued(study, cell) if cell.fresh is None else {})
+        return self.held(study, cell).line(number) if cell.fresh is None else [number]
 
     def lines(self, study: Study, cell: Cell, numbers: Collection[int]) -> set[int]:
         """Trials of a search and all that they continue."""
-        continued = self._continued(study, cell)
-        return {each for number in numbers for each in self._lineage(number, continued)}
-
-    def _lineage(self, number: int, continued: Mapping[int, int]) -> list[int]:
-        found = [number]
-        while found[0] in continued:
-            found.insert(0, continued[found[0]])
-        return found
-
-    def _continued(self, study: Study, cell: Cell) -> dict[int, int]:
-        """The trial that each trial of a cell continues, where it continues one."""
-        pairs = ((trial.number, continues(trial)) for trial in self.history(study, cell))
-        return {number: before for number, before in pairs if before is not None}
+        held = self.held(study, cell)
+        return {each for number in numbers for each in held.line(number)}
 
     def rows(self, study: Study, cell: Cell, number: int, after: int = -1) -> list[Row]:
         """The rows of a trial beyond step `after`, in order."""
@@ -287,8 +279,8 @@ class Ledger:
                 if row.trial in lacking and metric in (later := row_of(row)).metrics:
                     found[int(row.trial)] = later
                     lacking.remove(row.trial)
-        continued = self._continued(study, cell)
-        return {n: row for n, row in found.items() if not found.keys() & self._lineage(n, continued)[:-1]}
+        held = self.held(study, cell)
+        return {n: row for n, row in found.items() if not found.keys() & held.line(n)[:-1]}
 
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
         """A trial's objectives in the last row that holds them, its own or of those that it continues, or None."""

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,17 +94,6 @@ def continues(trial: "FrozenTrial") -> int | None:
     """The trial that one continues, or None."""
     found = trial.user_attrs.get("continues")
     return None if found is None else int(found)
-
-
-def standing(history: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
-    """The trials of a history that none continues, each in the place of the first that it goes back to."""
-    last: dict[int, FrozenTrial] = {}  # by the first of each line
-    first: dict[int, int] = {}
-    for trial in history:
-        before = continues(trial)
-        first[trial.number] = trial.number if before is None else first[before]
-        last[first[trial.number]] = trial
-    return list(last.values())
 
 
 def from_json(text: str) -> Any:

@@ -8,7 +8,8 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -48,12 +49,14 @@ from cs330ray.ledger.tables import (
     UNTESTED,
     of_trial,
 )
+from cs330ray.ledger.trials import stored
+from cs330ray.ledger.trials.held import Held
 from cs330ray.spec import growth, places
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial.contract import Metric, Scores
 
 HELD_S = 5.0  # so long a driver takes what it read of Optuna's trials for what is there
-REPORTS = sql.table("trial_intermediate_values", sql.column("trial_id"), sql.column("step"))  # Optuna's
+REST = 100  # times as long as one reading of them took it rests at least
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,8 @@ class Writer(Ledger):
 
     def __init__(self, url: str, home: Path | None = None, *, access: Access = "write") -> None:
         super().__init__(url, home, access=access)
-        self._trial_ids: dict[tuple[str, str, int], int] = {}
         self.is_driver = False  # nobody else writes this study
-        self._held: dict[tuple[str, str], tuple[float, list[FrozenTrial]]] = {}  # of a cell: since when, what
+        self._read_s: dict[tuple[str, str], float] = {}  # of a cell: when a driver reads its trials again
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "write") -> Self:
@@ -84,21 +86,28 @@ class Writer(Ledger):
             ) from None
         return super().at(home, access=access)
 
-    def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:
-        """All trials that Optuna holds of a cell; a driver reads them again when it has changed one, or after HELD_S.
+    def held(self, study: Study, cell: Cell) -> Held:
+        """The trials of a cell. A driver holds what it writes itself, and reads what others add after HELD_S.
 
-        Only what others add with Optuna's own tools may be seen so much later.
+        Reading rests a hundred times as long as it took, so that it is a hundredth of a core.
         """
         if not self.is_driver:
-            return super().in_optuna(study, cell)
+            return super().held(study, cell)
         key, now = (study.name, cell.key), time.monotonic()
-        if key not in self._held or now - self._held[key][0] > HELD_S:
-            self._held[key] = (now, super().in_optuna(study, cell))
-        return self._held[key][1]
+        if now >= self._read_s.get(key, -math.inf):
+            self._read(study, cell, running=key not in self._read_s)
+            self._read_s[key] = now + max(HELD_S, REST * (time.monotonic() - now))
+        return self._trials[key]
 
-    def _changed(self, study: Study, cell: Cell) -> None:
-        """Note that what Optuna holds of a cell is another now."""
-        self._held.pop((study.name, cell.key), None)
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Make one transaction of all that is written inside; where that fails, what is held is read again."""
+        try:
+            with self.database.at_once():
+                yield
+        except BaseException:
+            self._trials, self._read_s = {}, {}
+            raise
 
     def upgrade(self, study: str, says: Callable[[str], None], waits: Callable[[], None] = lambda: None) -> None:
         """Take an older ledger to the newest version, for the driver of `study`, after a backup.
@@ -166,7 +175,7 @@ class Writer(Ledger):
         for table in TABLES.sorted_tables:
             if "study" in table.c and table is not LEASES:
                 self.database.execute(table.delete().where(table.c.study == name))
-        self._ids, self._trial_ids, self._readers, self._own, self._held = {}, {}, {}, {}, {}
+        self._ids, self._trials, self._read_s = {}, {}, {}
 
     def _describe_metrics(self, study: Study, trainable: str, metrics: Mapping[str, Metric]) -> None:
         """Record goal, range and unit of each metric of a trainable."""
@@ -201,17 +210,15 @@ class Writer(Ledger):
         )
         whole.datetime_start = datetime.datetime.fromtimestamp(wall_s())  # as Optuna keeps it: naive, local
         with self.database.guarded():
-            trial_id = self.database.storage.create_new_trial(self._optuna_id(study, cell), whole)
-            number = self.database.storage.get_trial(trial_id).number
-        self._trial_ids[study.name, cell.key, number] = trial_id
-        self._changed(study, cell)
-        return int(number)
+            study_id = self._optuna_id(study, cell)
+        entered = stored.enter(self.database, study_id, whole)
+        self.held(study, cell).put(entered)
+        return int(entered.number)
 
     def retarget(self, study: Study, cell: Cell, number: int) -> None:
         """Give an interrupted trial the steps that the study has by now."""
-        with self.database.guarded():
-            self.database.storage.set_trial_user_attr(self._trial_id(study, cell, number), "steps", study.budget.steps)
-        self._changed(study, cell)
+        held = self.held(study, cell)
+        held.put(stored.mark(self.database, held.ours[number], "steps", study.budget.steps))
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -243,22 +250,17 @@ class Writer(Ledger):
             table.delete().where(of_trial(table, study, cell, number), table.c.step > after_step)
             for table in (ROWS, CHECKPOINTS)
         ]
-        self.database.replace(gone, SUPERSEDED, aside)
-        if aside and cell.fresh is None:
-            self._forget_reports(study, cell, number, after_step)
+        with self.at_once():
+            self.database.replace(gone, SUPERSEDED, aside)
+            if aside and cell.fresh is None:
+                held = self.held(study, cell)
+                held.put(stored.forget_reports(self.database, held.ours[number], after_step))
         return len(aside)
 
-    def _forget_reports(self, study: Study, cell: Cell, number: int, after_step: int) -> None:
-        """Take from Optuna what it was told of a trial after a step, for which it has no call of its own."""
-        where = (REPORTS.c.trial_id == self._trial_id(study, cell, number)) & (REPORTS.c.step > after_step)
-        self.database.execute(REPORTS.delete().where(where))
-        self._changed(study, cell)
-
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
-        """Tell Optuna what the one objective was at a step: it is told of rungs and ends, a transaction each."""
-        with self.database.guarded():
-            self.database.storage.set_trial_intermediate_value(self._trial_id(study, cell, number), step, value)
-        self._changed(study, cell)
+        """Tell Optuna what the one objective was at a step: it is told of rungs and ends."""
+        held = self.held(study, cell)
+        held.put(stored.report(self.database, held.ours[number], step, value))
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
@@ -342,14 +344,13 @@ class Writer(Ledger):
         found = self.database.select(self.database.all_of(ENDS).where(of_trial(ENDS, study, cell, number)))
         if not found:
             return False
-        trial_id = self._trial_id(study, cell, number)
-        with self.database.guarded():
-            if not self.database.storage.get_trial(trial_id).state.is_finished():
+        held, values = self.held(study, cell), None if found[0].state == "FAIL" else from_json(found[0].worth)
+        with self.at_once():
+            ended = stored.end(self.database, held.ours[number], TrialState[found[0].state], values)
+            if ended is not None:
+                held.put(ended)
                 self._report_last(study, cell, number)
-                self.database.storage.set_trial_user_attr(trial_id, "reason", found[0].reason)
-                values = None if found[0].state == "FAIL" else from_json(found[0].worth)
-                self.database.storage.set_trial_state_values(trial_id, TrialState[found[0].state], values)
-        self._changed(study, cell)
+                held.put(stored.mark(self.database, held.ours[number], "reason", found[0].reason))
         return True
 
     def _report_last(self, study: Study, cell: Cell, number: int) -> None:
@@ -400,14 +401,6 @@ class Writer(Ledger):
             found = self._find_optuna_id(study, cell)
         assert found is not None
         return found
-
-    def _trial_id(self, study: Study, cell: Cell, number: int) -> int:
-        key = (study.name, cell.key, number)
-        if key not in self._trial_ids:
-            self._trial_ids[key] = self.database.storage.get_trial_id_from_study_id_trial_number(
-                self._optuna_id(study, cell), number
-            )
-        return self._trial_ids[key]
 
     def compare(self, study: Study) -> Compared:
         """Compare a study with the recorded one of its name; what has grown, in words. Raises SpecError."""

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from cs330ray.ledger import confirm
 from cs330ray.ledger.lease import Lease
-from cs330ray.ledger.records import continues, standing
+from cs330ray.ledger.records import continues
 from cs330ray.ledger.writer import Writer
 from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Continuation, Terms
@@ -123,7 +123,7 @@ class Queue:
         found, bounded = [], study.budget.time is not None or study.budget.cost is not None
         ahead = math.inf  # the first number that is unlike in some cell
         for place, cell in enumerate(study.replicate(self._cells[trial.cell].replicate)):
-            starts, entered = self._starts.get(cell.key, ()), len(standing(self._ledger.history(study, cell)))
+            starts, entered = self._starts.get(cell.key, ()), len(self._ledger.standing(study, cell))
             for number in range(entered, min(study.budget.trials, entered + most)):
                 if not is_drawn(study, number, len(starts)):
                     break
@@ -224,7 +224,7 @@ class Queue:
             return None
         for replicate in range(self._unconfirmed, self._study.repeat.searches):
             cells = self._study.replicate(replicate)
-            histories = {cell.key: standing(self._ledger.history(self._study, cell)) for cell in cells}
+            histories = {cell.key: self._ledger.standing(self._study, cell) for cell in cells}
             open_cells = [cell for cell in cells if len(histories[cell.key]) < self._study.budget.trials]
             if open_cells:
                 break
@@ -237,7 +237,7 @@ class Queue:
 
     def _entered(self, cell: Cell) -> Assignment:
         """Ask for the next trial of a cell, and enter it."""
-        history = standing(self._ledger.history(self._study, cell))
+        history = self._ledger.standing(self._study, cell)
         lost, starts = self._ledger.lost(self._study, cell), self._starts.get(cell.key, ())
         asked = ask(self._study, cell, self._goals, history, lost, starts=starts, asking=self._asking)
         self._lease.fence()
@@ -264,7 +264,7 @@ class Queue:
         cells = self._study.replicate(replicate)
         if {key for key, _ in self._live | self._again} & {cell.key for cell in cells}:
             return False
-        begun = [len(standing(self._ledger.history(self._study, cell))) for cell in cells]
+        begun = [len(self._ledger.standing(self._study, cell)) for cell in cells]
         short = min(begun) < self._study.budget.trials
         if short and self.is_late:
             self.runs_out()

@@ -22,7 +22,6 @@ from cs330ray.ledger import confirm, lines
 from cs330ray.ledger.backup import Backups
 from cs330ray.ledger.lease import held
 from cs330ray.ledger.ledger import Ledger
-from cs330ray.ledger.records import standing
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.process import mirrored
 from cs330ray.quiet import quiet
@@ -134,7 +133,7 @@ def _tuned(session: Session, home: Path, ground: "Ground") -> bool:
         thin(ledger, study, cell, place, copies=there)
     if (failure := why_to_stop(ledger, study)) is not None:
         raise failure
-    spent = all(len(standing(ledger.history(study, cell))) >= study.budget.trials for cell in study.cells)
+    spent = all(len(ledger.standing(study, cell)) >= study.budget.trials for cell in study.cells)
     to_confirm = any(confirm.pending(ledger, study, replicate) for replicate in range(study.repeat.searches))
     if spent and not interrupted and not to_confirm:
         return True
