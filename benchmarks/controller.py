@@ -5,7 +5,7 @@
 Real are the queue, the sampler, the recorder, the watch, the meter, the session, the lease, the ledger on its disk and
 the three classes through which Tune speaks to them. Simulated are Tune's own loop, which here only makes the calls that
 Tune would make, Ray with its processes and its network, and training: a worker has its rows at their times, and leaves
-a checkpoint that is recorded and not written. The mirror and backups are left out. What Tune itself takes for a trial
+an empty folder for a checkpoint. The mirror and backups are left out. What Tune itself takes for a trial
 is measured by `benchmarks/scale.py` and `benchmarks/scaling.py`, on a real Ray.
 
 The driver is one thread, so that time is that of a clock which runs while it works and is set forward when it waits.
@@ -88,6 +88,13 @@ class Clock:
         self.skipped_s += max(then - self.now(), 0.0)
 
     @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done meanwhile is not the driver's."""
+        began_s = time.perf_counter()
+        yield
+        self.skipped_s -= time.perf_counter() - began_s
+
+    @contextlib.contextmanager
     def everywhere(self) -> Iterator[None]:
         """For all that asks for the time, but for threads that sleep."""
         before, time.monotonic = time.monotonic, self.now
@@ -127,7 +134,7 @@ class Ground:
     def room(self) -> float:
         return self.slots
 
-    def request(self, study: Study) -> None:  # noqa: ARG002
+    def request(self, study: Study) -> None:
         """What a slot has."""
 
 
@@ -169,6 +176,9 @@ class Simulated:
             return
         due_s, _, trial, news = heapq.heappop(self._due)
         self.clock.wait_until(due_s)
+        if news.checkpoint is not None:
+            with self.clock.stopped():
+                Path(news.checkpoint.path).mkdir(parents=True)
         kind = "start" if news.start else "end" if news.end else "row" if news.rows else "checkpoint"
         with self.spent[kind].measured():
             self._result(trial, news)

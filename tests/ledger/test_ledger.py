@@ -14,6 +14,7 @@ from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import lines
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
+from cs330ray.ledger.trials import stored
 from cs330ray.ledger.writer import Writer
 from cs330ray.report import tables
 from cs330ray.service.search import ask
@@ -189,10 +190,9 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
     monkeypatch.setattr("cs330ray.ledger.writer.time.monotonic", lambda: now[0])
     cell, reads = opened(ledger, study), []
     ledger.is_driver = True
-    original = Ledger.in_optuna
-    monkeypatch.setattr(Ledger, "in_optuna", lambda *given: reads.append(None) or original(*given))
+    original = stored.refresh
+    monkeypatch.setattr(stored, "refresh", lambda *given, **how: reads.append(None) or original(*given, **how))
     number = entered(ledger, study, cell)
-    reads.clear()
     for _ in range(3):
         assert [trial.state.name for trial in ledger.history(study, cell)] == ["RUNNING"]
     assert len(reads) == 1
@@ -212,6 +212,7 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
         optuna.trial.create_trial(value=0.1)
     )
     assert ledger.foreign(study, cell) == []
+    assert len(reads) == 1
     now[0] += 6
     assert ledger.foreign(study, cell) == [1]
     failed = entered(ledger, study, cell)

@@ -226,7 +226,7 @@ class Database:
 
     def select(self, statement: sql.Select[Any]) -> Sequence[sql.Row[Any]]:
         """Execute a query; its rows, none where an older ledger lacks its table."""
-        if any(table in self.lacks for table in statement.get_final_froms()):
+        if self.lacks and any(table in self.lacks for table in statement.get_final_froms()):
             return []
         if getattr(self._open, "connection", None) is not None:
             return self._executed(statement).all()

@@ -159,8 +159,7 @@ class Ledger:
     def _read(self, study: Study, cell: Cell, *, running: bool) -> Held:
         """Read what is new of a cell's trials; of those that run nothing but their end, unless `running`."""
         held = self._trials.setdefault((study.name, cell.key), Held())
-        with self.database.guarded():
-            study_id = self._find_optuna_id(study, cell)
+        study_id = self._find_optuna_id(study, cell)
         if study_id is None or not stored.refresh(self.database, study_id, held.known, running=running):
             return held
         if held.unknown():
@@ -371,12 +370,9 @@ class Ledger:
 
     def _find_optuna_id(self, study: Study, cell: Cell) -> int | None:
         key = (study.name, cell.key)
-        if key not in self._ids:
-            try:
-                self._ids[key] = self.database.storage.get_study_id_from_name(f"{study.name} {cell.key}")
-            except KeyError:
-                return None
-        return self._ids[key]
+        if key not in self._ids and (found := stored.find(self.database, " ".join(key))) is not None:
+            self._ids[key] = found
+        return self._ids.get(key)
 
     def _placed(self, path: str) -> str:
         """Find where a recorded checkpoint lies: at an address in a store, or under the home as it is called now."""

@@ -106,7 +106,7 @@ class Writer(Ledger):
             with self.database.at_once():
                 yield
         except BaseException:
-            self._trials, self._read_s = {}, {}
+            self._ids, self._trials, self._read_s = {}, {}, {}
             raise
 
     def upgrade(self, study: str, says: Callable[[str], None], waits: Callable[[], None] = lambda: None) -> None:
@@ -209,9 +209,7 @@ class Writer(Ledger):
             system_attrs=trial.system_attrs,
         )
         whole.datetime_start = datetime.datetime.fromtimestamp(wall_s())  # as Optuna keeps it: naive, local
-        with self.database.guarded():
-            study_id = self._optuna_id(study, cell)
-        entered = stored.enter(self.database, study_id, whole)
+        entered = stored.enter(self.database, self._optuna_id(study, cell), whole)
         self.held(study, cell).put(entered)
         return int(entered.number)
 
@@ -297,10 +295,11 @@ class Writer(Ledger):
         """
         where = of_trial(ATTEMPTS, study, cell, number) & (ATTEMPTS.c.attempt >= since)
         newest = sql.select(ATTEMPTS).where(where).order_by(ATTEMPTS.c.attempt.desc()).limit(1)
-        for row in self.database.select(newest):
-            text = json.dumps({**from_json(row.circumstances), "under_way_s": seconds})
-            same = of_trial(ATTEMPTS, study, cell, number) & (ATTEMPTS.c.attempt == row.attempt)
-            self.database.execute(ATTEMPTS.update().where(same).values(circumstances=text))
+        with self.at_once():
+            for row in self.database.select(newest):
+                text = json.dumps({**from_json(row.circumstances), "under_way_s": seconds})
+                same = of_trial(ATTEMPTS, study, cell, number) & (ATTEMPTS.c.attempt == row.attempt)
+                self.database.execute(ATTEMPTS.update().where(same).values(circumstances=text))
 
     def write_loss(self, study: Study, cell: Cell, number: int, loss: Loss) -> list[Loss]:
         """Record that a trial's worker was lost; all its losses by now."""
@@ -391,14 +390,9 @@ class Writer(Ledger):
         )
 
     def _optuna_id(self, study: Study, cell: Cell) -> int:
+        if self._find_optuna_id(study, cell) is None:
+            stored.make(self.database, f"{study.name} {cell.key}", directions(self.goals(study)))
         found = self._find_optuna_id(study, cell)
-        if found is None:
-            optuna.create_study(
-                storage=self.database.storage,
-                study_name=f"{study.name} {cell.key}",
-                directions=directions(self.goals(study)),
-            )
-            found = self._find_optuna_id(study, cell)
         assert found is not None
         return found
 

@@ -68,8 +68,9 @@ class Meter:
 
     def record(self) -> None:
         """Note how long each trial under way has been so by now."""
-        for key, attempt in self._live.items():
-            self._note(key, attempt)
+        with self._ledger.at_once():
+            for key, attempt in self._live.items():
+                self._note(key, attempt)
 
     def read(self) -> None:
         """Read what all sessions have spent, say what is foreseen, and see what that ends."""

@@ -22,6 +22,7 @@ from cs330ray.service.listener import Listener
 from cs330ray.service.messages import Assignment, Continuation, Terms
 from cs330ray.service.meter import Meter
 from cs330ray.service.search.ask import ask, draw, is_drawn
+from cs330ray.service.search.samplers import LEARNS_FROM
 from cs330ray.spec.study import Cell, Study, fresh_seed, trial_seed
 from cs330ray.trial import named
 
@@ -224,8 +225,8 @@ class Queue:
             return None
         for replicate in range(self._unconfirmed, self._study.repeat.searches):
             cells = self._study.replicate(replicate)
-            histories = {cell.key: self._ledger.standing(self._study, cell) for cell in cells}
-            open_cells = [cell for cell in cells if len(histories[cell.key]) < self._study.budget.trials]
+            begun = {cell.key: len(self._ledger.standing(self._study, cell)) for cell in cells}
+            open_cells = [cell for cell in cells if begun[cell.key] < self._study.budget.trials]
             if open_cells:
                 break
         else:
@@ -233,17 +234,19 @@ class Queue:
         if self.is_late:
             self.runs_out()
             return None
-        return self._entered(min(open_cells, key=lambda candidate: len(histories[candidate.key])))
+        return self._entered(min(open_cells, key=lambda candidate: begun[candidate.key]))
 
     def _entered(self, cell: Cell) -> Assignment:
         """Ask for the next trial of a cell, and enter it."""
         history = self._ledger.standing(self._study, cell)
-        lost, starts = self._ledger.lost(self._study, cell), self._starts.get(cell.key, ())
+        learns = self._study.sampler.kind in LEARNS_FROM
+        lost = self._ledger.lost(self._study, cell) if learns else ()
+        starts = self._starts.get(cell.key, ())
         asked = ask(self._study, cell, self._goals, history, lost, starts=starts, asking=self._asking)
-        self._lease.fence()
-        number = self._ledger.enter(
-            self._study, cell, asked, trial_seed(self._study.seed, len(history), cell.replicate)
-        )
+        with self._ledger.at_once():
+            self._lease.fence()
+            seed = trial_seed(self._study.seed, len(history), cell.replicate)
+            number = self._ledger.enter(self._study, cell, asked, seed)
         return self._assignment(cell, self._ledger.entered(self._study, cell, number))
 
     def _confirming_trial(self) -> Assignment | None:

@@ -82,14 +82,17 @@ class Recorder:
             self._taken[trial_id] = (iteration, True)
             self._thin(cell, number)
             return True
-        begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
-        self._record(cell, number, assignment, news, among)
-        ending = self._prune_before(cell, number, assignment) if begins else None
-        ending = ending or self._prune(cell, number, assignment, news) or news.end
-        if ending is None and (cell.key, number) in self._given_up:
-            ending = GIVEN_UP
+        with self._ledger.at_once():  # all that the news says; files go, and people hear of an end, behind it
+            begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
+            self._record(cell, number, assignment, news, among)
+            ending = self._prune_before(cell, number, assignment) if begins else None
+            ending = ending or self._prune(cell, number, assignment, news) or news.end
+            if ending is None and (cell.key, number) in self._given_up:
+                ending = GIVEN_UP
+            if ending is not None:
+                ending = self._ledger.end(self._study, cell, number, ending)
         if ending is not None:
-            self._end(cell, number, ending)
+            self._ended(cell, number, ending)
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
 
@@ -187,7 +190,10 @@ class Recorder:
         return Loss(f"{reason} [on {' '.join(nodes)}]", frozenset(nodes))
 
     def _end(self, cell: Cell, number: int, ending: Ending) -> None:
-        ending = self._ledger.end(self._study, cell, number, ending)
+        self._ended(cell, number, self._ledger.end(self._study, cell, number, ending))
+
+    def _ended(self, cell: Cell, number: int, ending: Ending) -> None:
+        """Say that a trial has ended, as it is recorded, and see what that changes."""
         searched = self._ledger.entered(self._study, cell.searched, number).params
         self._listener.ended(cell, number, searched, ending, self._ledger.values(self._study, cell, number))
         if cell.fresh is None:

@@ -16,11 +16,13 @@ from typing import Any
 import sqlalchemy as sql
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.ledger.database import Database
 
 STUDIES = models.StudyModel.__table__
+DIRECTIONS = models.StudyDirectionModel.__table__
 TRIALS = models.TrialModel.__table__
 PARAMS = models.TrialParamModel.__table__
 VALUES = models.TrialValueModel.__table__
@@ -102,7 +104,22 @@ def _reported(row: Any) -> float:
     return float(repr_to_value(row.intermediate_value, row.intermediate_value_type))
 
 
+def find(database: Database, name: str) -> int | None:
+    """The id of Optuna's study of a name, or None."""
+    found = database.select(sql.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name))
+    return int(found[0].study_id) if found else None
+
+
 # Writing ------------------------------------------------------------------------------------------------------------
+
+
+def make(database: Database, name: str, directions: Sequence[StudyDirection]) -> None:
+    """Make Optuna's study of a name; one that is there stays as it is."""
+    with database.at_once():
+        if find(database, name) is None:
+            study_id = database.add(STUDIES, {"study_name": name})
+            rows = [{"study_id": study_id, "objective": at, "direction": way} for at, way in enumerate(directions)]
+            database.insert(DIRECTIONS, rows)
 
 
 def enter(database: Database, study_id: int, trial: FrozenTrial) -> FrozenTrial:
