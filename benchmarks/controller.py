@@ -76,13 +76,13 @@ SPACE: dict[str, Any] = {
 
 
 class Clock:
-    """Seconds that pass while the driver works; what it would wait is skipped."""
+    """Seconds that pass while the driver works, or its processor seconds; what it would wait is skipped."""
 
-    def __init__(self) -> None:
-        self.skipped_s = 0.0
+    def __init__(self, *, processor: bool = False) -> None:
+        self.skipped_s, self.passed_s = 0.0, time.thread_time if processor else time.perf_counter
 
     def now(self) -> float:
-        return time.perf_counter() + self.skipped_s
+        return self.passed_s() + self.skipped_s
 
     def wait_until(self, then: float) -> None:
         self.skipped_s += max(then - self.now(), 0.0)
@@ -90,9 +90,9 @@ class Clock:
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """What is done meanwhile is not the driver's."""
-        began_s = time.perf_counter()
+        began_s = self.passed_s()
         yield
-        self.skipped_s -= time.perf_counter() - began_s
+        self.skipped_s -= self.passed_s() - began_s
 
     @contextlib.contextmanager
     def everywhere(self) -> Iterator[None]:

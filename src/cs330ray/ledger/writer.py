@@ -276,14 +276,16 @@ class Writer(Ledger):
         self.database.insert(STORES, [{"study": study.name, "name": f"{study.name}-{uuid.uuid4().hex[:12]}"}])
         return str(self.folder(study))
 
-    def write_attempt(self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any]) -> None:
-        """Record on what a trial was started or taken up again: host, device, code, data, versions."""
-        place = {
-            "study": study.name,
-            "cell": cell.key,
-            "trial": number,
-            "attempt": len(self.attempts(study, cell, number)),
-        }
+    def write_attempt(
+        self, study: Study, cell: Cell, number: int, circumstances: Mapping[str, Any], *, attempt: int | None = None
+    ) -> None:
+        """Record on what a trial was started or taken up again: host, device, code, data, versions.
+
+        It is `attempt`, by default the number of those that are recorded.
+        """
+        if attempt is None:
+            attempt = len(self.attempts(study, cell, number))
+        place = {"study": study.name, "cell": cell.key, "trial": number, "attempt": attempt}
         self.database.insert(
             ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}]
         )
@@ -319,38 +321,36 @@ class Writer(Ledger):
             ending = Ending("FAIL", unscored, cause="unscored")
         place = {"study": study.name, "cell": cell.key, "trial": number}
         row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
-        self.database.insert(ENDS, [row])
-        if cell.fresh is None:  # no sampler sees a confirmation
-            self._tell(study, cell, number)
-        (held,) = self._ends(study, cell, [number])
+        with self.at_once():
+            self.database.insert(ENDS, [row])
+            (held,) = self._ends(study, cell, [number])
+            if cell.fresh is None:  # no sampler sees a confirmation
+                self._tell(study, cell, held)
         return Ending(held.state, held.reason, held.traceback, cause_in(held))
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
         """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
-        interrupted, ended = [], {row.trial for row in self._ends(study, cell)}
+        interrupted, ends = [], {row.trial: row for row in self._ends(study, cell)}
         for trial in self.history(study, cell):
-            if trial.state.is_finished():
-                if trial.number not in ended:
-                    by_hand = Ending("FAIL", "ended with Optuna's own tools", cause="stopped")
-                    self.end(study, cell, trial.number, by_hand)
-                continue
-            if not self._tell(study, cell, trial.number):
+            end = ends.get(trial.number)
+            if trial.state.is_finished() and end is None:
+                by_hand = Ending("FAIL", "ended with Optuna's own tools", cause="stopped")
+                self.end(study, cell, trial.number, by_hand)
+            elif end is None:
                 interrupted.append(trial.number)
+            elif not trial.state.is_finished():
+                self._tell(study, cell, end)
         return interrupted
 
-    def _tell(self, study: Study, cell: Cell, number: int) -> bool:
-        """Give Optuna the end that our table holds; whether there is one."""
-        found = self.database.select(self.database.all_of(ENDS).where(of_trial(ENDS, study, cell, number)))
-        if not found:
-            return False
-        held, values = self.held(study, cell), None if found[0].state == "FAIL" else from_json(found[0].worth)
+    def _tell(self, study: Study, cell: Cell, end: Any) -> None:
+        """Give Optuna the end that our table holds, unless it has one."""
+        held, values = self.held(study, cell), None if end.state == "FAIL" else from_json(end.worth)
         with self.at_once():
-            ended = stored.end(self.database, held.ours[number], TrialState[found[0].state], values)
+            ended = stored.end(self.database, held.ours[end.trial], TrialState[end.state], values)
             if ended is not None:
                 held.put(ended)
-                self._report_last(study, cell, number)
-                held.put(stored.mark(self.database, held.ours[number], "reason", found[0].reason))
-        return True
+                self._report_last(study, cell, end.trial)
+                held.put(stored.mark(self.database, held.ours[end.trial], "reason", end.reason))
 
     def _report_last(self, study: Study, cell: Cell, number: int) -> None:
         """Tell Optuna the last value of the one objective, by which its samplers judge a trial that was pruned."""

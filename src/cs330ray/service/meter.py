@@ -44,7 +44,8 @@ class Meter:
 
     def started(self, trial: Assignment, among: int = 1) -> None:
         """Hear that a trial has a worker to itself, or is one `among` several that share it."""
-        before = len(self._ledger.attempts(self._study, self._cells[trial.cell], trial.trial))
+        cell = self._cells[trial.cell]
+        before = len(self._ledger.attempts(self._study, cell, trial.trial)) if trial.begun else 0
         taken = 0.0 if self._cap is None else trial.taken(among)[f"{self._cap.of}s"]
         self._live[trial.cell, trial.trial] = _Attempt(time.monotonic(), before, taken)
 
@@ -57,9 +58,10 @@ class Meter:
     def look(self) -> None:
         """Count what has been spent since the last look; note and read, where that is due. Raises LedgerError."""
         now = time.monotonic()
-        self._spent_s += max(now - self._looked_s, 0.0) * sum(attempt.taken for attempt in self._live.values())
+        if self._cap is not None:
+            self._spent_s += max(now - self._looked_s, 0.0) * sum(attempt.taken for attempt in self._live.values())
+            self._end()
         self._looked_s = now
-        self._end()
         if (began_s := time.monotonic()) >= self._note_s:
             self.record()
             self._note_s = began_s + max(RECORD_S, REST * (time.monotonic() - began_s))

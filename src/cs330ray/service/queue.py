@@ -247,7 +247,7 @@ class Queue:
             self._lease.fence()
             seed = trial_seed(self._study.seed, len(history), cell.replicate)
             number = self._ledger.enter(self._study, cell, asked, seed)
-        return self._assignment(cell, self._ledger.entered(self._study, cell, number))
+        return self._assignment(cell, self._ledger.entered(self._study, cell, number), is_new=True)
 
     def _confirming_trial(self) -> Assignment | None:
         """Name the first run of the next confirmation that is due; None where none is."""
@@ -273,7 +273,8 @@ class Queue:
             self.runs_out()
         return not short or self.is_late
 
-    def _assignment(self, cell: Cell, trial: FrozenTrial) -> Assignment:
+    def _assignment(self, cell: Cell, trial: FrozenTrial, *, is_new: bool = False) -> Assignment:
+        """An assignment of a trial, of which the record holds nothing yet if it `is_new`."""
         study, ledger, number = self._study, self._ledger, trial.number
         searched = cell.fresh is None
         if searched and trial.user_attrs.get("steps") != study.budget.steps:
@@ -288,8 +289,8 @@ class Queue:
             seed=trial.user_attrs["seed"] if searched else fresh_seed(study.seed, cell.fresh or 0, cell.replicate),
             steps=study.budget.steps,
             test=not searched and ledger.untested(study, cell, number) is None,
-            recorded_step=max(ledger.last_step(study, cell, number), after_step),
-            begun=ledger.begun(study, cell, number),
+            recorded_step=0 if is_new else max(ledger.last_step(study, cell, number), after_step),
+            begun=not is_new and ledger.begun(study, cell, number),
             continues=continuation,
             terms=self._terms(cell, number),
             command=cell.command,

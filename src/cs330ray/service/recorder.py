@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cs330ray.checkpoints.copies import Copies
 from cs330ray.errors import Cs330rayError, StudyError
@@ -83,7 +84,8 @@ class Recorder:
             self._thin(cell, number)
             return True
         with self._ledger.at_once():  # all that the news says; files go, and people hear of an end, behind it
-            begins = news.start is not None and self._ledger.last_step(self._study, cell, number) == 0
+            begins = news.start is not None and assignment.continues is not None
+            begins = begins and self._ledger.last_step(self._study, cell, number) == 0
             self._record(cell, number, assignment, news, among)
             ending = self._prune_before(cell, number, assignment) if begins else None
             ending = ending or self._prune(cell, number, assignment, news) or news.end
@@ -205,7 +207,7 @@ class Recorder:
     def _thin(self, cell: Cell, number: int) -> None:
         """Remove the checkpoints that are not to be kept now that a trial has ended."""
         if self._place is not None and cell.fresh is None:
-            thin(self._ledger, self._study, cell, self._place, [number], self._copies)
+            thin(self._ledger, self._study, cell, self._place, [number], self._copies, self._goals)
 
     def _complete_lines(self, cell: Cell) -> set[int]:
         """The trials that are COMPLETE with all steps, and those that they continue."""
@@ -248,10 +250,13 @@ class Recorder:
 
     def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start, among: int) -> None:
         """Record a start of a trial, and say so where a continuation has to train from scratch."""
-        self._compare(cell, number, start)
+        own = self._ledger.attempts(self._study, cell, number)
+        self._compare(cell, number, start, own)
         if cell.command is not None:
             self._supersede(cell, number, start.resumed_from_step or 0)
-        self._ledger.write_attempt(self._study, cell, number, start.recorded() | assignment.taken(among))
+        self._ledger.write_attempt(
+            self._study, cell, number, start.recorded() | assignment.taken(among), attempt=len(own)
+        )
         self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
             before = self._ledger.lineage(self._study, cell, number)[-2]
@@ -291,10 +296,12 @@ class Recorder:
                 f"{DISK_PATIENCE_S:.0f}s; {remedy}, and the same command goes on"
             )
 
-    def _compare(self, cell: Cell, number: int, start: Start) -> None:
+    def _compare(self, cell: Cell, number: int, start: Start, own: Sequence[Mapping[str, Any]]) -> None:
         """Say so where a trial goes on, or is confirmed, under other code or data than before."""
-        own, now = self._ledger.attempts(self._study, cell, number), start.circumstances
-        for before in (own or self._ledger.attempts(self._study, cell.searched, number))[-1:]:
+        now, earlier = start.circumstances, own
+        if not own and cell.fresh is not None:
+            earlier = self._ledger.attempts(self._study, cell.searched, number)
+        for before in earlier[-1:]:
             changed = " and ".join(
                 what for what, digest in (("code", now.code), ("data", now.data)) if before[what] != digest
             )

@@ -28,16 +28,18 @@ def thin(
     place: Callable[[Cell, int], Path],
     ended: Sequence[int] | None = None,
     copies: Callable[[Cell, int], Copies] | None = None,
+    goals: Sequence[str] | None = None,
 ) -> list[int]:
     """Remove the checkpoints of a cell that are not to be kept, recorded or not; of which trials.
 
     `place` is where a trial's lie, `copies` those in a store, `ended` who has just ended; by default every trial is
-    looked at. The files go first: cut off between, the record names what is gone, and the next call goes on. What this
-    machine does not see stays, and what is in a store that does not answer.
+    looked at. `goals` are those of the study, where they have been read. The files go first: cut off between, the
+    record names what is gone, and the next call goes on. What this machine does not see stays, and what is in a store
+    that does not answer.
     """
     held = ledger.checkpoints(study, cell)
     trials = ledger.trials(study, cell, None if ended is None else {*held, *ended})
-    stay = Standing(study, ledger.goals(study), cell, trials).to_keep(study.resources.keep)
+    stay = Standing(study, goals or ledger.goals(study), cell, trials).to_keep(study.resources.keep)
     removed = []
     for trial in trials:
         if trial.number in stay:

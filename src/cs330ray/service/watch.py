@@ -19,6 +19,7 @@ from cs330ray.words import duration
 GRACE_S = 60.0  # beyond the time between two checkpoints: so long may a trial take to stop when the budget is spent
 STOP_S = 5.0  # so long may a trial take that a person gave up
 STANDSTILL_S = 2.0  # between two looks at most, while nothing stops this process
+REST = 100  # times as long as a look took the next one waits: of a thousand trials it takes milliseconds
 LEAVE_S = 3.0  # and so long all of them when the study stops; after it their workers are killed
 
 
@@ -47,6 +48,7 @@ class Watch:
         self._study, self._queue, self._recorder = study, queue, recorder
         self._live: dict[str, _Live] = {}  # by Tune's names
         self._looked_s = time.monotonic()
+        self._look_s = 0.0  # when the next look is due
 
     def added(self, trial: Any) -> None:
         """Hear of a trial that Tune has taken; one that was given up before Ray died has little time."""
@@ -90,8 +92,10 @@ class Watch:
         return (False, False) if live is None else (live.ended, live.again)
 
     def look(self) -> None:
-        """End what has to end."""
+        """End what has to end, where a look is due."""
         now, silence = time.monotonic(), self._study.resources.silence
+        if now < self._look_s:
+            return
         stood_still_s = max(now - self._looked_s - STANDSTILL_S, 0.0)  # so long this process could not hear
         self._looked_s = now
         for live in self._live.values():
@@ -108,6 +112,7 @@ class Watch:
             elif silence is not None and now - live.heard_s > silence:
                 live.again = self._silent(live, f"no row for {duration(silence)}")
                 self._kill(live)
+        self._look_s = now + REST * (time.monotonic() - now)
 
     def give_up(self, cell_key: str, number: int) -> None:
         """End a trial, or the runs that confirm it, for good: with the next news, or where it stands."""

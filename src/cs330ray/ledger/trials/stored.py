@@ -129,12 +129,13 @@ def enter(database: Database, study_id: int, trial: FrozenTrial) -> FrozenTrial:
     attrs = {table: _as_json(of) for table, of in ((USER, trial.user_attrs), (SYSTEM, trial.system_attrs))}
     start = _utc(trial.datetime_start)
     with database.at_once():
-        database.select(sql.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
-        trial_id = database.add(TRIALS, {"study_id": study_id, "state": TrialState.RUNNING, "datetime_start": start})
-        before = (TRIALS.c.study_id == study_id) & (TRIALS.c.trial_id < trial_id)
-        last = database.select(sql.select(TRIALS.c.number).where(before).order_by(TRIALS.c.trial_id.desc()).limit(1))
-        number = last[0].number + 1 if last else 0
-        database.execute(TRIALS.update().where(TRIALS.c.trial_id == trial_id).values(number=number))
+        if database.engine.dialect.name == "postgresql":  # SQLite has one writer at a time
+            database.select(sql.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
+        of_study = sql.select(TRIALS.c.number + 1).where(TRIALS.c.study_id == study_id)
+        place = sql.func.coalesce(of_study.order_by(TRIALS.c.trial_id.desc()).limit(1).scalar_subquery(), 0)
+        row = {"study_id": study_id, "number": place, "state": TrialState.RUNNING, "datetime_start": start}
+        trial_id = database.add(TRIALS, row)
+        number = database.select(sql.select(TRIALS.c.number).where(TRIALS.c.trial_id == trial_id))[0].number
         params = [
             {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": texts[name]}
             for name, value in inner.items()
