@@ -195,7 +195,7 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
     number = entered(ledger, study, cell)
     for _ in range(3):
         assert [trial.state.name for trial in ledger.history(study, cell)] == ["RUNNING"]
-    assert len(reads) == 1
+    assert reads == []
     longer = study.model_copy(update={"budget": study.budget.model_copy(update={"steps": 40})})
     ledger.retarget(longer, cell, number)
     assert ledger.history(study, cell)[0].user_attrs["steps"] == 40
@@ -212,7 +212,7 @@ def test_a_driver_sees_what_it_writes_at_once_and_what_others_add_a_little_later
         optuna.trial.create_trial(value=0.1)
     )
     assert ledger.foreign(study, cell) == []
-    assert len(reads) == 1
+    assert reads == []
     now[0] += 6
     assert ledger.foreign(study, cell) == [1]
     failed = entered(ledger, study, cell)

@@ -284,9 +284,8 @@ class Ledger:
     def values(self, study: Study, cell: Cell, number: int) -> tuple[float, ...] | None:
         """A trial's objectives in the last row that holds them, its own or of those that it continues, or None."""
         for each in reversed(self.lineage(study, cell, number)):
-            for row in reversed(self.rows(study, cell, each)):
-                if all(name in row.metrics for name in study.objective):
-                    return tuple(row.metrics[name] for name in study.objective)
+            if (found := worth(study, self.rows(study, cell, each))) is not None:
+                return found
         return None
 
     def checkpoint(self, study: Study, cell: Cell, number: int) -> str | None:
@@ -377,6 +376,14 @@ class Ledger:
     def _placed(self, path: str) -> str:
         """Find where a recorded checkpoint lies: at an address in a store, or under the home as it is called now."""
         return path if "://" in path else str(self.home / schema.relative(path))
+
+
+def worth(study: Study, rows: Sequence[Row]) -> tuple[float, ...] | None:
+    """The objectives in the last of some rows that holds them, or None."""
+    for row in reversed(rows):
+        if all(name in row.metrics for name in study.objective):
+            return tuple(row.metrics[name] for name in study.objective)
+    return None
 
 
 def directions(goals: Sequence[str]) -> list[StudyDirection]:

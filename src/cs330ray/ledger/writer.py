@@ -22,7 +22,7 @@ from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
 from cs330ray.ledger import backup, lease, schema
 from cs330ray.ledger.database import Access
-from cs330ray.ledger.ledger import Ledger, directions
+from cs330ray.ledger.ledger import Ledger, directions, worth
 from cs330ray.ledger.records import (
     Ending,
     Loss,
@@ -313,7 +313,8 @@ class Writer(Ledger):
 
     def end(self, study: Study, cell: Cell, number: int, ending: Ending) -> Ending:
         """End a trial, once; the ending that stands: the first given, FAIL where a COMPLETE one has no finite value."""
-        values = self.values(study, cell, number)
+        rows = self.rows(study, cell, number)
+        values = worth(study, rows) or self.values(study, cell, number)  # of those that it continues
         if ending.state != "FAIL" and values is None:
             ending = Ending("FAIL", f"no row holds {', '.join(study.objective)}", cause="unscored")
         elif ending.state != "FAIL" and not all(math.isfinite(value) for value in values or ()):
@@ -325,7 +326,7 @@ class Writer(Ledger):
             self.database.insert(ENDS, [row])
             (held,) = self._ends(study, cell, [number])
             if cell.fresh is None:  # no sampler sees a confirmation
-                self._tell(study, cell, held)
+                self._tell(study, cell, held, rows)
         return Ending(held.state, held.reason, held.traceback, cause_in(held))
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
@@ -339,27 +340,24 @@ class Writer(Ledger):
             elif end is None:
                 interrupted.append(trial.number)
             elif not trial.state.is_finished():
-                self._tell(study, cell, end)
+                self._tell(study, cell, end, self.rows(study, cell, trial.number))
         return interrupted
 
-    def _tell(self, study: Study, cell: Cell, end: Any) -> None:
-        """Give Optuna the end that our table holds, unless it has one."""
+    def _tell(self, study: Study, cell: Cell, end: Any, rows: Sequence[Row]) -> None:
+        """Give Optuna the end that our table holds, unless it has one.
+
+        Its last value of the one objective is that by which samplers judge a trial that was pruned.
+        """
+        name = study.objective[0]
+        last = next((row for row in reversed(rows) if name in row.metrics), None)
         held, values = self.held(study, cell), None if end.state == "FAIL" else from_json(end.worth)
         with self.at_once():
             ended = stored.end(self.database, held.ours[end.trial], TrialState[end.state], values)
             if ended is not None:
                 held.put(ended)
-                self._report_last(study, cell, end.trial)
+                if last is not None and len(study.objective) == 1:
+                    self.report(study, cell, end.trial, last.step, last.metrics[name])
                 held.put(stored.mark(self.database, held.ours[end.trial], "reason", end.reason))
-
-    def _report_last(self, study: Study, cell: Cell, number: int) -> None:
-        """Tell Optuna the last value of the one objective, by which its samplers judge a trial that was pruned."""
-        if len(study.objective) > 1:
-            return
-        for row in reversed(self.rows(study, cell, number)):
-            if study.objective[0] in row.metrics:
-                self.report(study, cell, number, row.step, row.metrics[study.objective[0]])
-                return
 
     def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
         """Record what a confirmation reached on the test split."""

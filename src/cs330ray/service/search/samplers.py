@@ -3,6 +3,7 @@
 A sampler is made for one ask, in memory, and seeded by (study seed, cell, number): it keeps nothing between asks.
 """
 
+import copy
 import logging
 import math
 import warnings
@@ -16,6 +17,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.ledger.ledger import directions
@@ -82,9 +85,35 @@ def generation(study: Study, cell: Cell, goals: Sequence[str], seen: Sequence[Fr
 
 def _in_memory(study: Study, cell: Cell, goals: Sequence[str], seen: Sequence[FrozenTrial]) -> optuna.Study:
     sampler = _sampler(study.sampler, hashed(study.seed, cell.key, len(seen)))
-    memory = optuna.create_study(sampler=sampler, directions=directions(goals))
-    memory.add_trials(seen)
-    return memory
+    return optuna.create_study(storage=Seen(seen), sampler=sampler, directions=directions(goals))
+
+
+class Seen(InMemoryStorage):
+    """What a sampler has seen, in memory, numbered in order: the trials themselves, where Optuna would check and copy.
+
+    They are the ledger's, and nobody changes them: Optuna writes to the trial that is asked alone.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._seen = [_numbered(trial, number) for number, trial in enumerate(trials)]
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """Make the study of those trials; its id."""
+        study_id: int = super().create_new_study(directions, study_name)
+        self._studies[study_id].trials = self._seen
+        self._trial_id_to_study_id_and_number = {number: (study_id, number) for number in range(len(self._seen))}
+        self._max_trial_id = len(self._seen) - 1
+        return study_id
+
+
+def _numbered(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """A trial under another number, which is its id too."""
+    if trial.number == trial._trial_id == number:
+        return trial
+    numbered = copy.copy(trial)
+    numbered.number = numbered._trial_id = number
+    return numbered
 
 
 def _sampler(settings: Sampler, seed: int) -> BaseSampler:
@@ -133,10 +162,6 @@ def as_seen_by_sampler(
 
 
 def _at(trial: FrozenTrial, values: list[float]) -> FrozenTrial:
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE,
-        values=values,
-        params=trial.params,
-        distributions=trial.distributions,
-        system_attrs=trial.system_attrs,
-    )
+    complete = copy.copy(trial)
+    complete.state, complete.values = TrialState.COMPLETE, values
+    return complete
