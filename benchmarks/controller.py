@@ -1,6 +1,6 @@
 """What one controller can do: the driver's own work on asks, rows and ends, and the slots that it keeps busy.
 
-    python benchmarks/controller.py [--postgres] [--smallest]
+    python benchmarks/controller.py [--postgres] [--processor] [--trials 20000] [--smallest]
 
 Real are the queue, the sampler, the recorder, the watch, the meter, the session, the lease, the ledger on its disk and
 the three classes through which Tune speaks to them. Simulated are Tune's own loop, which here only makes the calls that
@@ -9,7 +9,9 @@ an empty folder for a checkpoint. The mirror and backups are left out. What Tune
 is measured by `benchmarks/scale.py` and `benchmarks/scaling.py`, on a real Ray.
 
 The driver is one thread, so that time is that of a clock which runs while it works and is set forward when it waits.
-All its work counts as it was, with other work on the machine; only its idle time is skipped. Efficiency is the share
+All its work counts as it was, with other work on the machine; only its idle time is skipped. On a machine that
+has other work `--processor` counts the driver's processor time instead, which leaves out its waits for the disk and
+for a database server. Efficiency is the share
 of slot seconds in which a worker trains, from when every slot has had a trial until no more are asked.
 `slots_at_10s_trials` is on paper: nine tenths of 10 s over the seconds that the driver works for a trial.
 
@@ -79,7 +81,8 @@ class Clock:
     """Seconds that pass while the driver works, or its processor seconds; what it would wait is skipped."""
 
     def __init__(self, *, processor: bool = False) -> None:
-        self.skipped_s, self.passed_s = 0.0, time.thread_time if processor else time.perf_counter
+        self.processor, self.skipped_s = processor, 0.0
+        self.passed_s = time.thread_time if processor else time.perf_counter
 
     def now(self) -> float:
         return self.passed_s() + self.skipped_s
@@ -118,9 +121,9 @@ class Spent:
         self.wall_s.append(time.perf_counter() - wall_s)
         self.cpu_s.append(time.thread_time() - cpu_s)
 
-    @property
-    def per_s(self) -> float:
-        return round(len(self.wall_s) / sum(self.wall_s), 1)
+    def per_s(self, *, processor: bool) -> float:
+        taken_s = self.cpu_s if processor else self.wall_s
+        return round(len(taken_s) / sum(taken_s), 1)
 
 
 class Ground:
@@ -239,6 +242,11 @@ class Simulated:
         return round(trained_s / (self.slots * (until - since)), 3)
 
     @property
+    def on_paper(self) -> int:
+        """How many slots of such trials the driver can feed, by the clock that is simulated."""
+        return round(SHARE * TRIAL_S * 1000 / (self.cpu_ms if self.clock.processor else self.driver_ms))
+
+    @property
     def driver_ms(self) -> float:
         """What the driver works for a trial, in milliseconds."""
         return 1000 * sum(sum(spent.wall_s) for spent in self.spent.values()) / len(self.begins_s)
@@ -275,19 +283,18 @@ def study(kind: str, trials: int, name: str = "controller") -> Study:
     return parse(raw | {"sampler": {"kind": kind}, "budget": {"trials": trials, "steps": ROWS}}, "here")
 
 
-def simulated(kind: str, trials: int, slots: int, home: Path) -> Simulated:
+def simulated(kind: str, trials: int, slots: int, home: Path, *, processor: bool = False) -> Simulated:
     """A study of trials of 10 s in a new ledger."""
     ledger, asked = Writer.at(home), study(kind, trials)
     ledger.open(asked, {"benchmarks.sleeper": sleeper.METRICS})
-    return Simulated(ledger, ledger.study(asked.name), slots, Clock())
+    return Simulated(ledger, ledger.study(asked.name), slots, Clock(processor=processor))
 
 
 def line(name: str, done: Simulated) -> str:
     each = "  ".join(f"{kind} {statistics.median(each.wall_s) * 1000:6.2f}" for kind, each in done.spent.items())
-    paper = round(SHARE * TRIAL_S * 1000 / done.driver_ms)
     return (
         f"{name:<28} efficiency {done.efficiency:5.3f}  driver {done.driver_ms:6.1f} ms a trial "
-        f"(processor {done.cpu_ms:6.1f}), on paper {paper:>5} slots; medians, ms: {each}"
+        f"(processor {done.cpu_ms:6.1f}), on paper {done.on_paper:>5} slots; medians, ms: {each}"
     )
 
 
@@ -305,10 +312,10 @@ def reading_s(home: Path) -> dict[str, float]:
     return taken
 
 
-def measure(homes: Callable[[str], Path], *, smallest: bool) -> dict[str, Any]:
-    many, most = (40, 8) if smallest else (20_000, 1000)
+def measure(homes: Callable[[str], Path], trials: int, *, smallest: bool, processor: bool) -> dict[str, Any]:
+    many, most = (40, 8) if smallest else (trials, 1000)
     before_bytes = psutil.Process().memory_info().rss
-    done = simulated("random", many, most, homes("many"))
+    done = simulated("random", many, most, homes("many"), processor=processor)
     growth_mb = (psutil.Process().memory_info().rss - before_bytes) / 1e6
     print(line(f"random, {many} on {most}", done), flush=True)
     window = max(many // 20, 1)
@@ -316,22 +323,22 @@ def measure(homes: Callable[[str], Path], *, smallest: bool) -> dict[str, Any]:
         first, last = (statistics.median(some) * 1000 for some in (spent.wall_s[:window], spent.wall_s[-window:]))
         print(f"    {kind:<12} first {window}: {first:6.2f} ms, last: {last:6.2f} ms")
     figures: dict[str, Any] = {
-        "asks_per_s": done.spent["ask"].per_s,
-        "rows_per_s": done.spent["row"].per_s,
-        "ends_per_s": done.spent["end"].per_s,
-        "slots_at_10s_trials": round(SHARE * TRIAL_S * 1000 / done.driver_ms),
+        "asks_per_s": done.spent["ask"].per_s(processor=processor),
+        "rows_per_s": done.spent["row"].per_s(processor=processor),
+        "ends_per_s": done.spent["end"].per_s(processor=processor),
+        "slots_at_10s_trials": done.on_paper,
         "ask_ms": {},
         "efficiency": {str(most): done.efficiency},
         "driver_growth_mb": round(growth_mb, 1),
         **reading_s(homes("many")),
     }
     for slots in (4,) if smallest else (64, 256):
-        done = simulated("random", 8 * slots, slots, homes(f"slots {slots}"))
+        done = simulated("random", 8 * slots, slots, homes(f"slots {slots}"), processor=processor)
         figures["efficiency"][str(slots)] = done.efficiency
         print(line(f"random, {8 * slots} on {slots}", done), flush=True)
     for kind, sizes in {"tpe": (20, 30)}.items() if smallest else {"tpe": (200, 2000), "gp": (250,)}.items():
         slots = 2 if smallest else 64 if kind == "tpe" else 8
-        done = simulated(kind, max(sizes), slots, homes(kind))
+        done = simulated(kind, max(sizes), slots, homes(kind), processor=processor)
         print(line(f"{kind}, {max(sizes)} on {slots}", done), flush=True)
         cpu_s = done.spent["ask"].cpu_s
         figures["ask_ms"][kind] = {
@@ -346,13 +353,17 @@ def ledgers(folder: Path, *, postgres: bool) -> Iterator[Callable[[str], Path]]:
     if not postgres:
         yield lambda name: folder / name
         return
-    from tests.postgres import serving
+    from tests.postgres import programs, serving
 
-    with serving() as server:
-        made: dict[str, str] = {}
+    binaries = programs()
+    if binaries is None:
+        raise SystemExit("no PostgreSQL server is installed: apt-get install postgresql")
+    made: dict[str, str] = {}
+    with serving(binaries) as server:
 
         def home(name: str) -> Path:
-            made.setdefault(name, server.create(name) if name not in made else "")
+            if name not in made:
+                made[name] = server.create(name)
             os.environ["CS330RAY_LEDGER"] = made[name]
             return folder / name
 
@@ -362,13 +373,16 @@ def ledgers(folder: Path, *, postgres: bool) -> Iterator[Callable[[str], Path]]:
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--postgres", action="store_true", help="ledgers in a PostgreSQL that is started for them")
+    given.add_argument("--processor", action="store_true", help="count the driver's processor time alone")
+    given.add_argument("--trials", type=int, default=20_000, help="of the study on 1,000 slots")
     given.add_argument("--smallest", action="store_true", help="few trials: shows only that it runs")
     arguments = given.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         ledgers(Path(folder), postgres=arguments.postgres) as homes,
     ):
-        print(json.dumps(measure(homes, smallest=arguments.smallest)))
+        figures = measure(homes, arguments.trials, smallest=arguments.smallest, processor=arguments.processor)
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -109,17 +109,19 @@ def _unprivileged() -> tuple[int, int]:
     return known.get("postgres", known["nobody"])
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """The server of the run."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'cs330ray[postgres]'")
+def programs() -> Path | None:
+    """The folder of the server's programs, or None where it is not installed."""
     found = shutil.which("initdb")
     installed = sorted(DEBIAN.glob("*/bin/initdb"), key=lambda program: float(program.parts[-3]))
-    if not found and not installed:
-        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
+    return Path(found).parent if found else installed[-1].parent if installed else None
+
+
+@contextlib.contextmanager
+def serving(binaries: Path) -> Iterator[Server]:
+    """A server in a directory of its own, which goes with it."""
     folder = Path(tempfile.mkdtemp(prefix="cs330ray-postgres-"))
     try:
-        server = Server(Path(found).parent if found else installed[-1].parent, folder)
+        server = Server(binaries, folder)
         server.start()
         try:
             yield server
@@ -127,6 +129,17 @@ def postgres() -> Iterator[Server]:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """The server of the run."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'cs330ray[postgres]'")
+    binaries = programs()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
+    with serving(binaries) as server:
+        yield server
 
 
 @pytest.fixture
