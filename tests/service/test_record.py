@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sql
 
+from cs330ray.errors import LedgerError
 from cs330ray.ledger import lines
+from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Kept, Row
+from cs330ray.ledger.writer import Writer
 from cs330ray.report import tables
 from cs330ray.service.listener import Silent
 from cs330ray.service.messages import News
+from cs330ray.service.recorder import Recorder
 from cs330ray.spec.command import Command
 from cs330ray.spec.places import checkpoints_of
 from tests.desk import Desk, begun
@@ -55,6 +60,42 @@ def test_a_result_that_comes_twice_is_taken_once_and_answered_the_same(desk: Cal
         for _ in range(2):
             assert at.recorder.take("tune", iteration, told, news) is stops
     assert len(at.ledger.attempts(at.study, at.cell, 0)) == 1
+
+
+def test_all_that_a_message_says_is_written_in_one_transaction(desk: Callable[..., Desk]) -> None:
+    at, commits = desk(), list[None]()
+    for engine in (at.ledger.database.engine, at.ledger.database.storage.engine):
+        sql.event.listen(engine, "commit", lambda _: commits.append(None))
+    told = at.ask()
+    assert len(commits) == 1
+    at.play(told, (5, 0.5), (20, 0.4), start=begun(), checkpoint=Kept("there", 20, "digest"), end=COMPLETE)
+    assert len(commits) == 2
+    assert [trial.state.name for trial in Ledger.at(at.home).in_optuna(at.study, at.cell)] == ["COMPLETE"]
+
+
+def test_of_a_message_that_is_cut_off_nothing_is_kept_and_no_checkpoint_goes(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files go behind the end that lets them go."""
+    at = desk(resources={"keep": 0})
+    told = at.ask()
+    home = at.home / "checkpoints"
+    (home / "step-20").mkdir(parents=True)
+    recorder = Recorder(at.ledger, at.study, at.ear, lambda *_: home)
+    news = News(start=begun(), rows=[Row(20, {"val_loss": 0.5}, 0.0)], end=COMPLETE)
+
+    def cut(*_: Any) -> None:
+        raise LedgerError("planted")
+
+    with monkeypatch.context() as crash:
+        crash.setattr(Writer, "_tell", cut)
+        with pytest.raises(LedgerError, match="planted"):
+            recorder.take("tune", 1, told, news)
+    assert (home / "step-20").exists()
+    assert [trial.state for trial in at.ledger.trials(at.study, at.cell)] == ["RUNNING"]
+    assert at.ledger.attempts(at.study, at.cell, 0) == at.ledger.rows(at.study, at.cell, 0) == []
+    assert recorder.take("tune", 1, told, news)
+    assert not (home / "step-20").exists()
 
 
 @pytest.mark.parametrize(("objective", "worse"), [("val_loss", 0.6), ("val_speed", 0.4)])

@@ -1,5 +1,6 @@
 """What every sampler promises: the same asks of the same history, inside the space, with draws that cells share."""
 
+import copy
 import json
 import math
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cs330ray.service.search import points
+from cs330ray.ledger.ledger import directions
+from cs330ray.service.search import points, samplers
 from cs330ray.service.search.samplers import said
-from cs330ray.spec.study import Study
+from cs330ray.spec.study import Cell, Study, hashed
 from cs330ray.spec.tables import Choice, Range
 from tests.asked import (
     KINDS,
@@ -46,6 +48,34 @@ def test_a_study_asks_the_same_after_any_number_of_its_trials(kind: str) -> None
     asked, history = study(kind), history_of(kind)
     for number in (0, 1, STARTUP - 1, STARTUP, TRIALS - 1):
         assert next_of(asked, history[:number]).params == history[number].params
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_a_sampler_chooses_what_it_chooses_of_trials_that_optuna_checked_and_copied(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every state, of numbers with gaps, and of one that runs; a trial that was seen is as it was before."""
+    asked, history = study(kind), [copy.deepcopy(trial) for trial in history_of(kind)]
+    for number, trial in enumerate(history):
+        trial.number = trial._trial_id = 2 * number + 1
+    history[1].state, history[1].values = TrialState.FAIL, None
+    history[2].state, history[2].values, history[2].datetime_complete = TrialState.RUNNING, None, None
+    if kind == "tpe":
+        history[3].state, history[3].values, history[3].intermediate_values = TrialState.PRUNED, None, {5: 0.5}
+    before = copy.deepcopy(history)
+    chosen = next_of(asked, history)
+    assert history == before
+
+    def copied(of: Study, cell: Cell, goals: Sequence[str], seen: Sequence[FrozenTrial]) -> optuna.Study:
+        sampler = samplers._sampler(of.sampler, hashed(of.seed, cell.key, len(seen)))
+        memory = optuna.create_study(sampler=sampler, directions=directions(goals))
+        memory.add_trials(seen)
+        return memory
+
+    monkeypatch.setattr(samplers, "_in_memory", copied)
+    expected = next_of(asked, history)
+    assert (chosen.params, chosen.distributions) == (expected.params, expected.distributions)
+    assert (chosen.system_attrs, chosen.number) == (expected.system_attrs, expected.number)
 
 
 def test_another_process_asks_the_same() -> None:

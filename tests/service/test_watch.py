@@ -85,6 +85,30 @@ def test_a_trial_that_says_nothing_for_as_long_as_silence_allows_fails_and_its_w
     assert at.watch.left(busy) == (False, False)
 
 
+def test_a_look_that_takes_time_rests_for_a_hundred_times_as_long_and_a_second_at_most(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of so many trials that one takes 4 ms, a look is due every .4 s, whatever happens meanwhile."""
+    at, looks, takes_s = place(), [], [0.004]
+
+    def overtakes(_: Any) -> bool:
+        looks.append(at.now_s)
+        at.now_s += takes_s[0]
+        return False
+
+    monkeypatch.setattr(at.desk.queue, "overtakes", overtakes)
+    at.trial(at.desk.ask())
+    for _ in range(1000):
+        at.now_s += 0.01
+        at.watch.look()
+    assert len(looks) == pytest.approx(1000 * 0.01 / 0.404, rel=0.05)
+    takes_s[0] = 5.0
+    at.passes(1)
+    looks.clear()
+    at.passes(3)
+    assert len(looks) >= 2
+
+
 def test_without_silence_a_trial_may_say_nothing_for_ever(place: Callable[..., Place]) -> None:
     at = place(resources={})
     at.trial(at.desk.ask())

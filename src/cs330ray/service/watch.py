@@ -19,7 +19,8 @@ from cs330ray.words import duration
 GRACE_S = 60.0  # beyond the time between two checkpoints: so long may a trial take to stop when the budget is spent
 STOP_S = 5.0  # so long may a trial take that a person gave up
 STANDSTILL_S = 2.0  # between two looks at most, while nothing stops this process
-REST = 100  # times as long as a look took the next one waits: of a thousand trials it takes milliseconds
+REST = 100  # times as long as a look took the next one waits, since of a thousand trials it takes milliseconds
+REST_S = 1.0  # but no longer
 LEAVE_S = 3.0  # and so long all of them when the study stops; after it their workers are killed
 
 
@@ -112,7 +113,7 @@ class Watch:
             elif silence is not None and now - live.heard_s > silence:
                 live.again = self._silent(live, f"no row for {duration(silence)}")
                 self._kill(live)
-        self._look_s = now + REST * (time.monotonic() - now)
+        self._look_s = now + min(REST * (time.monotonic() - now), REST_S)
 
     def give_up(self, cell_key: str, number: int) -> None:
         """End a trial, or the runs that confirm it, for good: with the next news, or where it stands."""
