@@ -79,7 +79,7 @@ def test_the_house_as_it_stands_holds(house):
         ("order", "spec/strict.py", "def f():\n    from cs330ray.trial.contract import Progress"),
         ("order", "spec/strict.py", "if TYPE_CHECKING:\n    from cs330ray.trial.contract import Progress"),
         ("order", "trial/named.py", "from cs330ray.course import systems"),
-        ("order", "ledger/fronts.py", "from cs330ray.service import run"),
+        ("order", "ledger/trials/fronts.py", "from cs330ray.service import run"),
         ("order", "mirror/process.py", "if TYPE_CHECKING:\n    from cs330ray.service.listener import Listener"),
         ("order", "report/html.py", "from cs330ray.service import run"),
         ("order", "service/run.py", "from cs330ray.cli.app import app"),

@@ -22,8 +22,8 @@ from cs330ray.cli.app import main
 from cs330ray.errors import SpecError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed, Run, candidates, choice, fresh_cells
-from cs330ray.ledger.fronts import by_crowding
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import by_crowding
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.report import tables

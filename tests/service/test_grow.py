@@ -10,10 +10,10 @@ from cs330ray.analysis.cost.forecast import forecast
 from cs330ray.analysis.standing import Standing, best_by
 from cs330ray.checkpoints import local
 from cs330ray.ledger import confirm
-from cs330ray.ledger.fronts import pareto_front
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import enter, finished, rankable, standing, waiting
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import pareto_front
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.sync import Mirror
 from cs330ray.report import tables

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cs330ray.errors import SpecError
-from cs330ray.ledger.fronts import pareto_front
+from cs330ray.ledger.trials.fronts import pareto_front
 from cs330ray.ledger.writer import Writer
 from cs330ray.mirror.runs import Runs
 from cs330ray.mirror.sync import Mirror, MirrorError

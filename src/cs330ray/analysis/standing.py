@@ -11,10 +11,10 @@ from functools import cached_property
 from cs330ray.errors import SpecError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed
-from cs330ray.ledger.fronts import by_crowding, losses, pareto_front
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished, rankable, to_continue
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import by_crowding, losses, pareto_front
 from cs330ray.spec.study import Cell, Study
 
 

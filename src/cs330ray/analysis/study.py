@@ -1,8 +1,6 @@
 """A study read for what it says, without drawing: its trials, rows and confirmation as frames, and who is best."""
 
-from collections.abc import Collection
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 
@@ -15,37 +13,8 @@ from cs330ray.analysis.frames import Best
 from cs330ray.analysis.replicates import Replicates, Sources
 from cs330ray.analysis.standing import Standing
 from cs330ray.ledger.confirm import Confirmed
-from cs330ray.ledger.database import Access
 from cs330ray.ledger.ledger import Ledger
-from cs330ray.ledger.records import Row, Trial
 from cs330ray.spec.study import Cell, Study
-
-
-class LedgerOnce(Ledger):
-    """A ledger read once: what was asked of a cell before is answered as it was then."""
-
-    def __init__(self, url: str, home: Path | None = None, *, access: Access = "read") -> None:
-        super().__init__(url, home, access=access)
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget what was read: what is asked from now on is read again."""
-        self._held: dict[tuple[str, str], list[Trial]] = {}
-        self._held_rows: dict[tuple[str, str], dict[int, list[Row]]] = {}
-
-    def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:
-        """A cell's trials, as they were when they were first read."""
-        if some is not None:
-            return super().trials(study, cell, some)
-        if (study.name, cell.key) not in self._held:
-            self._held[study.name, cell.key] = super().trials(study, cell)
-        return self._held[study.name, cell.key]
-
-    def rows_by_trial(self, study: Study, cell: Cell) -> dict[int, list[Row]]:
-        """The rows of all trials of a cell, as they were when they were first read."""
-        if (study.name, cell.key) not in self._held_rows:
-            self._held_rows[study.name, cell.key] = super().rows_by_trial(study, cell)
-        return self._held_rows[study.name, cell.key]
 
 
 class Snapshot:

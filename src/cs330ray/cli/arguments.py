@@ -36,9 +36,10 @@ def prefix() -> str:
 def ledger_here(*, follow: bool = False) -> "Ledger":
     """Open the ledger of this home for reading, or to `follow` it. Raises SpecError where there is none."""
     from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.once import LedgerOnce
 
     _must_be_here()
-    return Ledger.at(home(), access="follow" if follow else "read")
+    return Ledger.at(home(), access="follow") if follow else LedgerOnce.at(home())
 
 
 def writer_here() -> "Writer":

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cs330ray.ledger.fronts import by_crowding, losses, pareto_front
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import finished, standing
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import by_crowding, losses, pareto_front
 from cs330ray.spec.study import Cell, Study, canonical
 from cs330ray.words import plural
 

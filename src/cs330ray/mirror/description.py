@@ -10,8 +10,8 @@ from cs330ray.analysis.replicates import Replicates
 from cs330ray.analysis.standing import Standing, comparable, first_searched
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import on_test
-from cs330ray.ledger.fronts import losses
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import losses
 from cs330ray.mirror.captions import STAR, TOP, caption, figures, mean, reached, test_values
 from cs330ray.spec.study import Study
 from cs330ray.words import params, plural, shown

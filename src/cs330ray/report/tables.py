@@ -16,10 +16,10 @@ from cs330ray.analysis.table import Sheet
 from cs330ray.errors import SpecError
 from cs330ray.ledger import confirm
 from cs330ray.ledger.confirm import Confirmed
-from cs330ray.ledger.fronts import losses
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.lines import standing
 from cs330ray.ledger.records import Trial
+from cs330ray.ledger.trials.fronts import losses
 from cs330ray.spec.columns import ROW, TRIAL, beside
 from cs330ray.spec.study import Cell, Study
 from cs330ray.trial import bounds

@@ -235,7 +235,8 @@ def _left(
         some = [one for one in cells if one.cell.replicate == replicate]
         for one in some:
             kind, second = kinds[one.cell.title], step_s[one.cell.title]
-            begun += [second * steps_to_come(kind.reached, at, steps) for at in one.unended]
+            to_come = {at: second * steps_to_come(kind.reached, at, steps) for at in set(one.unended)}
+            begun += [to_come[at] for at in one.unended]
             to_begin += [second * steps_to_come(kind.reached, 0, steps)] * one.to_begin
             planned += [kind.run_s(steps, second)] * max(most_confirmed(study) - one.runs_ended, 0)
         pending = list[float]()

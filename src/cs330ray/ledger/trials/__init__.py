@@ -1,1 +1,1 @@
-"""The trials of a search as Optuna's tables store them, and as a ledger holds them in memory."""
+"""The trials of a search: as Optuna's tables store them, as a ledger holds them in memory, and their fronts."""
