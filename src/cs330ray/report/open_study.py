@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from cs330ray.analysis import answer
-from cs330ray.analysis.study import LedgerOnce, Snapshot
+from cs330ray.analysis.study import Snapshot
 from cs330ray.errors import SpecError
+from cs330ray.ledger.once import LedgerOnce
 from cs330ray.spec.places import LEDGER
 
 if TYPE_CHECKING:
