@@ -192,10 +192,9 @@ class Database:
         with self.guarded():
             return self._open.connection.execute(statement, rows)  # type: ignore[no-any-return]
 
-    def insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows; those whose key is there already stay as they are."""
-        if rows:
-            self.execute(self._insert(table).on_conflict_do_nothing(), rows)
+    def insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert rows; those whose key is there already stay as they are; how many were inserted."""
+        return self.execute(self._insert(table).on_conflict_do_nothing(), rows) if rows else 0
 
     def put(self, table: sql.Table, row: Mapping[str, Any], keys: Sequence[str]) -> None:
         """Insert a row, or set the one that has its keys to it."""

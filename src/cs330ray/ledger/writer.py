@@ -323,11 +323,12 @@ class Writer(Ledger):
         place = {"study": study.name, "cell": cell.key, "trial": number}
         row = {**place, **vars(ending), "worth": json.dumps(values), "wall_s": wall_s()}
         with self.at_once():
-            self.database.insert(ENDS, [row])
-            (held,) = self._ends(study, cell, [number])
+            if not self.database.insert(ENDS, [row]):
+                (held,) = self._ends(study, cell, [number])
+                ending, values = Ending(held.state, held.reason, held.traceback, cause_in(held)), from_json(held.worth)
             if cell.fresh is None:  # no sampler sees a confirmation
-                self._tell(study, cell, held, rows)
-        return Ending(held.state, held.reason, held.traceback, cause_in(held))
+                self._tell(study, cell, number, ending, values, rows)
+        return ending
 
     def heal(self, study: Study, cell: Cell) -> list[int]:
         """Make good what a crash cut off between our tables and Optuna's; the numbers of the interrupted trials."""
@@ -340,24 +341,34 @@ class Writer(Ledger):
             elif end is None:
                 interrupted.append(trial.number)
             elif not trial.state.is_finished():
-                self._tell(study, cell, end, self.rows(study, cell, trial.number))
+                ending = Ending(end.state, end.reason, end.traceback, cause_in(end))
+                rows = self.rows(study, cell, trial.number)
+                self._tell(study, cell, trial.number, ending, from_json(end.worth), rows)
         return interrupted
 
-    def _tell(self, study: Study, cell: Cell, end: Any, rows: Sequence[Row]) -> None:
+    def _tell(
+        self,
+        study: Study,
+        cell: Cell,
+        number: int,
+        ending: Ending,
+        values: Sequence[float] | None,
+        rows: Sequence[Row],
+    ) -> None:
         """Give Optuna the end that our table holds, unless it has one.
 
         Its last value of the one objective is that by which samplers judge a trial that was pruned.
         """
         name = study.objective[0]
         last = next((row for row in reversed(rows) if name in row.metrics), None)
-        held, values = self.held(study, cell), None if end.state == "FAIL" else from_json(end.worth)
+        held, values = self.held(study, cell), None if ending.state == "FAIL" else values
         with self.at_once():
-            ended = stored.end(self.database, held.ours[end.trial], TrialState[end.state], values)
+            ended = stored.end(self.database, held.ours[number], TrialState[ending.state], values)
             if ended is not None:
                 held.put(ended)
                 if last is not None and len(study.objective) == 1:
-                    self.report(study, cell, end.trial, last.step, last.metrics[name])
-                held.put(stored.mark(self.database, held.ours[end.trial], "reason", end.reason))
+                    self.report(study, cell, number, last.step, last.metrics[name])
+                held.put(stored.mark(self.database, held.ours[number], "reason", ending.reason))
 
     def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
         """Record what a confirmation reached on the test split."""
