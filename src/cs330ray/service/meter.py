@@ -44,8 +44,7 @@ class Meter:
 
     def started(self, trial: Assignment, among: int = 1) -> None:
         """Hear that a trial has a worker to itself, or is one `among` several that share it."""
-        cell = self._cells[trial.cell]
-        before = len(self._ledger.attempts(self._study, cell, trial.trial)) if trial.begun else 0
+        before = len(self._ledger.attempts(self._study, self._cells[trial.cell], trial.trial))
         taken = 0.0 if self._cap is None else trial.taken(among)[f"{self._cap.of}s"]
         self._live[trial.cell, trial.trial] = _Attempt(time.monotonic(), before, taken)
 
