@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
-from cs330ray.ledger import backup, lease, schema
+from cs330ray.ledger import backup, lease, schema, shared
 from cs330ray.ledger.database import Access
 from cs330ray.ledger.ledger import Ledger, directions
 from cs330ray.ledger.records import (
@@ -75,13 +75,18 @@ class Writer(Ledger):
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "write") -> Self:
-        """Open the ledger of the home directory `home`, made where there is none. Raises SpecError or LedgerError."""
+        """Open the ledger of the home directory `home`, made where there is none. Raises SpecError or LedgerError.
+
+        One that a job of Slurm works on is refused.
+        """
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SpecError(
                 f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
             ) from None
+        if backup.file_of(home) is not None:
+            shared.must_be_free(home)
         return super().at(home, access=access)
 
     def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:
@@ -108,7 +113,7 @@ class Writer(Ledger):
         self.database.look_again()
         if not self.database.is_old:
             return
-        lease.nobody_works(self.database, study, says, waits)
+        lease.nobody_works(self.database, study, "upgraded", says, waits)
         kept = backup.before_upgrade(self.database.file, self.database.version)
         said = f"; as it was it is kept as {kept}" if kept else ""
         before = self.database.version
