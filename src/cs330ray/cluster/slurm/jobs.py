@@ -36,7 +36,9 @@ class SlurmJob:
     study: str
     folder: Path
     id: str
-    state: str  # Slurm's, while it knows the job; then COMPLETED, STOPPED or FAILED, or GONE where it left no exit code
+    state: (
+        str  # Slurm's, while it knows the job; then COMPLETED, STOPPED or FAILED, or KILLED where it left no exit code
+    )
     code: int | None  # the exit code of the study
     sent: Mapping[str, str]  # by, command
     sent_s: float  # wall time
@@ -44,7 +46,7 @@ class SlurmJob:
     @property
     def lives(self) -> bool:
         """Whether Slurm still has it, and it has not ended."""
-        return self.state not in ("COMPLETED", "STOPPED", "FAILED", "GONE")
+        return self.state not in ("COMPLETED", "STOPPED", "FAILED", "KILLED")
 
     @property
     def home(self) -> Path:
@@ -121,7 +123,7 @@ def follow(job: SlurmJob, write: Callable[[str], None]) -> SlurmJob:
     """Write what a job has said, and says, until it ends; the ended job."""
     at = 0
     while True:
-        now = jobs_by_folder(job)
+        now = as_now(job)
         text = now.log()
         if text[at:]:
             write(text[at:])
@@ -131,8 +133,8 @@ def follow(job: SlurmJob, write: Callable[[str], None]) -> SlurmJob:
         time.sleep(AGAIN_S)
 
 
-def jobs_by_folder(job: SlurmJob) -> SlurmJob:
-    """A job as it stands now."""
+def as_now(job: SlurmJob) -> SlurmJob:
+    """A job as it stands now. Raises SpecError where Slurm does not answer."""
     return _job(job.folder, _known())
 
 
@@ -147,14 +149,14 @@ def stop(home: Path, study: str) -> SlurmJob:
         signal = ["--batch", "--signal=TERM"] if job.state == "RUNNING" else []
         _slurm("scancel", *signal, job.id)
     until = time.monotonic() + STOP_S
-    while any(jobs_by_folder(job).lives for job in living):
+    while any(as_now(job).lives for job in living):
         if time.monotonic() > until:
             raise StudyError(
                 f"{study}: job {living[-1].id} must end when it is stopped, but after {STOP_S:.0f} s it is there; see "
                 f"`cs330ray logs {study}`"
             )
         time.sleep(AGAIN_S)
-    return jobs_by_folder(living[-1])
+    return as_now(living[-1])
 
 
 def _folders(home: Path, study: str) -> list[Path]:
@@ -167,7 +169,9 @@ def _job(folder: Path, known: Mapping[str, str]) -> SlurmJob:
     code = _code(folder)
     state = known.get(number)
     if state is None or (state == "COMPLETING" and code is not None):
-        state = {None: "GONE", 0: "COMPLETED", INTERRUPTED: "STOPPED"}.get(code, "FAILED")
+        if code is None and (folder / STOPPED).exists():  # before it began
+            code = INTERRUPTED
+        state = {None: "KILLED", 0: "COMPLETED", INTERRUPTED: "STOPPED"}.get(code, "FAILED")
     sent_s = (folder / SUBMITTED).stat().st_mtime
     return SlurmJob(folder.parents[1].name, folder, number, state, code, sent, sent_s)
 
