@@ -100,16 +100,17 @@ class Sent:
 def test_a_study_outlives_its_time_beside_another_on_the_same_nodes_whose_job_is_cancelled(
     cluster: Slurm, tmp_path: Path
 ) -> None:
-    long = Sent(
-        cluster, study("long", 12), "--nodes=2", "--cpus-per-node=1", "--time=2", "--sbatch=--signal=B:TERM@60",
-        "--requeue=3",
-    )  # fmt: skip
+    began_s = time.monotonic()
+    limit = ["--time=30", "--sbatch=--signal=B:TERM@60", "--requeue=3"]
+    long = Sent(cluster, study("long", 10), "--nodes=2", "--cpus-per-node=1", *limit)
     other = Sent(cluster, study("other", 8), "--nodes=2", "--cpus-per-node=1")
-    long.submit()
-    other.submit()
-    other.until(lambda: len(other.said()) >= 2)
+    for each in (long, other):
+        each.submit()
+    other.until(lambda: len(other.said()) >= 2 and len(long.said()) >= 2)
     assert [cluster.state(each.job) for each in (long, other)] == ["RUNNING", "RUNNING"]
 
+    minutes = int(time.monotonic() - began_s) // 60 + 1
+    cluster.run("scontrol", "update", f"JobId={long.job}", f"TimeLimit={minutes}")  # it is nearly over
     cluster.run("scancel", other.job)
     other.until(lambda: not cluster.state(other.job))
     assert set(other.said()) <= set(other.complete())  # nothing is lost, and it does not come again
@@ -121,11 +122,12 @@ def test_a_study_outlives_its_time_beside_another_on_the_same_nodes_whose_job_is
 
     long.until(lambda: "it resumes when its turn comes again" in long.log)
     assert set(long.said()) <= set(long.complete())
+    cluster.run("scontrol", "update", f"JobId={long.job}", "TimeLimit=30")
     assert cluster.run("cs330ray", "logs", "long", "--follow", seconds=240).stdout == long.log
     assert (long.folder / "ended").read_text() == "0"
     other.until(lambda: (other.folder / "ended").exists())
 
-    for each, trials in ((long, 12), (other, 8)):
+    for each, trials in ((long, 10), (other, 8)):
         each.each_trial_equals_a_lone_rerun(trials, tmp_path)
         attempts = each.attempts()
         assert len({node for starts in attempts for start in starts for node in start["nodes"]}) >= 2

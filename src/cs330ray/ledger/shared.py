@@ -152,6 +152,7 @@ def claim(home: Path, says: Callable[[str], None], waits: Callable[[], None]) ->
     Raises SpecError where another job that lives holds it. One of which nobody knows is waited for; `waits` is called
     meanwhile, and may raise.
     """
+    home.mkdir(parents=True, exist_ok=True)
     while True:
         before = _newest(home)
         if before is not None and _lives(home, before, says, waits):

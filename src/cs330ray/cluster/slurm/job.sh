@@ -9,8 +9,7 @@ requeues=@requeues@ # the job puts itself back into the queue so often, when its
 gpus=@gpus@ # of a node
 export own=/tmp/cs330ray-$SLURM_JOB_ID # on each node's own disk: the ledger while it is written, and Ray's files
 
-export PATH=@bin@:$PATH CS330RAY_SUBMITTED=@command@
-@variables@
+export PATH=@bin@:$PATH CS330RAY_SUBMITTED=@command@@variables@
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
 rm -f "$folder/ended"
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32))' >"$folder/token")

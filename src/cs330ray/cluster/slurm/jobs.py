@@ -7,6 +7,7 @@ slurm/STUDY/jobs/0001/     of one submission: job.sh, STUDY.toml, log.txt, submi
 import contextlib
 import getpass
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -84,7 +85,6 @@ def submit(study: Study, file: Path, wanted: Wanted, found: Places, words: Seque
             "the script with --dry-run"
         )
     text = script(study, wanted, found, words, command)
-    found.home.mkdir(parents=True, exist_ok=True)
     found.folder.mkdir(parents=True)
     try:
         shutil.copyfile(file, study_in(found, study))
@@ -95,6 +95,8 @@ def submit(study: Study, file: Path, wanted: Wanted, found: Places, words: Seque
         files.write_text(found.folder / ID, number)
     except BaseException:
         shutil.rmtree(found.folder)
+        with contextlib.suppress(OSError):  # others were sent from here
+            os.removedirs(found.folder.parent)
         raise
     return SlurmJob(study.name, found.folder, number, "PENDING", None, sent, time.time())
 

@@ -54,6 +54,7 @@ class Places:
 
 def script(study: Study, wanted: Wanted, places: Places, words: Sequence[str], command: str) -> str:
     """The batch script that runs `cs330ray` with these words; `command` is what a person typed. Raises SpecError."""
+    kept = "".join(f" {name}={shlex.quote(os.environ[name])}" for name in _KEPT if name in os.environ)
     values = {
         "options": "\n".join(f"#SBATCH {option}" for option in _options(study, wanted, places)),
         "folder": shlex.quote(str(places.folder)),
@@ -62,9 +63,7 @@ def script(study: Study, wanted: Wanted, places: Places, words: Sequence[str], c
         "gpus": str(wanted.gpus),
         "bin": shlex.quote(str(Path(sys.executable).parent)),
         "command": shlex.quote(command),
-        "variables": "\n".join(
-            f"export {name}={shlex.quote(os.environ[name])}" for name in _KEPT if name in os.environ
-        ),
+        "variables": kept,
         "run": shlex.join(words),
     }
     template = (Path(__file__).parent / "job.sh").read_text(encoding="utf-8")
