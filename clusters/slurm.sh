@@ -29,14 +29,17 @@ rm -f "$folder/ended"
 # One task on each node starts Ray there. The first is the head. Ports are free ones and Ray's folder is the job's own,
 # so that another job may run on the same node. Nothing here calls `ray stop`, which would end that job's Ray, too.
 ip=$(hostname -I | cut -d ' ' -f 1)
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-export ip port gpus
+read -r port client < <(python -c 'import socket
+made = [socket.create_server(("", 0)) for _ in range(2)]
+print(*(each.getsockname()[1] for each in made))')
+export ip port client gpus
 node() {
   mkdir -p "$own"
   options=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="$gpus" --object-store-memory=134217728 --temp-dir="$own/ray-$SLURM_PROCID"
     --dashboard-agent-listen-port=0 --log-style=record --block)
   if ((SLURM_PROCID == 0)); then
-    exec ray start --head --node-ip-address="$ip" --port="$port" --include-dashboard=false "${options[@]}" >"$own/ray.log" 2>&1
+    options+=(--head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$client" --include-dashboard=false)
+    exec ray start "${options[@]}" >"$own/ray-0.log" 2>&1
   fi
   until (: <>"/dev/tcp/$ip/$port") 2>/dev/null; do sleep 1; done
   exec ray start --address="$ip:$port" "${options[@]}" >"$own/ray-$SLURM_PROCID.log" 2>&1
