@@ -48,14 +48,21 @@ export -f node
 srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c node &
 ray=$!
 
-# Slurm signals this script alone when the job's time is nearly over, or when it is preempted. The study then ends in
-# order, and a whole copy of its ledger lies in $home.
+# When the job's time is nearly over, Slurm signals this script alone. When the job is preempted, it signals Ray alone,
+# which ends. Either way the study then ends in order, and a whole copy of its ledger is in $home.
 asked=no study=
 trap 'asked=yes; [[ -n $study ]] && kill -TERM "$study" 2>/dev/null' TERM
 RAY_ADDRESS=$ip:$port python -m cs330ray.cluster.slurm.keeper "$home" "$own" "$folder" run /home/you/runs/slurm/protonet/jobs/0001/protonet.toml --set resources.gpus=1 --no-mirror &
 study=$!
 [[ $asked == yes ]] && kill -TERM "$study"
-while kill -0 "$study" 2>/dev/null; do wait "$study"; done # a signal ends a `wait`, not the study
+while kill -0 "$study" 2>/dev/null; do # a signal ends a `wait`, not the study
+  if kill -0 "$ray" 2>/dev/null; then
+    wait -n "$study" "$ray"
+  else
+    [[ $asked == no ]] && asked=yes && kill -TERM "$study" 2>/dev/null
+    wait "$study"
+  fi
+done
 code=$(cat "$folder/ended" 2>/dev/null || echo 1)
 
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) # no longer RUNNING where somebody has cancelled it
@@ -66,10 +73,10 @@ rm -f "$folder/token"
 rm -rf "$own"
 if [[ $asked == yes && $code == 130 && $state == RUNNING && ! -e $folder/stopped ]]; then
   if ((${SLURM_RESTART_COUNT:-0} < requeues)); then
-    echo "the time of job $SLURM_JOB_ID is over; it resumes when its turn comes again"
+    echo "job $SLURM_JOB_ID has to end before its study; it resumes when its turn comes again"
     scontrol requeue "$SLURM_JOB_ID"
   else
-    echo "the time of job $SLURM_JOB_ID is over, and it has begun $((requeues + 1)) times; the same submit resumes it"
+    echo "job $SLURM_JOB_ID has to end before its study, and it has begun $((requeues + 1)) times; the same submit resumes it"
   fi
 fi
 exit "$code"
