@@ -32,37 +32,33 @@ ip=$(hostname -I | cut -d ' ' -f 1)
 read -r port client < <(python -c 'import socket
 made = [socket.create_server(("", 0)) for _ in range(2)]
 print(*(each.getsockname()[1] for each in made))')
-export ip port client gpus
+export ip port client gpus script=$$
 node() {
   mkdir -p "$own"
   options=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="$gpus" --object-store-memory=134217728 --temp-dir="$own/ray-$SLURM_PROCID"
     --dashboard-agent-listen-port=0 --log-style=record --block)
   if ((SLURM_PROCID == 0)); then
     options+=(--head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$client" --include-dashboard=false)
-    exec ray start "${options[@]}" >"$own/ray-0.log" 2>&1
+    trap 'kill -TERM "$script"' TERM
+  else
+    until (: <>"/dev/tcp/$ip/$port") 2>/dev/null; do sleep 1; done
+    options+=(--address="$ip:$port")
   fi
-  until (: <>"/dev/tcp/$ip/$port") 2>/dev/null; do sleep 1; done
-  exec ray start --address="$ip:$port" "${options[@]}" >"$own/ray-$SLURM_PROCID.log" 2>&1
+  ray start "${options[@]}" >"$own/ray-$SLURM_PROCID.log" 2>&1 &
+  wait
 }
 export -f node
 srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c node &
 ray=$!
 
-# When the job's time is nearly over, Slurm signals this script alone. When the job is preempted, it signals Ray alone,
-# which ends. Either way the study then ends in order, and a whole copy of its ledger is in $home.
+# When the job's time is nearly over, Slurm signals this script alone; when it is preempted, the tasks alone. Either way
+# the study then ends in order, and a whole copy of its ledger is in $home.
 asked=no study=
 trap 'asked=yes; [[ -n $study ]] && kill -TERM "$study" 2>/dev/null' TERM
 RAY_ADDRESS=$ip:$port python -m cs330ray.cluster.slurm.keeper "$home" "$own" "$folder" run /home/you/runs/slurm/protonet/jobs/0001/protonet.toml --set resources.gpus=1 --no-mirror &
 study=$!
 [[ $asked == yes ]] && kill -TERM "$study"
-while kill -0 "$study" 2>/dev/null; do # a signal ends a `wait`, not the study
-  if kill -0 "$ray" 2>/dev/null; then
-    wait -n "$study" "$ray"
-  else
-    [[ $asked == no ]] && asked=yes && kill -TERM "$study" 2>/dev/null
-    wait "$study"
-  fi
-done
+while kill -0 "$study" 2>/dev/null; do wait "$study"; done # a signal ends a `wait`, not the study
 code=$(cat "$folder/ended" 2>/dev/null || echo 1)
 
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) # no longer RUNNING where somebody has cancelled it
