@@ -19,7 +19,13 @@ folder=/home/you/runs/slurm/protonet/jobs/0001 # of this job, on the shared disk
 home=/home/you/runs/slurm/protonet/home # on the shared disk: a whole copy of the ledger, checkpoints, what trials print
 requeues=10 # the job puts itself back into the queue so often, when its time is over or it is preempted
 gpus=4 # of a node
-export own=/tmp/cs330ray-$SLURM_JOB_ID # on each node's own disk: the ledger while it is written, and Ray's files
+own=/tmp/cs330ray-$SLURM_JOB_ID # on each node's own disk: the ledger while it is written, and Ray's files
+
+# When the job's time is nearly over, Slurm signals this script alone; when it is preempted, the tasks alone, and the
+# first of them passes it on. Either way the study ends in order, and the newest copy of its ledger is in $home.
+asked=no study=
+trap 'asked=yes; [[ -n $study ]] && kill -USR1 "$study" 2>/dev/null' TERM
+trap 'asked=yes; [[ -n $study ]] && kill -TERM "$study" 2>/dev/null' USR2
 
 export PATH=/home/you/cs330ray/.venv/bin:$PATH CS330RAY_SUBMITTED='cs330ray submit protonet --set resources.gpus=1 --slurm --nodes=2 --gpus-per-node=4 --cpus-per-node=16 --time=8:00:00 --partition=gpu --account=cs330'
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
@@ -32,45 +38,47 @@ ip=$(hostname -I | cut -d ' ' -f 1)
 read -r port client < <(python -c 'import socket
 made = [socket.create_server(("", 0)) for _ in range(2)]
 print(*(each.getsockname()[1] for each in made))')
-export ip port client gpus script=$$
+export folder own ip port client gpus script=$$
 node() {
-  mkdir -p "$own"
+  mkdir -m 700 -p "$own" && [[ -O $own && ! -L $own ]] || exit 1
   options=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="$gpus" --object-store-memory=134217728 --temp-dir="$own/ray-$SLURM_PROCID"
     --dashboard-agent-listen-port=0 --log-style=record --block)
   if ((SLURM_PROCID == 0)); then
     options+=(--head --node-ip-address="$ip" --port="$port" --ray-client-server-port="$client" --include-dashboard=false)
-    trap 'kill -TERM "$script"' TERM
+    trap 'kill -USR2 "$script"' TERM
   else
     until (: <>"/dev/tcp/$ip/$port") 2>/dev/null; do sleep 1; done
     options+=(--address="$ip:$port")
   fi
-  ray start "${options[@]}" >"$own/ray-$SLURM_PROCID.log" 2>&1 &
+  ray start "${options[@]}" >"$folder/ray-$SLURM_PROCID.log" 2>&1 &
   wait
 }
-export -f node
-srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c node &
+clean() { [[ -e $own/not-copied ]] || rm -rf "$own"; }
+export -f node clean
+srun --export=ALL --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c node &
 ray=$!
 
-# When the job's time is nearly over, Slurm signals this script alone; when it is preempted, the tasks alone. Either way
-# the study then ends in order, and a whole copy of its ledger is in $home.
-asked=no study=
-trap 'asked=yes; [[ -n $study ]] && kill -TERM "$study" 2>/dev/null' TERM
 RAY_ADDRESS=$ip:$port python -m cs330ray.cluster.slurm.keeper "$home" "$own" "$folder" run /home/you/runs/slurm/protonet/jobs/0001/protonet.toml --set resources.gpus=1 --no-mirror &
 study=$!
 [[ $asked == yes ]] && kill -TERM "$study"
 while kill -0 "$study" 2>/dev/null; do wait "$study"; done # a signal ends a `wait`, not the study
-code=$(cat "$folder/ended" 2>/dev/null || echo 1)
+code=$(cat "$folder/ended" 2>/dev/null || { [[ $asked == yes ]] && echo 130; } || echo 1)
 
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) # no longer RUNNING where somebody has cancelled it
+# A job that somebody has cancelled is no longer RUNNING. Slurm is busiest when the time of many jobs is over.
+for _ in {1..10}; do
+  state=$(squeue --noheader --all --jobs="$SLURM_JOB_ID" --format=%T) && break
+  sleep 3
+done
+trap : TERM USR2 # that the tasks end is no news from here on
 kill -TERM "$ray" 2>/dev/null
-wait "$ray" 2>/dev/null
+while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
 rm -f "$folder/token"
-[[ $state == RUNNING ]] && srun --ntasks-per-node=1 rm -rf "$own"
-rm -rf "$own"
+[[ $state == RUNNING ]] && srun --export=ALL --ntasks-per-node=1 bash -c clean
+clean
 if [[ $asked == yes && $code == 130 && $state == RUNNING && ! -e $folder/stopped ]]; then
   if ((${SLURM_RESTART_COUNT:-0} < requeues)); then
     echo "job $SLURM_JOB_ID has to end before its study; it resumes when its turn comes again"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID does not come again; the same submit resumes the study"
   else
     echo "job $SLURM_JOB_ID has to end before its study, and it has begun $((requeues + 1)) times; the same submit resumes it"
   fi

@@ -21,7 +21,8 @@ PLACES = Places(Path("/shared/runs/slurm/toy/home"), Path("/shared/runs/slurm/to
 FAKES = {  # what they were told stands in `asked`; the state of each job in a file of its name
     "sbatch": 'echo "sbatch $*" >> asked; [ -f refuses ] && { echo "sbatch: error: invalid partition" >&2; exit 1; }\n'
     "echo 41 >> sent; expr 40 + $(wc -l < sent)",
-    "squeue": "for file in job-*; do [ -f $file ] && echo ${file#job-} $(cat $file); done; true",
+    "squeue": 'echo "squeue $*" >> asked; [ -f silent ] && { echo "slurm_load_jobs error: timed out" >&2; exit 1; }\n'
+    'for file in job-*; do [ -f $file ] && echo "${file#job-}|$(cat $file)|cs330ray-toy"; done; true',
     "scancel": 'echo "scancel $*" >> asked; for job; do rm -f job-$job; done',
 }
 JobStates = Callable[[str, str], None]
@@ -126,6 +127,7 @@ def test_a_path_keeps_its_blanks_and_its_percent_signs() -> None:
         (["--account=x\n#SBATCH --uid=0"], "--account: expected one word"),
         (["--time="], "--time: expected one word without quotes, got ''"),
         (["--sbatch=qos"], "--sbatch: expected an option of sbatch such as --qos=long, got 'qos'"),
+        (["--sbatch=--array=1-3"], "--sbatch: expected an option that the script does not set itself, got --array"),
         (["--address=http://127.0.0.1:9"], "--slurm: expected no address of a Ray cluster beside it"),
     ],
 )
@@ -162,30 +164,102 @@ def test_a_dry_run_prints_the_script_where_there_is_no_slurm_and_leaves_nothing(
 
 
 def test_a_submission_that_slurm_refuses_leaves_nothing(
-    slurm: Path, file: str, capsys: pytest.CaptureFixture[str]
+    slurm: Path, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (slurm / "refuses").touch()
+    (slurm.parent / "empty").mkdir()
+    monkeypatch.chdir(slurm.parent / "empty")
+    monkeypatch.setenv("CS330RAY_HOME", "runs")
     code, _, err = ran(capsys, "submit", file, "--slurm")
     assert (code, err.count("\n")) == (2, 1)
     assert "Slurm refuses: sbatch: error: invalid partition" in err
-    assert not (slurm.parent / "runs").exists()
+    assert list((slurm.parent / "empty").iterdir()) == []  # which stays
 
 
 def test_jobs_are_seen_with_what_slurm_says_of_them_or_with_what_they_left(
     slurm: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for _ in range(5):
+    for _ in range(9):
         assert ran(capsys, "submit", file, "--slurm")[0] == 0
     jobs = slurm.parent / "runs" / "slurm" / "toy" / "jobs"
-    (slurm / "job-41").write_text("RUNNING")
-    (slurm / "job-42").write_text("PENDING")
-    for name, code in (("0001", 130), ("0003", 0), ("0004", 2)):  # the first was requeued
+    for number, state in ((41, "RUNNING"), (42, "PENDING"), (46, "COMPLETING"), (47, "COMPLETING"), (48, "COMPLETING")):
+        (slurm / f"job-{number}").write_text(state)
+    codes = {"0001": 130, "0003": 0, "0004": 2, "0006": 130, "0007": 130, "0008": 0}  # the first was requeued
+    for name, code in codes.items():
         (jobs / name / "ended").write_text(str(code))
+    for name in ("0007", "0009"):  # the last before it began
+        (jobs / name / "stopped").touch()
     code, out, err = ran(capsys, "status")
     assert (code, err) == (0, "")
     assert [line.split()[1:3] for line in out.splitlines()[2:]] == [
         ["41", "RUNNING"], ["42", "PENDING"], ["43", "COMPLETED"], ["44", "FAILED"], ["45", "KILLED"],
+        ["46", "COMPLETING"], ["47", "STOPPED"], ["48", "COMPLETED"], ["49", "STOPPED"],
     ]  # fmt: skip
+    (slurm / "silent").touch()
+    code, out, err = ran(capsys, "status")
+    assert (code, out, err) == (
+        2,
+        "",
+        "squeue: Slurm must answer, but says: slurm_load_jobs error: timed out; try again\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["", "*", "t?y", "../slurm/toy", "/x"])
+def test_a_name_is_no_pattern(slurm: Path, file: str, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    ran(capsys, "submit", file, "--slurm")
+    (slurm / "job-41").write_text("RUNNING")
+    for command in ("stop", "logs", "status"):
+        code, _, err = ran(capsys, command, name, "--address", "http://127.0.0.1:9")
+        assert (code, err.count("\n")) == (2, 1)
+        code, _, err = ran(capsys, command, name)
+        assert (code, err.count("\n")) == (2, 1)
+    assert "scancel" not in (slurm / "asked").read_text()
+
+
+def test_an_id_that_another_job_has_now_is_not_that_of_ours(
+    slurm: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran(capsys, "submit", file, "--slurm")
+    (slurm / "job-41").write_text("RUNNING|somebody-else")
+    _, out, _ = ran(capsys, "status")
+    assert out.splitlines()[2].split()[1:3] == ["41", "KILLED"]
+    assert ran(capsys, "stop", "toy")[0] == 2
+    assert "scancel" not in (slurm / "asked").read_text()
+
+
+def test_a_submit_that_was_killed_in_the_midst_is_in_nobodys_way(
+    slurm: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = slurm.parent / "runs" / "slurm" / "toy" / "jobs"
+    (jobs / "0003").mkdir(parents=True)
+    assert ran(capsys, "submit", file, "--slurm")[0] == 0
+    assert sorted(path.name for path in jobs.iterdir()) == ["0003", "0004"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CS330RAY_LEDGER", "sqlite:////shared/ledger.db", "CS330RAY_LEDGER: expected a PostgreSQL, or none"),
+        ("CS330RAY_LEDGER", "postgresql://ada@db/ledger", ""),
+    ],
+)
+def test_a_ledger_on_a_shared_disk_is_refused_and_a_server_is_not(
+    slurm: Path, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str,
+    said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(name, value)
+    code, _, err = ran(capsys, "submit", file, "--slurm", "--dry-run")
+    assert (code, said in err) == (2 if said else 0, True)
+
+
+@pytest.mark.parametrize(("uri", "mirrored"), [("", False), ("sqlite:///mlflow.db", False), ("https://flow", True)])
+def test_a_job_tells_a_server_of_mlflow_and_writes_no_file_of_its(
+    slurm: Path, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uri: str,
+    mirrored: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    _, out, _ = ran(capsys, "submit", file, "--slurm", "--dry-run")
+    assert ("--no-mirror" in out) != mirrored
 
 
 def test_a_submit_behind_another_says_so_and_its_file_is_as_it_was(

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cs330ray.errors import LedgerError, SpecError
-from cs330ray.ledger import lease, shared
+from cs330ray.ledger import lease
 from cs330ray.ledger.database import sqlite_url
 from cs330ray.ledger.ledger import Ledger
+from cs330ray.ledger.shared import home as shared
 from cs330ray.ledger.writer import Writer
 from cs330ray.trial import named
 from tests.studies_of_tests import toy
@@ -22,6 +23,8 @@ SQUEUE = """#!/bin/sh
 case "$*" in *--jobs=*) job="${*##*--jobs=}" ;; esac
 job="${job%% *}"
 [ -f "{folder}/silent" ] && exit 1
+case "$*" in *--all*--states=all*) ;; *) exit 2 ;; esac
+env | grep -q SQUEUE_ && exit 2
 [ -f "{folder}/job-$job" ] && cat "{folder}/job-$job" && exit 0
 echo "slurm_load_jobs error: Invalid job id specified" >&2
 exit 1
@@ -47,14 +50,18 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Says:
     return says
 
 
-def be(monkeypatch: pytest.MonkeyPatch, job: str, restarts: int = 0) -> None:
+def be(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     """Go on as another job."""
     monkeypatch.setenv("SLURM_JOB_ID", job)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
 
 
 def taken(home: Path) -> shared.Claim:
     return shared.claim(home, lambda _: None, lambda: None)
+
+
+def fetched(claim: shared.Claim, own: Path) -> Path:
+    own.mkdir(exist_ok=True)
+    return claim.fetch(own, lambda _: None, lambda: None)
 
 
 def filled(url: str, home: Path) -> Writer:
@@ -63,10 +70,12 @@ def filled(url: str, home: Path) -> Writer:
     return ledger
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "SUSPENDED"])
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "RUNNING\nPENDING"])
 def test_a_job_that_slurm_knows_to_be_at_work_holds_the_home_against_others(
     slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
+    monkeypatch.setattr(shared, "ENDING_S", 0.1)
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")  # a person's own, which would hide it
     taken(tmp_path / "home")
     slurm("7", state)
     be(monkeypatch, "8")
@@ -85,9 +94,66 @@ def test_a_job_that_slurm_knows_not_to_be_at_work_is_succeeded_at_once(
     if state:
         slurm("7", state)
     be(monkeypatch, "8")
-    taken(tmp_path).check()
+    taken(tmp_path)
+    with pytest.raises(LedgerError, match="another has taken the home over"):
+        first._must_be_mine()
+
+
+def test_a_job_that_is_about_to_end_is_waited_for(slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken(tmp_path)
+    slurm("7", "COMPLETING")
+    be(monkeypatch, "8")
+    looks: list[None] = []
+
+    def waits() -> None:
+        looks.append(None)
+        slurm("7", "CANCELLED")
+
+    shared.claim(tmp_path, lambda _: None, waits).check()
+    assert looks == [None]
+
+
+def test_a_job_that_was_taken_for_dead_hears_of_it_with_its_next_beat(
+    slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "BEAT_S", 0.05)
+    first = taken(tmp_path)
+    be(monkeypatch, "8")
+    taken(tmp_path)
+    first._beating.join(5)
     with pytest.raises(LedgerError, match="another has taken the home over"):
         first.check()
+    first.end(is_newest=False)
+
+
+def test_a_claim_under_which_nothing_ran_leaves_the_home_as_it_was(slurm: Says, tmp_path: Path) -> None:
+    for is_newest in (True, False):
+        taken(tmp_path).end(is_newest=is_newest)
+        taken(tmp_path).unused()
+        newest = shared._newest(tmp_path)
+        assert newest is not None
+        assert newest.has_ended == is_newest
+
+
+def test_a_copy_that_is_gone_is_not_begun_again_where_a_job_has_ended_in_order(slurm: Says, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    first = taken(home)
+    filled(sqlite_url(fetched(first, tmp_path / "own")), home)
+    first.put(tmp_path / "own" / "ledger.db")
+    first.end(is_newest=True)
+    (home / "ledger.db").unlink()
+    with pytest.raises(LedgerError, match="it is gone; nothing was overwritten, the newest backup is"):
+        fetched(taken(home), tmp_path / "own")
+
+
+def test_no_copy_is_put_beside_the_log_of_another_writer(slurm: Says, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    claim = taken(home)
+    filled(sqlite_url(fetched(claim, tmp_path / "own")), home)
+    (home / "ledger.db-wal").touch()
+    with pytest.raises(OSError, match="something writes the home outside of this job"):
+        claim.put(tmp_path / "own" / "ledger.db")
+    assert not (home / "ledger.db").exists()
 
 
 def test_the_next_run_of_the_same_job_succeeds_the_one_before(
@@ -95,7 +161,7 @@ def test_the_next_run_of_the_same_job_succeeds_the_one_before(
 ) -> None:
     taken(tmp_path)
     slurm("7", "RUNNING")
-    be(monkeypatch, "7", restarts=1)
+    be(monkeypatch, "7")
     taken(tmp_path).check()
 
 
@@ -103,9 +169,9 @@ def test_a_home_that_was_let_go_is_free_though_its_job_still_runs(
     slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm("7", "RUNNING")
-    taken(tmp_path).end()
+    taken(tmp_path).end(is_newest=True)
     be(monkeypatch, "8")
-    taken(tmp_path).end()
+    taken(tmp_path).end(is_newest=True)
     Writer.at(tmp_path)
 
 
@@ -150,7 +216,7 @@ def test_a_number_that_a_successor_has_cleared_away_is_not_taken_for_the_newest(
         """Between the look and the making others have come and gone."""
         monkeypatch.setattr(shared, "_make", made)
         for _ in range(2):
-            taken(home).end()
+            taken(home).end(is_newest=True)
         return made(home, mine)
 
     monkeypatch.setattr(shared, "_make", slow)
@@ -161,7 +227,7 @@ def test_a_number_that_a_successor_has_cleared_away_is_not_taken_for_the_newest(
 def test_a_copy_is_one_whole_file_by_which_nobody_holds_a_study(slurm: Says, tmp_path: Path) -> None:
     home, own = tmp_path / "home", tmp_path / "own"
     claim = taken(home)
-    ledger = filled(sqlite_url(claim.fetch(own, lambda _: None, lambda: None)), home)
+    ledger = filled(sqlite_url(fetched(claim, own)), home)
     with lease.held(ledger.database, "toy"):
         claim.put(own / "ledger.db")
     assert sorted(path.name for path in home.iterdir()) == ["lease-000001.json", "ledger.db"]
@@ -177,14 +243,14 @@ def test_what_was_put_there_is_fetched_and_is_another_for_mlflow_where_it_may_be
 ) -> None:
     home = tmp_path / "home"
     first = taken(home)
-    ledger = filled(sqlite_url(first.fetch(tmp_path / "first", lambda _: None, lambda: None)), home)
+    ledger = filled(sqlite_url(fetched(first, tmp_path / "first")), home)
     first.put(tmp_path / "first" / "ledger.db")
-    (first.end if ended else first.leave)()
+    first.end(is_newest=ended)
     be(monkeypatch, "8")
-    there = taken(home).fetch(tmp_path / "second", lambda _: None, lambda: None)
-    fetched = Writer(sqlite_url(there), home)
-    assert fetched.names() == ["toy"]
-    assert (fetched.uid("toy") == ledger.uid("toy")) == ended
+    there = fetched(taken(home), tmp_path / "second")
+    second = Writer(sqlite_url(there), home)
+    assert second.names() == ["toy"]
+    assert (second.uid("toy") == ledger.uid("toy")) == ended
 
 
 def test_a_job_that_was_taken_for_dead_overwrites_nothing(
@@ -192,7 +258,7 @@ def test_a_job_that_was_taken_for_dead_overwrites_nothing(
 ) -> None:
     home = tmp_path / "home"
     first = taken(home)
-    filled(sqlite_url(first.fetch(tmp_path / "first", lambda _: None, lambda: None)), home)
+    filled(sqlite_url(fetched(first, tmp_path / "first")), home)
     first.put(tmp_path / "first" / "ledger.db")
     be(monkeypatch, "8")
     taken(home)
@@ -232,10 +298,10 @@ def test_what_a_run_outside_of_slurm_left_in_its_log_is_fetched_too_and_one_that
     assert outside.stdout.readline() == "there\n"
     claim = taken(home)
     with pytest.raises(SpecError, match="the ledger must be copied to a job's machine, and nobody else may write"):
-        claim.fetch(tmp_path / "own", lambda _: None, lambda: None)
+        fetched(claim, tmp_path / "own")
     outside.communicate("")
     assert (home / "ledger.db-wal").exists()
-    there = claim.fetch(tmp_path / "own", lambda _: None, lambda: None)
+    there = fetched(claim, tmp_path / "own")
     assert Ledger(sqlite_url(there), home).names() == ["toy"]
     assert not (home / "ledger.db-wal").exists()  # which belongs to no copy that takes its place
     claim.put(there)
@@ -245,5 +311,5 @@ def test_what_a_run_outside_of_slurm_left_in_its_log_is_fetched_too_and_one_that
 def test_a_damaged_copy_is_refused_in_one_line(slurm: Says, tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
     with pytest.raises(LedgerError) as refused:
-        taken(tmp_path).fetch(tmp_path / "own", lambda _: None, lambda: None)
+        fetched(taken(tmp_path), tmp_path / "own")
     assert "\n" not in str(refused.value)

@@ -17,7 +17,7 @@ from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
 from cs330ray.package import shipped
 from cs330ray.spec.places import home, study_file
-from cs330ray.words import duration, first_line_of, plural, printable
+from cs330ray.words import duration, first_line_of, plural, printable, redacted
 
 if TYPE_CHECKING:
     from cs330ray.cluster.jobs import Cluster, Job
@@ -119,7 +119,9 @@ def _submit_to_ray(
     from cs330ray.cluster.jobs import Cluster, Parcel
     from cs330ray.cluster.jobserver import JobServer
 
-    server, place = JobServer(address, token_file), _place(address, token_file)
+    server = JobServer(address, token_file)
+    is_elsewhere = is_of_slurm(study.name, address, token_file)  # without an address the others would look there
+    place = _place(server.address if is_elsewhere else address, token_file)
     command = shlex.join(["cs330ray", "submit", file, *words, *place])
     cluster = Cluster(server)
     job = cluster.send(Parcel(study, path, words, command), shipped())
@@ -135,7 +137,13 @@ def _submit_to_slurm(
 
     places = jobs.next_places(home(), study.name)
     there = ["--set", f"command.folder={study.command.folder}"] if study.command is not None else []
-    mirror = [] if os.environ.get("MLFLOW_TRACKING_URI") else ["--no-mirror"]  # its file would be on a shared disk
+    uri, ledger = (os.environ.get(name, "") for name in ("MLFLOW_TRACKING_URI", "CS330RAY_LEDGER"))
+    is_server = "://" in uri and not uri.startswith(("sqlite", "file"))
+    mirror = [] if is_server else ["--no-mirror"]  # SQLite would be on a shared disk
+    if ledger and not ledger.startswith("postgres"):
+        raise SpecError(
+            f"CS330RAY_LEDGER: expected a PostgreSQL, or none: a job keeps its SQLite itself, got {redacted(ledger)}"
+        )
     run = ["run", str(jobs.study_in(places, study)), *words, *there, *mirror]
     if dry_run:
         typer.echo(script(study, wanted, places, run, command), nl=False)

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -48,12 +48,8 @@ def keep(home: Path) -> Path | None:
     source = file_of(home)
     if source is None or not source.exists():
         return None
-    (home / FOLDER).mkdir(exist_ok=True)
-    _sweep(home / FOLDER)
-    held = backups(home)
-    number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
-    final = home / FOLDER / f"ledger-{number:06d}.db"
-    with files.new_file(final) as partial:
+
+    def fill(partial: Path) -> None:
         try:
             copy_whole(source, partial)
         except sqlite3.DatabaseError as error:
@@ -62,6 +58,24 @@ def keep(home: Path) -> Path | None:
             raise LedgerError(damaged(source, str(error))) from None
         if (problem := damage(partial)) is not None:
             raise LedgerError(damaged(source, problem))
+
+    return _keep(home, fill)
+
+
+def keep_copy(home: Path, copy: Path) -> Path:
+    """Keep a file that is a whole copy of the ledger as a backup, as `keep` does; it. Raises OSError."""
+    return _keep(home, lambda partial: shutil.copyfile(copy, partial))
+
+
+def _keep(home: Path, fill: Callable[[Path], object]) -> Path:
+    """Have `fill` write the next backup, and remove the oldest ones beyond a few; the backup."""
+    (home / FOLDER).mkdir(exist_ok=True)
+    _sweep(home / FOLDER)
+    held = backups(home)
+    number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
+    final = home / FOLDER / f"ledger-{number:06d}.db"
+    with files.new_file(final) as partial:
+        fill(partial)
     for old in held[: max(len(held) + 1 - KEPT, 0)]:
         old.unlink(missing_ok=True)
     return final

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
-from cs330ray.ledger import backup, lease, schema, shared
+from cs330ray.ledger import backup, lease, schema
 from cs330ray.ledger.database import Access
 from cs330ray.ledger.ledger import Ledger, directions
 from cs330ray.ledger.records import (
@@ -29,6 +29,7 @@ from cs330ray.ledger.records import (
     cause_in,
     from_json,
 )
+from cs330ray.ledger.shared.home import must_be_free
 from cs330ray.ledger.tables import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -86,7 +87,7 @@ class Writer(Ledger):
                 f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
             ) from None
         if backup.file_of(home) is not None:
-            shared.must_be_free(home)
+            must_be_free(home)
         return super().at(home, access=access)
 
     def in_optuna(self, study: Study, cell: Cell) -> list[FrozenTrial]:

@@ -7,8 +7,6 @@ slurm/STUDY/jobs/0001/     of one submission: job.sh, STUDY.toml, log.txt, submi
 import contextlib
 import getpass
 import json
-import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -19,13 +17,14 @@ from pathlib import Path
 
 from cs330ray import files
 from cs330ray.cluster.slurm.keeper import ENDED, INTERRUPTED
-from cs330ray.cluster.slurm.script import Places, Wanted, script
+from cs330ray.cluster.slurm.script import Places, Wanted, job_name, script
 from cs330ray.errors import SpecError, StudyError
+from cs330ray.ledger.shared import slurm
 from cs330ray.spec.places import SLURM
 from cs330ray.spec.study import Study
 
-ANSWER_S = 30.0
-AGAIN_S = 1.0
+AGAIN_S = 2.0
+FOLLOW_S = 5.0
 STOP_S = 120.0
 ID, SUBMITTED, STOPPED = "id", "submitted.json", "stopped"
 
@@ -68,13 +67,14 @@ def places(of_study: Path, number: int) -> Places:
 
 def next_places(home: Path, study: str) -> Places:
     """The places of the next submission of a study."""
-    folders = _folders(home, study)
-    return places((home / SLURM / study).absolute(), int(folders[-1].name) + 1 if folders else 1)
+    of_study = (home / SLURM / study).absolute()
+    made = [int(path.name) for path in (of_study / "jobs").glob("[0-9]*") if path.name.isdecimal()]
+    return places(of_study, max(made, default=0) + 1)
 
 
 def has_jobs(home: Path, study: str | None = None) -> bool:
     """Whether a study, or any, was sent to Slurm from this home."""
-    return bool(_folders(home, study or "*"))
+    return bool(_sent(home, study))
 
 
 def submit(study: Study, file: Path, wanted: Wanted, found: Places, words: Sequence[str], command: str) -> SlurmJob:
@@ -85,19 +85,24 @@ def submit(study: Study, file: Path, wanted: Wanted, found: Places, words: Seque
             "the script with --dry-run"
         )
     text = script(study, wanted, found, words, command)
-    found.folder.mkdir(parents=True)
+    made = [path for path in (found.folder, *found.folder.parents) if not path.exists()]
+    try:
+        found.folder.mkdir(parents=True)
+    except OSError as error:
+        raise SpecError(f"{found.folder}: a folder for the job is needed, but {error.strerror}; try again") from None
     try:
         shutil.copyfile(file, study_in(found, study))
         files.write_text(found.folder / "job.sh", text)
         sent = {"by": _who(), "command": command}
         files.write_text(found.folder / SUBMITTED, json.dumps(sent))
-        number = _slurm("sbatch", "--parsable", str(found.folder / "job.sh")).strip().partition(";")[0]
-        files.write_text(found.folder / ID, number)
-    except BaseException:
+        number = _slurm("sbatch", "--parsable", "--export=ALL", str(found.folder / "job.sh")).strip()
+    except SpecError:  # whatever else ends this leaves the folder to a job that may be there
         shutil.rmtree(found.folder)
-        with contextlib.suppress(OSError):  # others were sent from here
-            os.removedirs(found.folder.parent)
+        with contextlib.suppress(OSError):
+            for folder in made[1:]:
+                folder.rmdir()
         raise
+    files.write_text(found.folder / ID, number)
     return SlurmJob(study.name, found.folder, number, "PENDING", None, sent, time.time())
 
 
@@ -108,8 +113,8 @@ def study_in(found: Places, study: Study) -> Path:
 
 def jobs(home: Path, study: str | None = None) -> list[SlurmJob]:
     """The jobs of all studies that were sent from a home, or of one, the first first. Raises SpecError."""
-    folders = _folders(home, study or "*")
-    known = _known() if folders else {}
+    folders = _sent(home, study)
+    known = _known(folders)
     return sorted((_job(folder, known) for folder in folders), key=lambda job: job.sent_s)
 
 
@@ -132,12 +137,12 @@ def follow(job: SlurmJob, write: Callable[[str], None]) -> SlurmJob:
         at = len(text)
         if not now.lives:
             return now
-        time.sleep(AGAIN_S)
+        time.sleep(FOLLOW_S)
 
 
 def as_now(job: SlurmJob) -> SlurmJob:
     """A job as it stands now. Raises SpecError where Slurm does not answer."""
-    return _job(job.folder, _known())
+    return _job(job.folder, _known([job.folder]))
 
 
 def stop(home: Path, study: str) -> SlurmJob:
@@ -161,8 +166,12 @@ def stop(home: Path, study: str) -> SlurmJob:
     return as_now(living[-1])
 
 
-def _folders(home: Path, study: str) -> list[Path]:
-    return sorted(path for path in (home / SLURM).glob(f"{study}/jobs/[0-9]*") if (path / ID).is_file())
+def _sent(home: Path, study: str | None) -> list[Path]:
+    """The folders of the jobs of a study, or of all."""
+    at = home / SLURM
+    studies = sorted(path for path in at.iterdir() if study in (None, path.name)) if at.is_dir() else []
+    found = [path for each in studies for path in sorted((each / "jobs").glob("[0-9]*"))]
+    return [path for path in found if (path / ID).is_file()]
 
 
 def _job(folder: Path, known: Mapping[str, str]) -> SlurmJob:
@@ -170,8 +179,9 @@ def _job(folder: Path, known: Mapping[str, str]) -> SlurmJob:
     sent = json.loads((folder / SUBMITTED).read_text(encoding="utf-8"))
     code = _code(folder)
     state = known.get(number)
-    if state is None or (state == "COMPLETING" and code is not None):
-        if code is None and (folder / STOPPED).exists():  # before it began
+    stopped = (folder / STOPPED).exists()
+    if state is None or (state == "COMPLETING" and (stopped or code not in (None, INTERRUPTED))):  # others come again
+        if code is None and stopped:  # before it began
             code = INTERRUPTED
         state = {None: "KILLED", 0: "COMPLETED", INTERRUPTED: "STOPPED"}.get(code, "FAILED")
     sent_s = (folder / SUBMITTED).stat().st_mtime
@@ -185,23 +195,36 @@ def _code(folder: Path) -> int | None:
         return None
 
 
-def _known() -> dict[str, str]:
-    """The states of all jobs that Slurm has, by their ids."""
-    lines = _slurm("squeue", "--noheader", "--format=%A %T").splitlines()
-    return {number: state for number, _, state in (line.strip().partition(" ") for line in lines)}
+def _known(folders: Sequence[Path]) -> dict[str, str]:
+    """The states of those jobs that Slurm has, by their ids; one of another name has the id of an earlier one."""
+    names = {(folder / ID).read_text(encoding="utf-8"): job_name(folder.parents[1].name) for folder in folders}
+    if not names:
+        return {}
+    try:
+        done = slurm.asked(f"--jobs={','.join(names)}", "--format=%A|%T|%j")
+    except FileNotFoundError:
+        raise SpecError("squeue: Slurm's commands are needed on this machine, but there are none") from None
+    except subprocess.TimeoutExpired:
+        raise SpecError(
+            f"squeue: Slurm must answer within {slurm.ANSWER_S:.0f} s, but it does not; try again"
+        ) from None
+    if slurm.is_unknown(done):
+        return {}
+    if done.returncode:
+        raise SpecError(f"squeue: Slurm must answer, but says: {' '.join(done.stderr.split())[:500]}; try again")
+    found = [line.strip().split("|", 2) for line in done.stdout.splitlines()]
+    return {number: state for number, state, name in found if names.get(number) == name}
 
 
 def _slurm(*words: str) -> str:
-    """What a command of Slurm prints. Raises SpecError where it fails."""
+    """What a command of Slurm prints. Raises SpecError where it refuses. It may take its time: it may be obeyed yet."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S)
+        done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError:
         raise SpecError(f"{words[0]}: Slurm's commands are needed on this machine, but there are none") from None
-    except subprocess.TimeoutExpired:
-        raise SpecError(f"{words[0]}: Slurm must answer within {ANSWER_S:.0f} s, but it does not; try again") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())
-        raise SpecError(f"{shlex.join(words)}: Slurm refuses: {said[:500]}")
+        raise SpecError(f"{words[0]}: Slurm refuses: {said[:500]}")
     return done.stdout
 
 

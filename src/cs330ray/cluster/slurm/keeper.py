@@ -3,13 +3,15 @@
     python -m cs330ray.cluster.slurm.keeper HOME OWN FOLDER WORDS...
 
 HOME is the study's, on the shared disk; OWN a folder of this machine, FOLDER that of the job; the words are those of
-`cs330ray`. The ledger's copy in HOME is a minute old at most while the study runs, and the newest after its end. With
-CS330RAY_LEDGER, a PostgreSQL for one, nothing is brought. The last thing that is written is the exit code, into
-FOLDER/ended: 130 where a signal has stopped the study.
+`cs330ray`. The ledger's copy in HOME is a minute old at most while the study runs, and the newest after its end; where
+it cannot be put there, OWN keeps the ledger, with a file `not-copied` beside it. With CS330RAY_LEDGER, a PostgreSQL,
+nothing is brought. The last thing that is written is the exit code, into FOLDER/ended: 130 where a signal has stopped
+the study. SIGUSR1 leaves it as long as the time limit of a job allows, SIGTERM as long as Slurm gives a cancelled job.
 """
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,13 +22,14 @@ from types import FrameType
 
 from cs330ray import files
 from cs330ray.errors import Cs330rayError
-from cs330ray.ledger import shared
 from cs330ray.ledger.database import sqlite_url
+from cs330ray.ledger.shared import home as shared
 
 PUT_S = 60.0
 LOOK_S = 0.2
-LEAVE_S = 15.0  # a cancelled job has half a minute: the newest copy of the ledger must be there by then
-ENDED, INTERRUPTED = "ended", 130
+LEAVES_S = {signal.SIGUSR1: 80.0, signal.SIGTERM: 15.0}  # so long may a study take that is told to end
+TRIES, AGAIN_S = 6, 5.0  # to put the last copy
+ENDED, NOT_COPIED, INTERRUPTED = "ended", "not-copied", 130
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -34,18 +37,20 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class Signals:
-    """Whether Slurm has asked this process to end."""
+    """What Slurm has asked of this process."""
 
     def __init__(self) -> None:
-        self.came = False
-        signal.signal(signal.SIGTERM, self._note)
+        self.leaves_by_s: float | None = None  # when the study must have ended
+        for number in LEAVES_S:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.came = True
+        by_s = time.monotonic() + LEAVES_S[signal.Signals(number)]
+        self.leaves_by_s = by_s if self.leaves_by_s is None else min(by_s, self.leaves_by_s)
 
     def leave_if(self) -> None:
-        """Raise Stopped where it has."""
-        if self.came:
+        """Raise Stopped where it was asked to end."""
+        if self.leaves_by_s is not None:
             raise Stopped
 
 
@@ -57,8 +62,8 @@ def main(home: Path, own: Path, folder: Path, words: Sequence[str]) -> int:
         code = _run(meets, os.environ, signals) or _kept(home, own, ["cs330ray", *words], signals)
     except Stopped:
         code = INTERRUPTED
-    except Cs330rayError as error:
-        sys.stderr.write(f"{error}\n")
+    except (Cs330rayError, OSError, sqlite3.Error) as error:
+        sys.stderr.write(f"{error}\n" if isinstance(error, Cs330rayError) else f"{home}: {error}\n")
         code = 2
     files.write_text(folder / ENDED, str(code))
     return code
@@ -70,15 +75,38 @@ def _kept(home: Path, own: Path, words: Sequence[str], signals: Signals) -> int:
     if os.environ.get("CS330RAY_LEDGER"):
         return _run(words, environment, signals)
     claim = shared.claim(home, _say, signals.leave_if)
-    is_there = False
     try:
         ledger = claim.fetch(own, _say, signals.leave_if)
-        environment["CS330RAY_LEDGER"] = sqlite_url(ledger)
-        code = _run(words, environment, signals, lambda: _put(claim, ledger))
-        is_there = not ledger.exists() or _put(claim, ledger)
-        return code
+    except BaseException:
+        claim.unused()
+        raise
+    had, put_s, is_there = ledger.exists(), time.monotonic(), False
+
+    def tend() -> None:
+        nonlocal put_s
+        claim.check()
+        if time.monotonic() - put_s > PUT_S:
+            _put(claim, ledger)
+            put_s = time.monotonic()
+
+    try:
+        code = _run(words, {**environment, "CS330RAY_LEDGER": sqlite_url(ledger)}, signals, tend)
+        is_there = _put_last(claim, ledger) if ledger.exists() else not had
+        return code if is_there else 1
     finally:
-        claim.end() if is_there else claim.leave()
+        claim.end(is_newest=is_there)
+
+
+def _put_last(claim: shared.Claim, ledger: Path) -> bool:
+    """Put the newest copy of the ledger into the home; whether it is there."""
+    for left in reversed(range(TRIES)):
+        if _put(claim, ledger):
+            return True
+        if left:
+            time.sleep(AGAIN_S)
+    ledger.with_name(NOT_COPIED).touch()
+    _say(f"the newest ledger stays at {socket.gethostname()}:{ledger}; make room, and copy it into the home")
+    return False
 
 
 def _put(claim: shared.Claim, ledger: Path) -> bool:
@@ -93,28 +121,26 @@ def _put(claim: shared.Claim, ledger: Path) -> bool:
 
 
 def _run(
-    module: Sequence[str], environment: Mapping[str, str], signals: Signals, puts: Callable[[], object] = lambda: None
+    module: Sequence[str], environment: Mapping[str, str], signals: Signals, tends: Callable[[], None] = lambda: None
 ) -> int:
-    """Run a module of Python with its words, and call `puts` now and then; its exit code."""
+    """Run a module of Python with its words, and call `tends` again and again; its exit code."""
     signals.leave_if()
     study = subprocess.Popen([sys.executable, "-m", *module], env=dict(environment))
-    put_s, leaves_by_s = time.monotonic(), float("inf")
+    told = False
     try:
         while (code := study.poll()) is None:
-            if signals.came and leaves_by_s == float("inf"):
-                study.terminate()
-                leaves_by_s = time.monotonic() + LEAVE_S
-            if time.monotonic() > leaves_by_s:
-                study.kill()
-                leaves_by_s = float("inf")
-            if time.monotonic() - put_s > PUT_S:
-                puts()
-                put_s = time.monotonic()
+            if signals.leaves_by_s is not None:
+                if not told:
+                    study.terminate()
+                    told = True
+                if time.monotonic() > signals.leaves_by_s:
+                    study.kill()
+            tends()
             time.sleep(LOOK_S)
     finally:
         study.kill()
         study.wait()
-    return INTERRUPTED if signals.came and code != 0 else code if code >= 0 else 1
+    return INTERRUPTED if told and code != 0 else code if code >= 0 else 1
 
 
 def _say(line: str) -> None:

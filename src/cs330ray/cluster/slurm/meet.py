@@ -27,8 +27,8 @@ def main(nodes: int) -> int:
             return 0
         time.sleep(LOOK_S)
     sys.stderr.write(
-        f"--nodes: Ray must run on {nodes} nodes within {JOIN_S:.0f} s, but it runs on {there}; see ray-*.log in the "
-        "job's folder on the nodes, and where nodes cannot reach one another submit with --nodes 1\n"
+        f"--nodes: Ray must run on {nodes} nodes within {JOIN_S:.0f} s, but it runs on {there}; see ray-*.log in "
+        "the folder of the job, and where nodes cannot reach one another submit with --nodes 1\n"
     )
     return 1
 

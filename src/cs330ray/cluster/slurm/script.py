@@ -95,6 +95,8 @@ def _options(study: Study, wanted: Wanted, places: Places) -> Iterator[str]:
     for text in wanted.more:
         if not text.startswith("--"):
             raise SpecError(f"--sbatch: expected an option of sbatch such as --qos=long, got {short(text)}")
+        if (name := text.partition("=")[0]) in _OWN:
+            raise SpecError(f"--sbatch: expected an option that the script does not set itself, got {name}")
         yield _word("--sbatch", text)
 
 
@@ -117,4 +119,8 @@ def _path(path: Path) -> str:
     return '"' + text.replace("%", "%%") + '"'
 
 
+_OWN = {
+    "--array", "--clusters", "--dependency", "--export", "--job-name", "--no-requeue", "--nodes", "--ntasks",
+    "--ntasks-per-node", "--output", "--open-mode", "--requeue", "--wrap",
+}  # fmt: skip
 _KEPT = ("CS330RAY_DATA", "CS330RAY_CACHE", "CS330RAY_OFFLINE", "CS330RAY_DEVICE")  # which hold no secret
