@@ -294,7 +294,8 @@ def _disk_full(target: Target, moment: Moment, seconds: float) -> Outage | None:
 def _read_only(target: Target, moment: Moment, seconds: float) -> Outage | None:
     place = target.disk or target.runs
     subprocess.run(["mount", "--bind", place, place], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+    while subprocess.run(["mount", "-o", "remount,bind,ro", place], capture_output=True).returncode:
+        time.sleep(0.01)  # somebody had a file open for writing there just now
     return Outage(seconds, lambda: subprocess.run(["umount", "--lazy", place], check=True) and None)
 
 

@@ -75,7 +75,7 @@ def simple_commands(line: str) -> Iterator[list[str]]:
     redirected = False
     for word in [*lexer, ";"]:
         if set(word) <= set("|&;"):
-            words = list(dropwhile(lambda word: re.fullmatch(r"[A-Za-z_]+=.*", word), words))
+            words = list(dropwhile(lambda word: re.fullmatch(r"[A-Za-z_]\w*=.*", word), words))
             if words:
                 yield words
             words = []

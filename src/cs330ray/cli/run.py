@@ -24,6 +24,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would run and what it may cost; start nothing")
     ] = False,
+    no_mirror: Annotated[
+        bool, typer.Option("--no-mirror", help="leave MLflow alone; `cs330ray sync` tells it later")
+    ] = False,
 ) -> None:
     """Run, resume or extend a study: the same command does all three."""
     from cs330ray.spec import reading
@@ -35,10 +38,12 @@ def run(
     else:
         forked = ["--fork", fork] if fork else []
         sets = [word for text in set_ or () for word in ("--set", text)]
-        run_study(study, str(path), shlex.join(["cs330ray", "run", file, *forked, *sets]))
+        without = ["--no-mirror"] if no_mirror else []
+        command = shlex.join(["cs330ray", "run", file, *forked, *sets, *without])
+        run_study(study, str(path), command, mirror=not no_mirror)
 
 
-def run_study(study: "Study", source: str, command: str) -> None:
+def run_study(study: "Study", source: str, command: str, *, mirror: bool = True) -> None:
     """Run a study with a live table, and end with its best trial and where to look. Exits with 130 after Ctrl-C."""
     from cs330ray.cli.live import StudyConsole
     from cs330ray.mirror.names import renamed
@@ -53,7 +58,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
         for line in [*old_ways, *renamed(declared, declared)]:
             console.says(f"{study.name}: {line}")
         try:
-            outcome = service.run(study, home(), console)
+            outcome = service.run(study, home(), console, mirror=mirror)
         except KeyboardInterrupt:  # before the first trial, or a second one
             outcome = None
     if outcome is None or outcome.interrupted:
@@ -63,7 +68,7 @@ def run_study(study: "Study", source: str, command: str) -> None:
         raise SystemExit(130)
     took = f"{duration(outcome.seconds)} ({outcome.start_s:.1f}s until the first trial)"
     screen.must_be_read(f"{study.name}: done in {took}")
-    _print_answer(outcome.ledger.study(study.name), outcome.ledger)
+    _print_answer(outcome.ledger.study(study.name), outcome.ledger, mirror=mirror)
 
 
 def _checked(study: "Study", source: str) -> list[str]:
@@ -81,7 +86,7 @@ def _checked(study: "Study", source: str) -> list[str]:
     return [f"a new study may not do this: {line}" for line in check.check(study, source, recorded=True)]
 
 
-def _print_answer(study: "Study", ledger: "Ledger") -> None:
+def _print_answer(study: "Study", ledger: "Ledger", *, mirror: bool) -> None:
     from rich.console import Console
 
     from cs330ray.mirror.experiments import tracking_uri
@@ -92,6 +97,8 @@ def _print_answer(study: "Study", ledger: "Ledger") -> None:
     for line in tables.answer(ledger, study, named.chance):
         console.print(printable(line), soft_wrap=True, markup=False)
     screen.must_be_read(f"Look closer:\n  {prefix()}cs330ray show {study.name}")
+    if not mirror:
+        console.print(f"  {prefix()}cs330ray sync {study.name}", soft_wrap=True, markup=False)
     uri = tracking_uri(home())
     same = f"      (the same as: mlflow ui --backend-store-uri {shlex.quote(uri)})" if redacted(uri) == uri else ""
     console.print(f"  {prefix()}cs330ray ui{same}", soft_wrap=True, markup=False)

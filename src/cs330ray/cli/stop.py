@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cs330ray.cli.arguments import Replicate, ledger_here, ledger_is_here, trial_of
-from cs330ray.cli.cluster import Address, TokenFile, stop_job
+from cs330ray.cli.cluster import Address, TokenFile, is_of_slurm, stop_job
 from cs330ray.errors import SpecError
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def stop(
     if chosen is not None and not (doing := _under_way(ledger, found, chosen)):
         raise SpecError(f"{study}: trial {trial}: expected one that has not ended, got one that is {chosen.state}")
     holder = _driver(ledger, study)
-    if holder is None and trial is None and os.environ.get("RAY_API_SERVER_ADDRESS"):
+    on_a_cluster = os.environ.get("RAY_API_SERVER_ADDRESS") or is_of_slurm(study, address, token_file)
+    if holder is None and trial is None and on_a_cluster:
         stop_job(study, address, token_file)
         return
     if holder is None:

@@ -27,7 +27,9 @@ def restore(
     """Put a backup in the place of the ledger; the old one is moved aside, and the same commands then go on."""
     from cs330ray.ledger import backup as backups
     from cs330ray.ledger.ledger import Ledger
+    from cs330ray.ledger.shared.home import must_be_free
 
+    must_be_free(home())
     ledger = backups.file_of(home())
     whole = ledger is not None and ledger.exists() and ledger.stat().st_size and backups.damage(ledger) is None
     if whole and not yes and not typer.confirm(f"{ledger} is whole; replace it by an older backup?"):

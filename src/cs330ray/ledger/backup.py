@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -48,22 +48,34 @@ def keep(home: Path) -> Path | None:
     source = file_of(home)
     if source is None or not source.exists():
         return None
-    (home / FOLDER).mkdir(exist_ok=True)
-    _sweep(home / FOLDER)
-    held = backups(home)
-    number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
-    final = home / FOLDER / f"ledger-{number:06d}.db"
-    with files.new_file(final) as partial:
+
+    def fill(partial: Path) -> None:
         try:
-            with _opened(source) as ledger, _opened(partial) as copy:
-                ledger.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+            copy_whole(source, partial)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             raise LedgerError(damaged(source, str(error))) from None
         if (problem := damage(partial)) is not None:
             raise LedgerError(damaged(source, problem))
+
+    return _keep(home, fill)
+
+
+def keep_copy(home: Path, copy: Path) -> Path:
+    """Keep a file that is a whole copy of the ledger as a backup, as `keep` does; it. Raises OSError."""
+    return _keep(home, lambda partial: shutil.copyfile(copy, partial))
+
+
+def _keep(home: Path, fill: Callable[[Path], object]) -> Path:
+    """Have `fill` write the next backup, and remove the oldest ones beyond a few; the backup."""
+    (home / FOLDER).mkdir(exist_ok=True)
+    _sweep(home / FOLDER)
+    held = backups(home)
+    number = int(held[-1].stem.removeprefix("ledger-")) + 1 if held else 1
+    final = home / FOLDER / f"ledger-{number:06d}.db"
+    with files.new_file(final) as partial:
+        fill(partial)
     for old in held[: max(len(held) + 1 - KEPT, 0)]:
         old.unlink(missing_ok=True)
     return final
@@ -80,9 +92,7 @@ def before_upgrade(file: Path | None, version: int) -> Path | None:
     try:
         final.parent.mkdir(exist_ok=True)
         with files.new_file(final) as partial:
-            with _opened(file) as ledger, _opened(partial) as copy:
-                ledger.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")
+            copy_whole(file, partial)
             if (problem := damage(partial)) is not None:
                 raise LedgerError(damaged(file, problem))
     except (OSError, sqlite3.Error) as error:
@@ -90,6 +100,19 @@ def before_upgrade(file: Path | None, version: int) -> Path | None:
             f"{file}: the ledger must be backed up before it is upgraded, but {error}; make room in {final.parent}"
         ) from None
     return final
+
+
+def copy_whole(source: Path, into: Path) -> None:
+    """Copy an SQLite file that may be written meanwhile, as it is at one moment. Raises sqlite3.Error."""
+    with _opened(source) as ledger, _opened(into) as copy:
+        ledger.backup(copy)
+    into_one_file(into)
+
+
+def into_one_file(file: Path) -> None:
+    """Have an SQLite file hold all that is its, without a log beside it. Raises sqlite3.Error where it is in use."""
+    with _opened(file) as database:
+        database.execute("PRAGMA journal_mode=DELETE")
 
 
 def _sweep(folder: Path) -> None:
@@ -164,7 +187,7 @@ def restore(home: Path, backup: Path | None = None) -> tuple[Path, Path | None]:
     aside = None
     with files.new_file(ledger) as partial:  # at no moment is there no ledger: a study would begin anew
         shutil.copyfile(chosen, partial)
-        _make_others(partial)
+        free_all(partial, make_others=True)
         files.fsync(partial)
         if ledger.exists():
             aside = _set_aside(ledger, home / FOLDER / f"replaced-{uuid.uuid4().hex[:8]}")
@@ -193,10 +216,15 @@ def _is_whole_ledger(file: Path) -> bool:
         return False
 
 
-def _make_others(file: Path) -> None:
-    """Give the studies of a restored ledger another identity, since MLflow may be ahead: the mirror begins anew."""
+def free_all(file: Path, *, make_others: bool) -> None:
+    """Have nobody hold a study by a copy of a ledger. Raises sqlite3.Error.
+
+    With `make_others` the studies of a copy that is put back get another identity, since MLflow may be ahead: the
+    mirror begins anew.
+    """
     with _opened(file) as database, database:
-        for (name,) in database.execute("select name from cs330ray_studies").fetchall():
+        names = database.execute("select name from cs330ray_studies").fetchall() if make_others else []
+        for (name,) in names:
             database.execute("update cs330ray_studies set uid = ? where name = ?", (uuid.uuid4().hex, name))
         database.execute("delete from cs330ray_leases")
 

@@ -111,20 +111,25 @@ def withdraw(database: Database, study: str, owner: str) -> None:
     database.execute(REQUESTS.delete().where((REQUESTS.c.study == study) & (REQUESTS.c.owner == owner)))
 
 
-def nobody_works(database: Database, study: str, says: Callable[[str], None], waits: Callable[[], None]) -> None:
+def nobody_works(
+    database: Database, study: str, is_to_be: str, says: Callable[[str], None], waits: Callable[[], None]
+) -> None:
     """Make sure that no driver is at work on any study of a ledger, but for `study`, which the caller holds.
 
-    Raises SpecError where one lives: on this machine its process tells, on another one its beats do, within a minute.
+    `is_to_be` says why: upgraded. Raises SpecError where one lives: on this machine its process tells, on another one
+    its beats do, within a minute.
     """
     before, began = _others(database, study), time.monotonic()
     afar = [row for row in before.values() if not _holder(row).is_here]
     for row in afar:
-        says(f"{study}: the ledger is to be upgraded; is {row.study} run on {_holder(row).host}? {SILENCE_S:.0f}s tell")
+        says(
+            f"{study}: the ledger is to be {is_to_be}; is {row.study} run on {_holder(row).host}? {SILENCE_S:.0f}s tell"
+        )
     while True:
         now = _others(database, study)
         for row in now.values():
             if _holder(row).lives_here or (not _holder(row).is_here and _beats(row) != _beats(before.get(row.study))):
-                raise _at_work(study, row)
+                raise _at_work(study, row, is_to_be)
         if not afar or time.monotonic() - began > SILENCE_S:
             return
         waits()
@@ -144,9 +149,9 @@ def _holder(row: Any) -> Holder:
     return Holder(**json.loads(row.holder))
 
 
-def _at_work(study: str, row: Any) -> SpecError:
+def _at_work(study: str, row: Any, is_to_be: str) -> SpecError:
     return SpecError(
-        f"{study}: the ledger must be upgraded, and nobody else may write to it meanwhile, but {who(row)} runs "
+        f"{study}: the ledger must be {is_to_be}, and nobody else may write to it meanwhile, but {who(row)} runs "
         f"{row.study}; wait until that has ended, or stop it"
     )
 

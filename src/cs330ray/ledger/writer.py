@@ -30,6 +30,7 @@ from cs330ray.ledger.records import (
     cause_in,
     from_json,
 )
+from cs330ray.ledger.shared.home import must_be_free
 from cs330ray.ledger.tables import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -77,13 +78,18 @@ class Writer(Ledger):
 
     @classmethod
     def at(cls, home: Path, *, access: Access = "write") -> Self:
-        """Open the ledger of the home directory `home`, made where there is none. Raises SpecError or LedgerError."""
+        """Open the ledger of the home directory `home`, made where there is none. Raises SpecError or LedgerError.
+
+        One that a job of Slurm works on is refused.
+        """
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SpecError(
                 f"{home}: a directory for studies is needed, but {error.strerror}; set CS330RAY_HOME"
             ) from None
+        if backup.file_of(home) is not None:
+            must_be_free(home)
         return super().at(home, access=access)
 
     def held(self, study: Study, cell: Cell) -> Held:
@@ -117,7 +123,7 @@ class Writer(Ledger):
         self.database.look_again()
         if not self.database.is_old:
             return
-        lease.nobody_works(self.database, study, says, waits)
+        lease.nobody_works(self.database, study, "upgraded", says, waits)
         kept = backup.before_upgrade(self.database.file, self.database.version)
         said = f"; as it was it is kept as {kept}" if kept else ""
         before = self.database.version

@@ -12,6 +12,7 @@ from cs330ray.words import short
 # The home's own files and folders. A study's folder lies beside them, so that none may have such a name.
 LEDGER, MLFLOW = "ledger.db", "mlflow.db"  # with what SQLite and locks keep beside them: `ledger.db-wal`
 BACKUPS, ARTIFACTS, ALONE = "backups", "artifacts", "alone"
+SLURM = "slurm"  # the studies that were sent to Slurm
 SERVERS = ("mlruns", "mlartifacts")  # which MLflow makes where its server is started
 
 # A study's own files in its folder.
@@ -25,7 +26,7 @@ LOG = "log.txt"
 def is_own(name: str) -> bool:
     """Whether the home keeps a file or folder of its own under this name, whichever case the disk tells apart."""
     folded = name.casefold()
-    return folded in (BACKUPS, ARTIFACTS, ALONE, *SERVERS) or folded.startswith((LEDGER, MLFLOW))
+    return folded in (BACKUPS, ARTIFACTS, ALONE, SLURM, *SERVERS) or folded.startswith((LEDGER, MLFLOW))
 
 
 def is_one_folder(home: Path, one: str, other: str) -> bool:
