@@ -1,5 +1,7 @@
 """What commands share: their arguments, and how they find a ledger, a cell and a trial."""
 
+import contextlib
+import gc
 import os
 import shlex
 from pathlib import Path
@@ -11,6 +13,8 @@ from cs330ray.errors import SpecError
 from cs330ray.spec.places import LEDGER, home
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cs330ray.ledger.ledger import Ledger
     from cs330ray.ledger.records import Trial
     from cs330ray.ledger.writer import Writer
@@ -40,6 +44,19 @@ def ledger_here(*, follow: bool = False) -> "Ledger":
 
     _must_be_here()
     return Ledger.at(home(), access="follow") if follow else LedgerOnce.at(home())
+
+
+@contextlib.contextmanager
+def read_once() -> "Iterator[Ledger]":
+    """Open the ledger of this home for a command that reads it and ends. Raises SpecError where there is none.
+
+    Looking for garbage among all that stays would take a quarter of its time.
+    """
+    gc.disable()
+    try:
+        yield ledger_here()
+    finally:
+        gc.enable()
 
 
 def writer_here() -> "Writer":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cs330ray.cli.arguments import Name, Replicate, cell_of, cells_of, ledger_here, prefix, trial_of
+from cs330ray.cli.arguments import Name, Replicate, cell_of, cells_of, ledger_here, prefix, read_once, trial_of
 from cs330ray.cli.tables import print_sheet
 from cs330ray.errors import SpecError
 from cs330ray.spec.places import home, study_file
@@ -27,7 +27,8 @@ def list_() -> None:
     """List the studies."""
     from cs330ray.report import tables
 
-    print_sheet(tables.studies(ledger_here()))
+    with read_once() as ledger:
+        print_sheet(tables.studies(ledger))
 
 
 def show(
@@ -53,19 +54,19 @@ def show(
         raise SpecError(
             f"show {study}: --log, --cell and --replicate are of one trial, but none is named; add its number"
         )
-    ledger = ledger_here()
-    found = ledger.study(study)
-    if diff is not None:
-        file = growth.as_recorded(found, reading.read(study_file(str(diff))))
-        typer.echo(printable("\n".join(growth.difference(found, file))) or f"{study}: no difference")
-    elif trial is None:
-        print_sheet(tables.trials(ledger, found, front=front))
-        if (confirmed := confirmation.table(ledger, found)) is not None:
-            print_sheet(confirmed)
-        lines = [*tables.outside(ledger, found), *answer.lines(ledger, found), *left_alone(ledger, found)]
-        typer.echo(printable("\n".join([*lines, forecast(ledger, found).said])))
-    else:
-        _show_one(ledger, found, trial_of(ledger, found, trial, cell, replicate), log=log)
+    with read_once() as ledger:
+        found = ledger.study(study)
+        if diff is not None:
+            file = growth.as_recorded(found, reading.read(study_file(str(diff))))
+            typer.echo(printable("\n".join(growth.difference(found, file))) or f"{study}: no difference")
+        elif trial is None:
+            print_sheet(tables.trials(ledger, found, front=front))
+            if (confirmed := confirmation.table(ledger, found)) is not None:
+                print_sheet(confirmed)
+            lines = [*tables.outside(ledger, found), *answer.lines(ledger, found), *left_alone(ledger, found)]
+            typer.echo(printable("\n".join([*lines, forecast(ledger, found).said])))
+        else:
+            _show_one(ledger, found, trial_of(ledger, found, trial, cell, replicate), log=log)
 
 
 def _show_one(ledger: "Ledger", study: "Study", one: "Trial", *, log: bool) -> None:
