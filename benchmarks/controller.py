@@ -4,9 +4,9 @@
 
 Real are the queue, the sampler, the recorder, the watch, the meter, the session, the lease, the ledger on its disk and
 the three classes through which Tune speaks to them. Simulated are Tune's own loop, which here only makes the calls that
-Tune would make, Ray with its processes and its network, and training: a worker has its rows at their times, and leaves
-an empty folder for a checkpoint. The mirror and backups are left out. What Tune itself takes for a trial
-is measured by `benchmarks/scale.py` and `benchmarks/scaling.py`, on a real Ray.
+Tune would make, Ray with its processes and its network, and training: a worker has its next row so long after the one
+before was taken, and leaves an empty folder for a checkpoint. The mirror and backups are left out. What Tune itself
+takes for a trial is measured by `benchmarks/scale.py` and `benchmarks/scaling.py`, on a real Ray.
 
 The driver is one thread, so that time is that of a clock which runs while it works and is set forward when it waits.
 All its work counts as it was, with other work on the machine; only its idle time is skipped. On a machine that
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,7 +150,7 @@ class Simulated:
         self.begins_s: list[float] = []
         self.ends_s: list[float] = []
         self.at_trial: Callable[[int], None] = lambda _: None
-        self._due: list[tuple[float, int, Any, News]] = []
+        self._due: list[tuple[float, int, Any, News, Sequence[tuple[float, News]], float]] = []
         self._order, self._names = itertools.count(), itertools.count()
         self._all_asked_s = 0.0
         ground: Any = Ground(slots)
@@ -177,7 +177,7 @@ class Simulated:
         if not self._due:
             self.callback.on_step_end(0, [])
             return
-        due_s, _, trial, news = heapq.heappop(self._due)
+        due_s, _, trial, news, more, told_s = heapq.heappop(self._due)
         self.clock.wait_until(due_s)
         if news.checkpoint is not None:
             with self.clock.stopped():
@@ -186,6 +186,7 @@ class Simulated:
         with self.spent[kind].measured():
             self._result(trial, news)
             self.callback.on_step_end(0, [])
+        self._goes_on(trial, more, told_s)
 
     def _asked(self) -> bool:
         name = str(next(self._names))
@@ -216,10 +217,16 @@ class Simulated:
         self.scheduler.on_trial_add(None, trial)
         self.callback.on_trial_start(0, [], trial)
         self.free -= 1
-        self.begins_s.append(began_s := self.clock.now())
-        for after_s, news in _told(trial):
-            heapq.heappush(self._due, (began_s + after_s, next(self._order), trial, news))
+        self.begins_s.append(self.clock.now())
+        self._goes_on(trial, _told(trial), 0.0)
         self.at_trial(len(self.begins_s))
+
+    def _goes_on(self, trial: Any, told: Sequence[tuple[float, News]], told_s: float) -> None:
+        """Have the worker tell the next thing: it trains on when the one before was taken, as Tune has it."""
+        if told:
+            (after_s, news), *more = told
+            due_s = self.clock.now() + after_s - told_s
+            heapq.heappush(self._due, (due_s, next(self._order), trial, news, more, after_s))
 
     def _result(self, trial: Any, news: News) -> None:
         trial.iteration += 1

@@ -161,8 +161,9 @@ def test_an_end_is_written_once(ledger: Writer) -> None:
     cell = opened(ledger, study)
     number = entered(ledger, study, cell)
     ledger.write_rows(study, cell, number, [Row(5, {"val_loss": 0.5}, 1.0)])
-    ledger.end(study, cell, number, Ending("PRUNED", "first", cause="pruned"))
-    ledger.end(study, cell, number, Ending("COMPLETE"))
+    first = Ending("PRUNED", "first", cause="pruned")
+    assert ledger.end(study, cell, number, first) == first
+    assert ledger.end(study, cell, number, Ending("COMPLETE")) == first
     (trial,) = ledger.trials(study, cell)
     assert (trial.state, trial.reason) == ("PRUNED", "first")
 

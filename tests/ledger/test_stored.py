@@ -11,6 +11,7 @@ import sqlalchemy as sql
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from cs330ray.errors import LedgerError
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.records import Ending, Row
 from cs330ray.ledger.writer import Writer
@@ -125,6 +126,87 @@ def test_an_end_that_somebody_gave_with_optunas_tools_a_moment_before_stays(home
     ledger.end(study, cell, 0, Ending("COMPLETE"))  # by our tables, which count
     assert by_optuna(ledger, study, cell) == [before]
     assert [trial.state for trial in ledger.trials(study, cell)] == ["COMPLETE"]
+
+
+def test_of_an_end_that_somebody_gave_a_moment_before_the_driver_knows_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cs330ray.ledger.writer.HELD_S", math.inf)
+    study = toy()
+    ledger, cell = driver(home, study), study.cells[0]
+    ledger.enter(study, cell, drawn(), 11)
+    ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
+    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside.tell(0, state=TrialState.FAIL)
+    ledger.end(study, cell, 0, Ending("COMPLETE"))
+    assert ledger.in_optuna(study, cell) == outside.trials
+
+
+@pytest.mark.parametrize("held_s", [0.0, math.inf])
+def test_a_trial_that_somebody_ended_before_its_worker_came_up_stays_ours_from_its_first_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch, held_s: float
+) -> None:
+    monkeypatch.setattr("cs330ray.ledger.writer.REST", 0)
+    monkeypatch.setattr("cs330ray.ledger.writer.HELD_S", 0.0)
+    study = toy()
+    ledger, cell = driver(home, study), study.cells[0]
+    for seed in (11, 12):
+        ledger.enter(study, cell, drawn(), seed)
+    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside.tell(1, state=TrialState.FAIL)
+    assert [trial.number for trial in ledger.history(study, cell)] == [0]  # nothing of ours says that it is
+    if held_s:  # nobody looks at Optuna's tables again
+        ledger._read_s[study.name, cell.key] = math.inf
+    ledger.write_attempt(study, cell, 1, {})
+    assert [trial.number for trial in ledger.history(study, cell)] == [0, 1]
+    ledger.write_rows(study, cell, 1, [Row(20, {"val_loss": 0.5}, 0.0)])
+    ledger.report(study, cell, 1, 20, 0.5)
+    assert ledger.end(study, cell, 1, Ending("COMPLETE")).state == "COMPLETE"
+    assert [trial.state for trial in ledger.trials(study, cell)] == ["RUNNING", "COMPLETE"]
+
+
+def test_what_others_added_before_a_trial_of_the_drivers_is_read_all_the_same(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cs330ray.ledger.writer.HELD_S", math.inf)
+    study = toy()
+    ledger, cell = driver(home, study), study.cells[0]
+    ledger.enter(study, cell, drawn(), 11)
+    ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
+    ledger.end(study, cell, 0, Ending("COMPLETE"))  # nothing runs
+    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside.add_trial(create_trial(values=[0.5]))
+    ledger.enter(study, cell, drawn(), 12)
+    ledger._read_s.clear()  # it is time to look
+    assert ledger.foreign(study, cell) == [1]
+    assert ledger.in_optuna(study, cell) == by_optuna(ledger, study, cell)
+
+
+def test_a_driver_enters_nothing_in_a_study_that_was_deleted_with_optunas_tools(home: Path) -> None:
+    study = toy()
+    ledger, cell = driver(home, study), study.cells[0]
+    ledger.enter(study, cell, drawn(), 11)
+    optuna.delete_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    with pytest.raises(LedgerError, match="expected Optuna's study that the trials are in, got none: it was deleted"):
+        ledger.enter(study, cell, drawn(), 12)
+    with ledger.database.engine.connect() as connection:
+        assert connection.execute(sql.text("select count(*) from trials")).scalar() == 0
+
+
+def test_a_trial_that_claims_to_continue_one_that_is_not_ours_is_in_no_readers_way(home: Path) -> None:
+    study = toy()
+    ledger, cell = driver(home, study), study.cells[0]
+    ledger.enter(study, cell, drawn(), 11)
+    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside.add_trial(drawn(user_attrs={"seed": 1, "steps": 20, "continues": 77}))
+    assert [trial.number for trial in Ledger.at(home).standing(study, cell)] == [0, 1]
+
+
+def test_what_goes_wrong_inside_of_a_transaction_is_no_fault_of_the_database(home: Path) -> None:
+    ledger = driver(home, toy())
+    with pytest.raises(ImportError, match="planted"), ledger.at_once():
+        raise ImportError("planted")
+    assert ledger.database.failure is None
 
 
 def test_what_is_written_at_once_is_there_whole_or_not_at_all(home: Path) -> None:

@@ -73,6 +73,27 @@ def test_all_that_a_message_says_is_written_in_one_transaction(desk: Callable[..
     assert [trial.state.name for trial in Ledger.at(at.home).in_optuna(at.study, at.cell)] == ["COMPLETE"]
 
 
+def test_people_hear_of_a_message_once_it_is_recorded_and_hold_no_ledger_up(desk: Callable[..., Desk]) -> None:
+    at, heard = desk(), list[tuple[str, int]]()
+
+    class Hears(Silent):
+        def took_up(self, *given: Any) -> None:
+            heard.append(("start", len(at.ledger.attempts(at.study, at.cell, 0))))
+            self.stands_still()
+
+        def reached(self, *given: Any) -> None:
+            heard.append(("row", len(at.ledger.rows(at.study, at.cell, 0))))
+            self.stands_still()
+
+        def stands_still(self) -> None:
+            """While it does, another driver writes."""
+            Writer.at(at.ledger.home).database.execute(sql.text("create table if not exists another (number)"))
+
+    at.recorder._listener = Hears()
+    at.play(at.ask(), (5, 0.5), (10, 0.4), start=begun())
+    assert heard == [("start", 1), ("row", 2), ("row", 2)]
+
+
 def test_of_a_message_that_is_cut_off_nothing_is_kept_and_no_checkpoint_goes(
     desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,17 +180,29 @@ class Database:
         if getattr(self._open, "connection", None) is not None:
             yield
             return
-        with self.guarded(), self.engine.begin() as connection:
+        with self.guarded():
+            connection = self.engine.connect()
+        try:
+            with self.guarded():
+                transaction = connection.begin()
             self._open.connection = connection
             try:
                 yield
-            finally:
-                self._open.connection = None
+            except BaseException:
+                with contextlib.suppress(sql.exc.SQLAlchemyError):  # what went wrong is said
+                    transaction.rollback()
+                raise
+            with self.guarded():
+                transaction.commit()
+        finally:
+            self._open.connection = None
+            connection.close()
 
     def _executed(self, statement: sql.Executable, rows: Any = None) -> sql.CursorResult[Any]:
         """Execute a statement in the transaction that this thread is in."""
         with self.guarded():
-            return self._open.connection.execute(statement, rows)  # type: ignore[no-any-return]
+            counted = {"preserve_rowcount": True}  # psycopg's cursor is closed by then
+            return self._open.connection.execute(statement, rows, execution_options=counted)  # type: ignore[no-any-return]
 
     def insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert rows; those whose key is there already stay as they are; how many were inserted."""

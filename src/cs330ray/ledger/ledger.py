@@ -160,13 +160,15 @@ class Ledger:
         """Read what is new of a cell's trials; of those that run nothing but their end, unless `running`."""
         held = self._trials.setdefault((study.name, cell.key), Held())
         study_id = self._find_optuna_id(study, cell)
-        if study_id is None or not stored.refresh(self.database, study_id, held.known, running=running):
+        if study_id is None:
             return held
-        if held.unknown():
+        changed, before = stored.refresh(self.database, study_id, held, running=running), len(held.own)
+        if held.unknown():  # it may have a row in our tables by now
             for table in (ENDS, ATTEMPTS):
                 where = (table.c.study == study.name) & (table.c.cell == cell.key)
                 held.own |= {row.trial for row in self.database.select(sql.select(table.c.trial).where(where))}
-        held.arrange()
+        if changed or len(held.own) > before:
+            held.arrange()
         return held
 
     def trials(self, study: Study, cell: Cell, some: Collection[int] | None = None) -> list[Trial]:

@@ -221,8 +221,8 @@ class Writer(Ledger):
 
     def retarget(self, study: Study, cell: Cell, number: int) -> None:
         """Give an interrupted trial the steps that the study has by now."""
-        held = self.held(study, cell)
-        held.put(stored.mark(self.database, held.ours[number], "steps", study.budget.steps))
+        marked = stored.mark(self.database, self._known(study, cell, number), "steps", study.budget.steps)
+        self.held(study, cell).put(marked)
 
     def write_rows(self, study: Study, cell: Cell, number: int, rows: Sequence[Row]) -> None:
         """Record rows of a trial; those already there stay as they are."""
@@ -257,14 +257,14 @@ class Writer(Ledger):
         with self.at_once():
             self.database.replace(gone, SUPERSEDED, aside)
             if aside and cell.fresh is None:
-                held = self.held(study, cell)
-                held.put(stored.forget_reports(self.database, held.ours[number], after_step))
+                without = stored.forget_reports(self.database, self._known(study, cell, number), after_step)
+                self.held(study, cell).put(without)
         return len(aside)
 
     def report(self, study: Study, cell: Cell, number: int, step: int, value: float) -> None:
         """Tell Optuna what the one objective was at a step: it is told of rungs and ends."""
-        held = self.held(study, cell)
-        held.put(stored.report(self.database, held.ours[number], step, value))
+        reported = stored.report(self.database, self._known(study, cell, number), step, value)
+        self.held(study, cell).put(reported)
 
     def write_checkpoint(self, study: Study, cell: Cell, number: int, step: int, path: str, digest: str) -> None:
         """Record a checkpoint of a trial."""
@@ -295,6 +295,8 @@ class Writer(Ledger):
         self.database.insert(
             ATTEMPTS, [{**place, "circumstances": json.dumps(dict(circumstances)), "wall_s": wall_s()}]
         )
+        if cell.fresh is None:
+            self.held(study, cell).is_ours(number)
 
     def write_under_way(self, study: Study, cell: Cell, number: int, seconds: float, *, since: int) -> None:
         """Note how many seconds a trial has been under way in its newest attempt, if that is `since` or a later one.
@@ -367,14 +369,24 @@ class Writer(Ledger):
         """
         name = study.objective[0]
         last = next((row for row in reversed(rows) if name in row.metrics), None)
-        held, values = self.held(study, cell), None if ending.state == "FAIL" else values
+        values, trial = None if ending.state == "FAIL" else values, self._known(study, cell, number)
         with self.at_once():
-            ended = stored.end(self.database, held.ours[number], TrialState[ending.state], values)
-            if ended is not None:
-                held.put(ended)
-                if last is not None and len(study.objective) == 1:
-                    self.report(study, cell, number, last.step, last.metrics[name])
-                held.put(stored.mark(self.database, held.ours[number], "reason", ending.reason))
+            ended = stored.end(self.database, trial, TrialState[ending.state], values)
+            held = self.held(study, cell)
+            held.is_ours(number)
+            if ended is None:  # somebody was quicker, with Optuna's own tools
+                self._read_s.pop((study.name, cell.key), None)
+                return
+            held.put(ended)
+            if last is not None and len(study.objective) == 1:
+                self.report(study, cell, number, last.step, last.metrics[name])
+            marked = stored.mark(self.database, self._known(study, cell, number), "reason", ending.reason)
+            held.put(marked)
+
+    def _known(self, study: Study, cell: Cell, number: int) -> FrozenTrial:
+        """A trial as Optuna holds it, though somebody has ended it there before we took it up. Raises LedgerError."""
+        found = self.held(study, cell).get(number)
+        return found if found is not None else self.entered(study, cell, number)  # which says what is missing
 
     def write_scores(self, study: Study, cell: Cell, number: int, scores: Scores) -> None:
         """Record what a confirmation reached on the test split."""

@@ -3,6 +3,7 @@
 Rows first, then the pruner, then the end of the trial, or word to Optuna of the rung behind which it goes on.
 """
 
+import functools
 import math
 import time
 from collections import Counter
@@ -58,6 +59,7 @@ class Recorder:
         self._metrics = {name: ledger.metrics(study, name) for name in study.trainables()}
         self._testing: set[tuple[str, int]] = set()  # the trials that have trained to their end, and are tested
         self._outside: set[tuple[str, str]] = set()  # metrics of trainables of which a value outside bounds was said
+        self._to_say: list[Callable[[], None]] = []  # once the news at hand is recorded
         self._taken: dict[str, tuple[int, bool]] = {}  # Tune's trial -> (its last iteration taken, what was said)
 
     def take(self, trial_id: str, iteration: int, assignment: Assignment, news: News) -> bool:
@@ -83,7 +85,8 @@ class Recorder:
             self._taken[trial_id] = (iteration, True)
             self._thin(cell, number)
             return True
-        with self._ledger.at_once():  # all that the news says; files go, and people hear of an end, behind it
+        self._to_say = []
+        with self._ledger.at_once():  # all that the news says; files go, and people hear of it, behind it
             begins = news.start is not None and assignment.continues is not None
             begins = begins and self._ledger.last_step(self._study, cell, number) == 0
             self._record(cell, number, assignment, news, among)
@@ -93,10 +96,16 @@ class Recorder:
                 ending = GIVEN_UP
             if ending is not None:
                 ending = self._ledger.end(self._study, cell, number, ending)
+        for say in self._to_say:
+            say()
         if ending is not None:
             self._ended(cell, number, ending)
         self._taken[trial_id] = (iteration, ending is not None)
         return ending is not None
+
+    def _later(self, hears: Callable[..., None], *what: Any) -> None:
+        """Have the listener hear of something once it is recorded: a screen that stands still holds no ledger up."""
+        self._to_say.append(functools.partial(hears, *what))
 
     def lose(self, assignment: Assignment, reason: str, live: Collection[str] | None = None) -> bool:
         """Record that a trial's worker was lost; whether the trial is to be taken up again.
@@ -236,7 +245,7 @@ class Recorder:
             ledger.write_untested(study, cell, number, news.untested.reason, news.untested.traceback)
         for row in news.rows:
             self._say_what_is_outside(cell, row.metrics, f"trial {number} at step {row.step}")
-            self._listener.reached(cell, number, row)
+            self._later(self._listener.reached, cell, number, row)
         if news.scores is not None:
             self._say_what_is_outside(cell, news.scores.metrics, f"the test of trial {number}")
 
@@ -246,7 +255,7 @@ class Recorder:
         for name, value in bounds.outside(metrics, values).items():
             if (cell.trainable, name) not in self._outside:
                 self._outside.add((cell.trainable, name))
-                self._listener.says(bounds.said(metrics, name, value, where))
+                self._later(self._listener.says, bounds.said(metrics, name, value, where))
 
     def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start, among: int) -> None:
         """Record a start of a trial, and say so where a continuation has to train from scratch."""
@@ -257,12 +266,13 @@ class Recorder:
         self._ledger.write_attempt(
             self._study, cell, number, start.recorded() | assignment.taken(among), attempt=len(own)
         )
-        self._listener.took_up(cell, number, assignment.config, start.resumed_from_step)
+        self._later(self._listener.took_up, cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
             before = self._ledger.lineage(self._study, cell, number)[-2]
-            self._listener.says(
+            self._later(
+                self._listener.says,
                 f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from the "
-                "start"
+                "start",
             )
 
     def _supersede(self, cell: Cell, number: int, after_step: int) -> None:
@@ -274,7 +284,7 @@ class Recorder:
         rows = sum(self._ledger.supersede(self._study, cell, each, after_step) for each in line)
         if rows:
             where = f"again from step {after_step}" if after_step else "again from the start: it reported no checkpoint"
-            self._listener.says(f"trial {number} starts {where}; {plural(rows, 'earlier row')} set aside")
+            self._later(self._listener.says, f"trial {number} starts {where}; {plural(rows, 'earlier row')} set aside")
 
     def _saved(self, cell: Cell, number: int, news: News) -> None:
         """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
@@ -288,7 +298,9 @@ class Recorder:
         if key not in self._unsaved:
             self._unsaved.add(key)
             done = "read" if news.waits == "begin" else "written"
-            self._listener.says(f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again")
+            self._later(
+                self._listener.says, f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again"
+            )
         if news.waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
             remedy = "mend the store" if "://" in news.unsaved else "make room"
             self.failure = StudyError(
@@ -306,9 +318,11 @@ class Recorder:
                 what for what, digest in (("code", now.code), ("data", now.data)) if before[what] != digest
             )
             if changed and own and start.resumed_from_step is not None:
-                self._listener.says(f"trial {number} goes on under other {changed} than it began with")
+                self._later(self._listener.says, f"trial {number} goes on under other {changed} than it began with")
             if changed and not own:
-                self._listener.says(f"trial {number} is confirmed under other {changed} than it was searched with")
+                self._later(
+                    self._listener.says, f"trial {number} is confirmed under other {changed} than it was searched with"
+                )
 
     def _prune(self, cell: Cell, number: int, assignment: Assignment, news: News) -> Ending | None:
         """The pruner's word where a row of the news decides the newest rung of a trial that has steps to come."""

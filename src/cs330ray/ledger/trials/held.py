@@ -12,6 +12,7 @@ class Held:
 
     def __init__(self) -> None:
         self.known: dict[int, FrozenTrial] = {}  # by Optuna's id
+        self.read_to = -1  # the highest of its ids that was read; what a driver enters is known before
         self.own: set[int] = set()  # the numbers of trials that are ours by our tables: they stay so
         self.ours: dict[int, FrozenTrial] = {}  # by number
         self.standing: dict[int, FrozenTrial] = {}  # those that none continues, by the first that they go back to
@@ -38,11 +39,23 @@ class Held:
     def _place(self, trial: FrozenTrial) -> None:
         number, before = trial.number, continues(trial)
         self.ours[number] = trial
-        first = self._first[number] = number if before is None else self._first[before]
+        first = self._first[number] = number if before is None else self._first.get(before, number)
         if before is not None:
             self.successors[before] = number
         if first not in self.standing or self.standing[first].number <= number:
             self.standing[first] = trial
+
+    def get(self, number: int) -> FrozenTrial | None:
+        """The trial of a number, ours or not."""
+        if (found := self.ours.get(number)) is not None:
+            return found
+        return next((trial for trial in self.known.values() if trial.number == number), None)
+
+    def is_ours(self, number: int) -> None:
+        """Take note that our tables have a trial, whatever Optuna's say of it."""
+        self.own.add(number)
+        if number not in self.ours:
+            self.arrange()
 
     def line(self, number: int) -> list[int]:
         """A trial and those that it continues, oldest first."""

@@ -19,7 +19,9 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from cs330ray.errors import LedgerError
 from cs330ray.ledger.database import Database
+from cs330ray.ledger.trials.held import Held
 
 STUDIES = models.StudyModel.__table__
 DIRECTIONS = models.StudyDirectionModel.__table__
@@ -32,14 +34,16 @@ SYSTEM = models.TrialSystemAttributeModel.__table__
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
-def refresh(database: Database, study_id: int, known: dict[int, FrozenTrial], *, running: bool) -> bool:
-    """Bring trials, by Optuna's number of each, up to date; whether any has changed.
+def refresh(database: Database, study_id: int, held: Held, *, running: bool) -> bool:
+    """Bring the trials that are held up to date; whether any has changed.
 
     What has ended does not change any more. Those that run are read again where they have ended, or all if `running`.
     """
-    since = min((key for key, trial in known.items() if trial.state in UNFINISHED), default=max(known, default=-1) + 1)
+    known = held.known
+    since = min([held.read_to + 1, *(key for key, trial in known.items() if trial.state in UNFINISHED)])
     of_study = (TRIALS.c.study_id == study_id) & (TRIALS.c.trial_id >= since)
     found = database.select(sql.select(TRIALS).where(of_study).order_by(TRIALS.c.trial_id))
+    held.read_to = max(held.read_to, *(int(row.trial_id) for row in found)) if found else held.read_to
     stale = [
         row
         for row in found
@@ -129,8 +133,12 @@ def enter(database: Database, study_id: int, trial: FrozenTrial) -> FrozenTrial:
     attrs = {table: _as_json(of) for table, of in ((USER, trial.user_attrs), (SYSTEM, trial.system_attrs))}
     start = _utc(trial.datetime_start)
     with database.at_once():
-        if database.engine.dialect.name == "postgresql":  # SQLite has one writer at a time
-            database.select(sql.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update())
+        study = sql.select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)  # SQLite has one writer at a time
+        if not database.select(study.with_for_update() if database.engine.dialect.name == "postgresql" else study):
+            raise LedgerError(
+                "ledger: expected Optuna's study that the trials are in, got none: it was deleted; see `cs330ray "
+                "restore --help`"
+            )
         of_study = sql.select(TRIALS.c.number + 1).where(TRIALS.c.study_id == study_id)
         place = sql.func.coalesce(of_study.order_by(TRIALS.c.trial_id.desc()).limit(1).scalar_subquery(), 0)
         row = {"study_id": study_id, "number": place, "state": TrialState.RUNNING, "datetime_start": start}
