@@ -17,6 +17,7 @@ from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.shared import home as shared
 from cs330ray.ledger.writer import Writer
 from cs330ray.trial import named
+from tests.cli.test_cli import ran
 from tests.studies_of_tests import toy
 
 SQUEUE = """#!/bin/sh
@@ -97,6 +98,18 @@ def test_a_job_that_slurm_knows_not_to_be_at_work_is_succeeded_at_once(
     taken(tmp_path)
     with pytest.raises(LedgerError, match="another has taken the home over"):
         first._must_be_mine()
+
+
+def test_no_backup_is_put_under_a_job_that_runs(
+    slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CS330RAY_HOME", str(tmp_path))
+    taken(tmp_path)
+    slurm("7", "RUNNING")
+    be(monkeypatch, "8")
+    code, _, err = ran(capsys, "restore", "--yes")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "job 7 of Slurm does" in err
 
 
 def test_a_job_that_is_about_to_end_is_waited_for(slurm: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
