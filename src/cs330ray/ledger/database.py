@@ -201,8 +201,7 @@ class Database:
     def _executed(self, statement: sql.Executable, rows: Any = None) -> sql.CursorResult[Any]:
         """Execute a statement in the transaction that this thread is in."""
         with self.guarded():
-            counted = {"preserve_rowcount": True}  # psycopg's cursor is closed by then
-            return self._open.connection.execute(statement, rows, execution_options=counted)  # type: ignore[no-any-return]
+            return self._open.connection.execute(statement, rows)  # type: ignore[no-any-return]
 
     def insert(self, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert rows; those whose key is there already stay as they are; how many were inserted."""
@@ -351,7 +350,8 @@ def _address(url: str) -> sql.URL:
 
 def _engine(address: sql.URL) -> sql.Engine:
     try:
-        return sql.create_engine(address, **ENGINE[address.get_backend_name()])
+        options = {"preserve_rowcount": True}  # psycopg's cursor is closed when it is asked
+        return sql.create_engine(address, execution_options=options, **ENGINE[address.get_backend_name()])
     except ImportError as error:
         raise LedgerError(
             f"{redacted(str(address))}: the ledger's driver must be installed, but there is no {error.name}; "
