@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from cs330ray.errors import LedgerError
-from cs330ray.ledger import database
+from cs330ray.ledger import backup
 from cs330ray.ledger.ledger import Ledger
 from cs330ray.ledger.tables import STUDIES
 from cs330ray.ledger.writer import Writer
@@ -170,7 +170,7 @@ def test_a_copy_that_is_made_while_a_driver_writes_is_whole(home: Path, tmp_path
             folder = tmp_path / f"copy-{turn}"
             folder.mkdir()
             try:
-                database.copied_whole(file, folder)
+                backup.copied_whole(file, folder)
             except LedgerError:
                 continue  # it changed all the time
             with closing(sqlite3.connect(folder / "ledger.db")) as copy:
@@ -263,7 +263,7 @@ os._exit(9)
 """
     subprocess.run([sys.executable, "-c", script, str(file)], check=False)
     assert Path(f"{file}-journal").exists()
-    copy = database.copied_whole(file, folder)
+    copy = backup.copied_whole(file, folder)
     with closing(sqlite3.connect(copy)) as copied:
         assert copied.execute("select count(*) from rows").fetchall() == [(39,)]
 
@@ -276,7 +276,7 @@ def test_a_temporary_directory_without_room_is_named_and_not_the_ledger(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(database.shutil, "copyfileobj", full)
+    monkeypatch.setattr(backup.shutil, "copyfileobj", full)
     with pytest.raises(LedgerError, match="temporary files, but No space left on device; set TMPDIR"):
         Ledger.at(home)
 

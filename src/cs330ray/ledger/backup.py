@@ -22,6 +22,9 @@ from cs330ray.spec.places import BACKUPS, LEDGER
 KEPT = 3
 EVERY_S = 300.0
 LEFT_S = 3600.0
+COPIES_ALLOWED = 20  # of a ledger that is written to meanwhile
+LOGS = ("-wal", "-journal")  # of SQLite, beside its file
+LOG_HEADER_BYTES = 32  # with the salts that change whenever the write-ahead log starts again
 FOLDER = BACKUPS
 
 
@@ -107,6 +110,69 @@ def copy_whole(source: Path, into: Path) -> None:
     with _opened(source) as ledger, _opened(into) as copy:
         ledger.backup(copy)
     into_one_file(into)
+
+
+def copied_whole(file: Path, folder: Path) -> Path:
+    """Copy an SQLite file and its log into a folder as they were at one moment; the copy. Raises LedgerError.
+
+    A writer may be at work. All that it moves from the write-ahead log into the file stands in the log until that
+    starts again, with other salts in its header: so a copy of the file, then of the log, is whole where neither has
+    begun again. A rollback journal, of a ledger without such a log, must be the same before and after.
+    """
+    there = file.resolve()  # SQLite keeps its logs beside the file itself, not beside a link to it
+    copy = folder / there.name
+    try:
+        for _ in range(COPIES_ALLOWED):
+            before = _state(there)
+            _copy_file(there, copy)
+            for suffix in LOGS:
+                Path(f"{copy}{suffix}").unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    _copy_file(Path(f"{there}{suffix}"), Path(f"{copy}{suffix}"))
+            if _state(there) == before:
+                return copy
+    except OSError as error:
+        raise LedgerError(
+            f"{file}: the ledger must be readable, but {error.strerror or error}; ask who owns it for the right to read"
+        ) from None
+    raise LedgerError(
+        f"{file}: the ledger must stand still for a moment to be read, but it changes all the time; try again"
+    )
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file. Raises OSError where it cannot be read, LedgerError where the copy cannot be written."""
+    with source.open("rb") as original:
+        try:
+            with target.open("wb") as copy:
+                shutil.copyfileobj(original, copy, 1 << 20)
+        except OSError as error:
+            raise no_room(source, error) from None
+
+
+def no_room(file: Path, error: OSError) -> LedgerError:
+    """Say that a ledger cannot be copied to be read."""
+    return LedgerError(
+        f"{file}: to be read the ledger is copied into the directory for temporary files, but "
+        f"{error.strerror or error}; set TMPDIR to a directory with room for it"
+    )
+
+
+def _state(file: Path) -> tuple[object, ...]:
+    """What tells whether a file or its log was begun again: without a write-ahead log, any change of the file does."""
+    header, journal = _head(Path(f"{file}-wal")), _head(Path(f"{file}-journal"))
+    if header:
+        return (header,)
+    at = file.stat()
+    return journal, at.st_ino, at.st_size, at.st_mtime_ns
+
+
+def _head(log: Path) -> bytes:
+    try:
+        with log.open("rb") as opened:
+            return opened.read(LOG_HEADER_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def into_one_file(file: Path) -> None:

@@ -8,7 +8,6 @@ there yet. A PostgreSQL ledger is read in place; a role that may only SELECT is 
 import contextlib
 import logging
 import os
-import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +30,7 @@ from cs330ray.words import redacted, typed_first_line
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 OPEN_S = 60
-COPIES_ALLOWED = 20  # of a ledger that is written to meanwhile
 LOCK = 330_330  # PostgreSQL's name for the lock under which the tables are made
-LOGS = ("-wal", "-journal")  # of SQLite, beside its file
-LOG_HEADER_BYTES = 32  # with the salts that change whenever the write-ahead log starts again
 ENGINE: Mapping[str, Mapping[str, Any]] = {  # a connection that the server has closed meanwhile is opened again
     "sqlite": {"connect_args": {"timeout": 60}},
     "postgresql": {"connect_args": {"connect_timeout": 10}, "pool_pre_ping": True},
@@ -86,8 +82,8 @@ class Database:
         try:
             self._scratch = Scratch("ledger")
         except OSError as error:
-            raise _no_room(file, error) from None
-        return copied_whole(file, self._scratch.path)
+            raise backup.no_room(file, error) from None
+        return backup.copied_whole(file, self._scratch.path)
 
     def _make(self) -> None:
         """Make the tables where there are none. Two processes that find none must not both make them."""
@@ -263,68 +259,6 @@ class Database:
                     "overwritten"
                 )
             raise self.failure from error
-
-
-def copied_whole(file: Path, folder: Path) -> Path:
-    """Copy an SQLite file and its log into a folder as they were at one moment; the copy. Raises LedgerError.
-
-    A writer may be at work. All that it moves from the write-ahead log into the file stands in the log until that
-    starts again, with other salts in its header: so a copy of the file, then of the log, is whole where neither has
-    begun again. A rollback journal, of a ledger without such a log, must be the same before and after.
-    """
-    there = file.resolve()  # SQLite keeps its logs beside the file itself, not beside a link to it
-    copy = folder / there.name
-    try:
-        for _ in range(COPIES_ALLOWED):
-            before = _state(there)
-            _copy_file(there, copy)
-            for suffix in LOGS:
-                Path(f"{copy}{suffix}").unlink(missing_ok=True)
-                with contextlib.suppress(FileNotFoundError):
-                    _copy_file(Path(f"{there}{suffix}"), Path(f"{copy}{suffix}"))
-            if _state(there) == before:
-                return copy
-    except OSError as error:
-        raise LedgerError(
-            f"{file}: the ledger must be readable, but {error.strerror or error}; ask who owns it for the right to read"
-        ) from None
-    raise LedgerError(
-        f"{file}: the ledger must stand still for a moment to be read, but it changes all the time; try again"
-    )
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    """Copy a file. Raises OSError where it cannot be read, LedgerError where the copy cannot be written."""
-    with source.open("rb") as original:
-        try:
-            with target.open("wb") as copy:
-                shutil.copyfileobj(original, copy, 1 << 20)
-        except OSError as error:
-            raise _no_room(source, error) from None
-
-
-def _no_room(file: Path, error: OSError) -> LedgerError:
-    return LedgerError(
-        f"{file}: to be read the ledger is copied into the directory for temporary files, but "
-        f"{error.strerror or error}; set TMPDIR to a directory with room for it"
-    )
-
-
-def _state(file: Path) -> tuple[object, ...]:
-    """What tells whether a file or its log was begun again: without a write-ahead log, any change of the file does."""
-    header, journal = _head(Path(f"{file}-wal")), _head(Path(f"{file}-journal"))
-    if header:
-        return (header,)
-    at = file.stat()
-    return journal, at.st_ino, at.st_size, at.st_mtime_ns
-
-
-def _head(log: Path) -> bytes:
-    try:
-        with log.open("rb") as opened:
-            return opened.read(LOG_HEADER_BYTES)
-    except FileNotFoundError:
-        return b""
 
 
 def _address(url: str) -> sql.URL:

@@ -107,6 +107,9 @@ class Recorder:
         """Have the listener hear of something once it is recorded: a screen that stands still holds no ledger up."""
         self._to_say.append(functools.partial(hears, *what))
 
+    def _say(self, line: str) -> None:
+        self._later(self._listener.says, line)
+
     def lose(self, assignment: Assignment, reason: str, live: Collection[str] | None = None) -> bool:
         """Record that a trial's worker was lost; whether the trial is to be taken up again.
 
@@ -255,7 +258,7 @@ class Recorder:
         for name, value in bounds.outside(metrics, values).items():
             if (cell.trainable, name) not in self._outside:
                 self._outside.add((cell.trainable, name))
-                self._later(self._listener.says, bounds.said(metrics, name, value, where))
+                self._say(bounds.said(metrics, name, value, where))
 
     def _begin(self, cell: Cell, number: int, assignment: Assignment, start: Start, among: int) -> None:
         """Record a start of a trial, and say so where a continuation has to train from scratch."""
@@ -269,10 +272,9 @@ class Recorder:
         self._later(self._listener.took_up, cell, number, assignment.config, start.resumed_from_step)
         if assignment.continues is not None and start.resumed_from_step is None:
             before = self._ledger.lineage(self._study, cell, number)[-2]
-            self._later(
-                self._listener.says,
+            self._say(
                 f"trial {number} continues trial {before}, of which no checkpoint is left: it trains again from the "
-                "start",
+                "start"
             )
 
     def _supersede(self, cell: Cell, number: int, after_step: int) -> None:
@@ -284,7 +286,7 @@ class Recorder:
         rows = sum(self._ledger.supersede(self._study, cell, each, after_step) for each in line)
         if rows:
             where = f"again from step {after_step}" if after_step else "again from the start: it reported no checkpoint"
-            self._later(self._listener.says, f"trial {number} starts {where}; {plural(rows, 'earlier row')} set aside")
+            self._say(f"trial {number} starts {where}; {plural(rows, 'earlier row')} set aside")
 
     def _saved(self, cell: Cell, number: int, news: News) -> None:
         """Say so, once, when a checkpoint cannot be kept, and give up where a trial cannot begin or end for that."""
@@ -298,9 +300,7 @@ class Recorder:
         if key not in self._unsaved:
             self._unsaved.add(key)
             done = "read" if news.waits == "begin" else "written"
-            self._later(
-                self._listener.says, f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again"
-            )
+            self._say(f"trial {number}: no checkpoint can be {done} ({news.unsaved}); it is tried again")
         if news.waits and time.monotonic() - self._waits_s.setdefault(key, time.monotonic()) > DISK_PATIENCE_S:
             remedy = "mend the store" if "://" in news.unsaved else "make room"
             self.failure = StudyError(
@@ -318,11 +318,9 @@ class Recorder:
                 what for what, digest in (("code", now.code), ("data", now.data)) if before[what] != digest
             )
             if changed and own and start.resumed_from_step is not None:
-                self._later(self._listener.says, f"trial {number} goes on under other {changed} than it began with")
+                self._say(f"trial {number} goes on under other {changed} than it began with")
             if changed and not own:
-                self._later(
-                    self._listener.says, f"trial {number} is confirmed under other {changed} than it was searched with"
-                )
+                self._say(f"trial {number} is confirmed under other {changed} than it was searched with")
 
     def _prune(self, cell: Cell, number: int, assignment: Assignment, news: News) -> Ending | None:
         """The pruner's word where a row of the news decides the newest rung of a trial that has steps to come."""

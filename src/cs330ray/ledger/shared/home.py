@@ -19,7 +19,7 @@ from pathlib import Path
 from cs330ray import files
 from cs330ray.errors import LedgerError, SpecError
 from cs330ray.ledger import backup, lease
-from cs330ray.ledger.database import LOGS, Database, copied_whole, sqlite_url
+from cs330ray.ledger.database import Database, sqlite_url
 from cs330ray.ledger.shared import slurm
 from cs330ray.spec.places import LEDGER
 
@@ -87,7 +87,7 @@ class Claim:
         if Path(f"{there}-wal").exists():  # somebody has written it outside of Slurm, and may be at it
             lease.nobody_works(Database(sqlite_url(there), "follow"), "", "copied to a job's machine", says, waits)
             backup.into_one_file(there)
-        copied_whole(there, own)
+        backup.copied_whole(there, own)
         if (problem := backup.damage(here)) is not None:
             raise LedgerError(backup.damaged(there, problem))
         backup.free_all(here, make_others=not self._is_newest)
@@ -110,7 +110,7 @@ class Claim:
             shutil.copyfile(copy, partial)
             files.fsync(partial)
             self._must_be_mine()
-            for log in LOGS:  # which would be taken for one of the copy
+            for log in backup.LOGS:  # which would be taken for one of the copy
                 if Path(f"{self._home / LEDGER}{log}").exists():
                     raise OSError(f"{self._home / LEDGER}{log} is there: something writes the home outside of this job")
 
