@@ -51,6 +51,11 @@ def by_optuna(ledger: Ledger, study: Study, cell: Cell) -> list[FrozenTrial]:
         storage.engine.dispose()
 
 
+def with_optuna(ledger: Ledger, cell: Cell) -> optuna.Study:
+    """A cell's trials in the hands of somebody with Optuna's own tools."""
+    return optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+
+
 def drawn(**changes: Any) -> FrozenTrial:
     whole = {"state": TrialState.RUNNING, "params": PARAMS, "distributions": DISTRIBUTIONS}
     return create_trial(**{**whole, "system_attrs": {"NSGAIISampler:generation": 3}, **changes})
@@ -100,7 +105,7 @@ def test_a_reader_that_follows_sees_what_others_add_and_change(home: Path) -> No
     reader = Ledger.at(home, access="follow")
     assert reader.in_optuna(study, cell) == []
     ledger.enter(study, cell, drawn(), 11)
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     assert reader.in_optuna(study, cell) == outside.trials
     outside.enqueue_trial({"lr": 0.01})
     outside.add_trial(create_trial(values=[math.inf]))
@@ -120,7 +125,7 @@ def test_an_end_that_somebody_gave_with_optunas_tools_a_moment_before_stays(home
     ledger, cell = driver(home, study), study.cells[0]
     ledger.enter(study, cell, drawn(), 11)
     ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     outside.tell(0, state=TrialState.FAIL)
     (before,) = outside.trials
     ledger.end(study, cell, 0, Ending("COMPLETE"))  # by our tables, which count
@@ -136,7 +141,7 @@ def test_of_an_end_that_somebody_gave_a_moment_before_the_driver_knows_at_once(
     ledger, cell = driver(home, study), study.cells[0]
     ledger.enter(study, cell, drawn(), 11)
     ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     outside.tell(0, state=TrialState.FAIL)
     ledger.end(study, cell, 0, Ending("COMPLETE"))
     assert ledger.in_optuna(study, cell) == outside.trials
@@ -152,7 +157,7 @@ def test_a_trial_that_somebody_ended_before_its_worker_came_up_stays_ours_from_i
     ledger, cell = driver(home, study), study.cells[0]
     for seed in (11, 12):
         ledger.enter(study, cell, drawn(), seed)
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     outside.tell(1, state=TrialState.FAIL)
     assert [trial.number for trial in ledger.history(study, cell)] == [0]  # nothing of ours says that it is
     if held_s:  # nobody looks at Optuna's tables again
@@ -174,7 +179,7 @@ def test_what_others_added_before_a_trial_of_the_drivers_is_read_all_the_same(
     ledger.enter(study, cell, drawn(), 11)
     ledger.write_rows(study, cell, 0, [Row(20, {"val_loss": 0.5}, 0.0)])
     ledger.end(study, cell, 0, Ending("COMPLETE"))  # nothing runs
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     outside.add_trial(create_trial(values=[0.5]))
     ledger.enter(study, cell, drawn(), 12)
     ledger._read_s.clear()  # it is time to look
@@ -197,7 +202,7 @@ def test_a_trial_that_claims_to_continue_one_that_is_not_ours_is_in_no_readers_w
     study = toy()
     ledger, cell = driver(home, study), study.cells[0]
     ledger.enter(study, cell, drawn(), 11)
-    outside = optuna.load_study(study_name=f"toy {cell.key}", storage=ledger.database.storage)
+    outside = with_optuna(ledger, cell)
     outside.add_trial(drawn(user_attrs={"seed": 1, "steps": 20, "continues": 77}))
     assert [trial.number for trial in Ledger.at(home).standing(study, cell)] == [0, 1]
 

@@ -17,7 +17,7 @@ from cs330ray.clock import wall_s
 from cs330ray.errors import SpecError
 from cs330ray.package import shipped
 from cs330ray.spec.places import home, study_file
-from cs330ray.words import duration, first_line_of, plural, printable, redacted
+from cs330ray.words import duration, first_line_of, plural, printable
 
 if TYPE_CHECKING:
     from cs330ray.cluster.jobs import Cluster, Job
@@ -81,6 +81,7 @@ def submit(
     ] = False,
 ) -> None:
     """Run, resume or extend a study on a cluster. A Ray cluster's is followed; it runs without you, too."""
+    from cs330ray.cluster.slurm.script import Wanted
     from cs330ray.spec import reading
     from cs330ray.trial.check import check
 
@@ -88,27 +89,14 @@ def submit(
     study = reading.read(path, set_ or (), fork)
     check(study, str(path))
     words = [*(word for text in set_ or () for word in ("--set", text)), *(["--fork", fork] if fork else [])]
-    asked = {
-        "--nodes": str(nodes) if nodes != 1 else None,
-        "--gpus-per-node": str(gpus_per_node) if gpus_per_node else None,
-        "--cpus-per-node": str(cpus_per_node) if cpus_per_node is not None else None,
-        "--time": time_,
-        "--partition": partition,
-        "--account": account,
-        "--requeue": str(requeue) if requeue != 10 else None,
-    }
-    options = [f"{name}={value}" for name, value in asked.items() if value is not None]
-    options += [f"--sbatch={text}" for text in sbatch or ()]
+    wanted = Wanted(nodes, gpus_per_node, cpus_per_node, time_, partition, account, requeue, tuple(sbatch or ()))
     if slurm:
-        from cs330ray.cluster.slurm.script import Wanted
-
         if address or token_file:
             raise SpecError("--slurm: expected no address of a Ray cluster beside it; leave one of them out")
-        wanted = Wanted(nodes, gpus_per_node, cpus_per_node, time_, partition, account, requeue, tuple(sbatch or ()))
-        command = shlex.join(["cs330ray", "submit", file, *words, "--slurm", *options])
+        command = shlex.join(["cs330ray", "submit", file, *words, "--slurm", *wanted.words])
         _submit_to_slurm(study, path, wanted, words, command, dry_run=dry_run)
-    elif options or dry_run:
-        raise SpecError(f"{options[0] if options else '--dry-run'}: expected --slurm beside it; add that")
+    elif wanted.words or dry_run:
+        raise SpecError(f"{[*wanted.words, '--dry-run'][0]}: expected --slurm beside it; add that")
     else:
         _submit_to_ray(study, path, file, words, address, token_file)
 
@@ -136,15 +124,7 @@ def _submit_to_slurm(
     from cs330ray.cluster.slurm.script import script
 
     places = jobs.next_places(home(), study.name)
-    there = ["--set", f"command.folder={study.command.folder}"] if study.command is not None else []
-    uri, ledger = (os.environ.get(name, "") for name in ("MLFLOW_TRACKING_URI", "CS330RAY_LEDGER"))
-    is_server = "://" in uri and not uri.startswith(("sqlite", "file"))
-    mirror = [] if is_server else ["--no-mirror"]  # SQLite would be on a shared disk
-    if ledger and not ledger.startswith("postgres"):
-        raise SpecError(
-            f"CS330RAY_LEDGER: expected a PostgreSQL, or none: a job keeps its SQLite itself, got {redacted(ledger)}"
-        )
-    run = ["run", str(jobs.study_in(places, study)), *words, *there, *mirror]
+    run = jobs.run_words(study, places, words)
     if dry_run:
         typer.echo(script(study, wanted, places, run, command), nl=False)
         return

@@ -7,6 +7,7 @@ slurm/STUDY/jobs/0001/     of one submission: job.sh, STUDY.toml, log.txt, submi
 import contextlib
 import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from cs330ray.errors import SpecError, StudyError
 from cs330ray.ledger.shared import slurm
 from cs330ray.spec.places import SLURM
 from cs330ray.spec.study import Study
+from cs330ray.words import redacted
 
 AGAIN_S = 2.0
 FOLLOW_S = 5.0
@@ -104,6 +106,22 @@ def submit(study: Study, file: Path, wanted: Wanted, found: Places, words: Seque
         raise
     files.write_text(found.folder / ID, number)
     return SlurmJob(study.name, found.folder, number, "PENDING", None, sent, time.time())
+
+
+def run_words(study: Study, found: Places, words: Sequence[str]) -> list[str]:
+    """The words of the `cs330ray run` of a job, with the `words` of its submit.
+
+    SQLite must not be written on the shared disk. Raises SpecError where CS330RAY_LEDGER would have it there; MLflow is
+    told of the study only where that is a server.
+    """
+    uri, ledger = (os.environ.get(name, "") for name in ("MLFLOW_TRACKING_URI", "CS330RAY_LEDGER"))
+    if ledger and not ledger.startswith("postgres"):
+        raise SpecError(
+            f"CS330RAY_LEDGER: expected a PostgreSQL, or none: a job keeps its SQLite itself, got {redacted(ledger)}"
+        )
+    is_server = "://" in uri and not uri.startswith(("sqlite", "file"))
+    there = ["--set", f"command.folder={study.command.folder}"] if study.command is not None else []
+    return ["run", str(study_in(found, study)), *words, *there, *([] if is_server else ["--no-mirror"])]
 
 
 def study_in(found: Places, study: Study) -> Path:

@@ -31,6 +31,15 @@ class Wanted:
     requeues: int = 10
     more: Sequence[str] = ()  # options of sbatch
 
+    @property
+    def words(self) -> list[str]:
+        """The options of `submit` that ask for it."""
+        given = [(option, getattr(self, field), getattr(Wanted, field)) for field, option in _ASKED.items()]
+        return [
+            *(f"{option}={value}" for option, value, usual in given if value != usual),
+            *(f"--sbatch={option}" for option in self.more),
+        ]
+
     def cpus_for(self, study: Study) -> int:
         """The CPUs of a node: those that are asked for, or enough for the trials that its GPUs or slots hold."""
         if self.cpus is not None:
@@ -119,6 +128,10 @@ def _path(path: Path) -> str:
     return '"' + text.replace("%", "%%") + '"'
 
 
+_ASKED = {
+    "nodes": "--nodes", "gpus": "--gpus-per-node", "cpus": "--cpus-per-node", "time": "--time",
+    "partition": "--partition", "account": "--account", "requeues": "--requeue",
+}  # fmt: skip
 _OWN = {
     "--array", "--clusters", "--dependency", "--export", "--job-name", "--no-requeue", "--nodes", "--ntasks",
     "--ntasks-per-node", "--output", "--open-mode", "--requeue", "--wrap",
