@@ -230,6 +230,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         def run(
             module: Sequence[str], environment: dict[str, str], signals: keeper.Signals, tends: Callable[[], None] = int
         ) -> int:
+            tends()
             return 0 if "meet" in module[0] else study(environment["CS330RAY_LEDGER"])
 
         monkeypatch.setattr(keeper, "_run", run)
@@ -294,6 +295,32 @@ def test_what_another_job_has_taken_over_ends_in_one_line(
 
     assert kept(study) == (2, "2")
     assert capsys.readouterr().err == "another has taken the home over\n"
+
+
+def test_a_study_whose_home_another_job_has_taken_over_is_ended(
+    kept: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(claim: shared.Claim) -> None:
+        raise LedgerError("another has taken the home over")
+
+    monkeypatch.setattr(shared.Claim, "check", lost)
+    assert kept(lambda _: pytest.fail("it runs on")) == (2, "2")
+
+
+def test_a_copy_that_cannot_be_fetched_leaves_the_home_as_it_was_found(
+    kept: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    def study(url: str) -> int:
+        filled(url, tmp_path / "home")
+        return 0
+
+    assert kept(study) == (0, "0")
+    (tmp_path / "home" / "ledger.db").write_bytes(b"no database" * 1000)
+    assert kept(study) == (2, "2")
+    newest = shared._newest(tmp_path / "home")
+    assert newest is not None
+    assert (newest.number, newest.has_ended) == (2, True)
+    assert (tmp_path / "home" / "ledger.db").read_bytes().startswith(b"no database")
 
 
 @pytest.mark.parametrize("number", list(keeper.LEAVES_S))

@@ -266,6 +266,7 @@ def test_a_submit_behind_another_says_so_and_its_file_is_as_it_was(
     slurm: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = ran(capsys, "submit", file, "--slurm", "--cpus-per-node=2")
+    assert "sbatch --parsable --export=ALL " in (slurm / "asked").read_text()  # whatever SBATCH_EXPORT says
     assert (code, out.splitlines()[0]) == (0, "toy: job 41 of Slurm, on 1 node of 2 CPUs and 0 GPUs")
     (slurm / "job-41").write_text("RUNNING")
     kept = slurm.parent / "runs" / "slurm" / "toy" / "jobs" / "0001" / "toy.toml"

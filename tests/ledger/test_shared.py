@@ -80,8 +80,10 @@ def test_a_job_that_slurm_knows_to_be_at_work_holds_the_home_against_others(
     taken(tmp_path / "home")
     slurm("7", state)
     be(monkeypatch, "8")
+    lines: list[str] = []
     with pytest.raises(SpecError, match="one job at a time may work here, but job 7 of Slurm does"):
-        taken(tmp_path / "home")
+        shared.claim(tmp_path / "home", lines.append, lambda: None)
+    assert lines == []  # Slurm has said so, and no beat was waited for
     with pytest.raises(SpecError, match="job 7 of Slurm does"):
         Writer.at(tmp_path / "home")
     assert not (tmp_path / "home" / "ledger.db").exists()
@@ -317,6 +319,7 @@ def test_what_a_run_outside_of_slurm_left_in_its_log_is_fetched_too_and_one_that
     there = fetched(claim, tmp_path / "own")
     assert Ledger(sqlite_url(there), home).names() == ["toy"]
     assert not (home / "ledger.db-wal").exists()  # which belongs to no copy that takes its place
+    assert (home / "ledger.db").read_bytes()[18:20] == b"\x01\x01"  # SQLite's word for: no log beside it
     claim.put(there)
     assert Ledger.at(home).names() == ["toy"]
 
